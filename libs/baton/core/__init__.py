@@ -1,0 +1,1 @@
+"""The nouns of Baton: errors, attempts, sampling parameters, block hashes, KV layouts. Standard library only."""

@@ -1,0 +1,170 @@
+"""What goes into the engine and what comes out: plain data, no torch, so that tests and workers can build it by hand.
+
+All engine methods run on one thread, the engine's. A request is known by its attempt. Stages:
+
+    RUN_ALL  extend the prompt, decode to the end, free the pages
+    OFFER    extend the prompt, sample the first token, then keep the pages until `release`
+    FETCH    reserve pages for what the cache does not hold, wait for `activate`, decode to the end
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from baton.core.attempt import Attempt
+from baton.core.errors import BatonError
+from baton.core.sampling import SamplingParams
+
+
+class Stage(enum.Enum):
+    RUN_ALL = "run_all"
+    OFFER = "offer"
+    FETCH = "fetch"
+
+
+class Finish(enum.Enum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One attempt as the engine sees it.
+
+    `token_ids` are the user's prompt and what earlier attempts have emitted; `prompt_tokens` is the prompt's
+    length. `root_hash` names the parent of the first block (baton.core.hashing).
+    """
+
+    attempt: Attempt
+    token_ids: Sequence[int]
+    prompt_tokens: int
+    sampling: SamplingParams
+    root_hash: bytes
+    stage: Stage = Stage.RUN_ALL
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Logprob of one token and of the most likely ones at its position: `top` is (token id, logprob), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutput:
+    """New tokens of one attempt in one step. `prompt_logprobs` comes once, with the first token: positions 1.. ."""
+
+    attempt: Attempt
+    token_ids: list[int]
+    finish: Finish | None = None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The attempt left the queue: it has pages, and `cached_tokens` of its prompt were in the cache."""
+
+    attempt: Attempt
+    cached_tokens: int
+    queued_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Stage FETCH: the worker may fetch. Pages before `first_page` are held; `page_ids` are the ones to fill, in order."""
+
+    attempt: Attempt
+    first_page: int
+    page_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt is over; its pages are free."""
+
+    attempt: Attempt
+    error: BatonError
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """All that one step did, in order of happening within each list."""
+
+    rows: list[RowOutput] = field(default_factory=list)
+    admitted: list[Admitted] = field(default_factory=list)
+    reserved: list[Reserved] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
+    stored_blocks: list[bytes] = field(default_factory=list)
+    removed_blocks: list[bytes] = field(default_factory=list)
+    extend_tokens: int = 0  # prompt tokens computed in this step
+    decode_rows: int = 0
+    preempted: int = 0
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """A snapshot for the router's policy and for metrics."""
+
+    running: int
+    waiting: int
+    free_pages: int
+    evictable_pages: int
+    lent_pages: int  # held by requests, cached pages that nobody uses not counted
+    waiting_extend_tokens: int
+    extend_tokens_per_s: float
+    decode_step_s: float
+
+
+class HandoffListener(Protocol):
+    """Told, on the engine's thread and while the step runs, which pages of OFFER requests have their final bytes.
+
+    Must not block. Ranges of one attempt never overlap; together they cover every layer and page of the prompt
+    before the step that samples the first token returns.
+    """
+
+    def offered(self, attempt: Attempt, tokens: int) -> None: ...
+
+    def produced(
+        self,
+        attempt: Attempt,
+        layer_start: int,
+        layer_end: int,
+        page_start: int,
+        page_ids: Sequence[int],
+        generations: Sequence[int],
+    ) -> None: ...
+
+
+class Engine(Protocol):
+    """The engine as workers use it (implemented by baton.engine.engine.EngineCore, and by toys in tests)."""
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request. Raises InvalidRequest when it can never run here (too long, unknown token ids, empty)."""
+
+    def activate(self, attempt: Attempt, first_token: int) -> None:
+        """Stage FETCH: pages are filled; the attempt decodes from the next step on, starting from `first_token`,
+        which another worker has already emitted."""
+
+    def cancel(self, attempt: Attempt) -> bool:
+        """Stop computing. Returns True when its pages are free now, False when they stay held until `release`
+        (an OFFER that was announced, a FETCH that was reserved and not activated). Unknown attempts: True."""
+
+    def release(self, attempt: Attempt, *, valid: bool) -> None:
+        """Give back the pages of an OFFER (valid: they stay cached) or of a FETCH that failed (not valid)."""
+
+    def step(self) -> StepOutput:
+        """Schedule, run, sample, commit. Returns at once with an empty output when there is nothing to do."""
+
+    @property
+    def has_work(self) -> bool:
+        """False when `step` would do nothing until the next call of another method."""
+
+    def load(self) -> EngineLoad: ...

@@ -1,0 +1,132 @@
+"""Messages between a worker and its own agent, over a Unix socket.
+
+Frames are a little-endian uint32 length and a msgpack-encoded tagged union. `Hello` travels with the pool's
+memfd as ancillary data. Page ids and generations are little-endian uint32 arrays, one per page of the request.
+
+    worker (prefill side)              agent               worker (decode side)
+    Offer, Produced*, Commit  ------>        <------       Fetch
+    Abort                     ------>        <------       CancelFetch
+    Released                  <------        ------>       Fetched | FetchFailed
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from baton.core.attempt import Attempt
+from baton.core.layout import KvLayout
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of all local messages."""
+
+
+class Hello(Message):
+    """Worker -> agent, first, with the pool's file descriptor attached."""
+
+    worker_id: str
+    worker_epoch: int
+    role: str
+    layout: KvLayout
+    pages: int
+
+
+class Welcome(Message):
+    """Agent -> worker: the pool is registered. `address` is the agent's gRPC address as peers reach it."""
+
+    address: str
+    agent_epoch: int
+    transport: str
+
+
+class Offer(Message):
+    """Prefill: this attempt will be handed over; its pages follow as they are computed. `tokens` is the prompt's length."""
+
+    attempt: Attempt
+    tokens: int
+
+
+class Produced(Message):
+    """Prefill: pages `page_start ...` of the request hold the final bytes of layers [layer_start, layer_end)."""
+
+    attempt: Attempt
+    layer_start: int
+    layer_end: int
+    page_start: int
+    page_ids: bytes
+    generations: bytes
+    computed_at: float  # wall clock, seconds since 1970
+
+
+class Commit(Message):
+    """Prefill: everything was produced. `state` (first token etc.) is handed to the decode worker as it is."""
+
+    attempt: Attempt
+    tokens: int
+    state: bytes
+    computed_at: float
+
+
+class Abort(Message):
+    """Prefill: the attempt ended without a commit, or its handoff is no longer wanted. Answered by `Released`."""
+
+    attempt: Attempt
+    reason: str
+
+
+class Released(Message):
+    """Agent -> prefill: no lease is left on the attempt's pages; the worker may reuse them.
+
+    `outcome`: released (the reader has everything) | aborted | expired.
+    """
+
+    attempt: Attempt
+    outcome: str
+    reason: str
+
+
+class Fetch(Message):
+    """Decode: read this attempt's pages from `first_page` on into `page_ids` of the own pool."""
+
+    attempt: Attempt
+    source_address: str
+    source_agent_epoch: int
+    source_worker_id: str
+    source_worker_epoch: int
+    tokens: int
+    first_page: int
+    page_ids: bytes
+    timeout_s: float
+
+
+class CancelFetch(Message):
+    """Decode: not wanted any more. Answered by `FetchFailed`, unless `Fetched` was already on its way."""
+
+    attempt: Attempt
+    reason: str
+
+
+class Fetched(Message):
+    """Agent -> decode: all bytes are there, verified, and the source's lease was alive after the last read."""
+
+    attempt: Attempt
+    tokens: int
+    state: bytes
+    bytes_read: int
+    first_read_at: float  # wall clock: first read started
+    first_arrival_at: float  # wall clock: first announcement's bytes were there; 0 when nothing had to be read
+    computed_at: float  # wall clock: source computed the last layer
+    done_at: float  # wall clock: verified
+
+
+class FetchFailed(Message):
+    """Agent -> decode: the handoff failed; no operation on the attempt's pages is in flight any more."""
+
+    attempt: Attempt
+    reason: str
+
+
+WorkerMessage: TypeAlias = Hello | Offer | Produced | Commit | Abort | Fetch | CancelFetch
+AgentMessage: TypeAlias = Welcome | Released | Fetched | FetchFailed

@@ -1,0 +1,96 @@
+"""Nouns of `core` <-> protobuf messages. The only place that knows both."""
+
+from __future__ import annotations
+
+from baton.core.attempt import Attempt
+from baton.core.errors import BatonError, InternalError, InvalidRequest, from_code
+from baton.core.layout import KvLayout
+from baton.core.sampling import SamplingParams
+from baton.rpc.v1 import common_pb2 as pb
+
+
+def attempt_to_pb(attempt: Attempt) -> pb.Attempt:
+    return pb.Attempt(request_id=attempt.request_id, n=attempt.n)
+
+
+def attempt_from_pb(message: pb.Attempt) -> Attempt:
+    return Attempt(message.request_id, message.n)
+
+
+def layout_to_pb(layout: KvLayout) -> pb.KvLayout:
+    return pb.KvLayout(
+        model_revision=layout.model_revision,
+        dtype=layout.dtype,
+        layers=layout.layers,
+        page_size=layout.page_size,
+        kv_heads=layout.kv_heads,
+        head_dim=layout.head_dim,
+        tensor_parallel=layout.tensor_parallel,
+    )
+
+
+def layout_from_pb(message: pb.KvLayout) -> KvLayout:
+    return KvLayout(
+        model_revision=message.model_revision,
+        dtype=message.dtype,
+        layers=message.layers,
+        page_size=message.page_size,
+        kv_heads=message.kv_heads,
+        head_dim=message.head_dim,
+        tensor_parallel=message.tensor_parallel,
+    )
+
+
+def sampling_to_pb(params: SamplingParams) -> pb.Sampling:
+    return pb.Sampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=params.logit_bias,
+        seed=params.seed,
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        stop_token_ids=params.stop_token_ids,
+        ignore_eos=params.ignore_eos,
+        top_logprobs=params.top_logprobs,
+        prompt_logprobs=params.prompt_logprobs,
+    )
+
+
+def sampling_from_pb(message: pb.Sampling) -> SamplingParams:
+    """Raises InvalidRequest when a value is out of range. Zero means "not given" for fields whose zero has no use."""
+    if not message.max_tokens:
+        raise InvalidRequest("max_tokens is missing", param="max_tokens")
+    return SamplingParams(
+        temperature=message.temperature,
+        top_p=message.top_p or 1.0,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty or 1.0,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=dict(message.logit_bias),
+        seed=message.seed,
+        max_tokens=message.max_tokens,
+        min_tokens=message.min_tokens,
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+    )
+
+
+def error_to_pb(error: BaseException) -> pb.Error:
+    """Any exception as a typed error; what is not ours becomes `internal`."""
+    known = error if isinstance(error, BatonError) else InternalError(f"{type(error).__name__}: {error}")
+    retry_ms = int((known.retry_after_s or 0) * 1000)
+    return pb.Error(code=known.code, message=known.message, param=known.param or "", retry_after_ms=retry_ms)
+
+
+def error_from_pb(message: pb.Error) -> BatonError:
+    retry_after_s = message.retry_after_ms / 1000 if message.retry_after_ms else None
+    return from_code(message.code, message.message, param=message.param or None, retry_after_s=retry_after_s)

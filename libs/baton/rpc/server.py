@@ -1,0 +1,123 @@
+"""Server assembly: every Baton gRPC server has the standard health service, reflection and one error interceptor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from baton.core.errors import BatonError, ConfigError
+from baton.rpc import status
+
+log = structlog.get_logger(__name__)
+
+MAX_MESSAGE_BYTES = 64 << 20  # a prompt of 1 M token ids is about 3 MB; prompt logprobs are larger
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a busy port is an error, not a second listener
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+
+class RpcServer:
+    """One listening gRPC server.
+
+    `register` maps a full service name (`baton.rpc.v1.Worker`) to a function that adds its servicer.
+    Readiness is per service and for the server as a whole ("") and starts as NOT_SERVING.
+    """
+
+    def __init__(self, address: str, register: Sequence[tuple[str, Callable[[grpc.aio.Server], None]]]) -> None:
+        self._server = grpc.aio.server(interceptors=[_ErrorInterceptor()], options=OPTIONS)
+        self._health = health.aio.HealthServicer()
+        self._names = [name for name, _ in register]
+        for _, add in register:
+            add(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {address}: {error}") from error
+        if self.port == 0 and not address.startswith("unix:"):
+            raise ConfigError(f"cannot listen on {address}: the port is in use")
+
+    async def start(self) -> None:
+        await self.set_ready(False)
+        await self._server.start()
+
+    async def set_ready(self, ready: bool) -> None:
+        state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ["", *self._names]:
+            await self._health.set(name, state)
+
+    async def stop(self, grace_s: float = 1.0) -> None:
+        """Refuse new calls, let running ones end for `grace_s` seconds, then cancel them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+class _ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns exceptions of handlers into status codes; logs those that are defects."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith("/baton."):
+            return handler
+        if handler.response_streaming:
+            kind = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            wrapped: Any = _guard_stream(inner, details.method)
+        else:
+            kind = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            wrapped = _guard_unary(inner, details.method)
+        return kind(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _guard_unary(inner: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await inner(request, context)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception as error:
+            _log_defect(method, error)
+            await status.abort(context, error)
+
+    return guarded
+
+
+def _guard_stream(inner: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async for item in inner(request, context):
+                yield item
+        except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
+            raise
+        except Exception as error:
+            _log_defect(method, error)
+            await status.abort(context, error)
+
+    return guarded
+
+
+def _log_defect(method: str, error: Exception) -> None:
+    if not isinstance(error, BatonError):
+        log.error("rpc handler failed", method=method, exc_info=error)

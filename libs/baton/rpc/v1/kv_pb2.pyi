@@ -1,0 +1,186 @@
+from baton.rpc.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ReaderMessage(_message.Message):
+    __slots__ = ("hello", "open", "read_done", "confirm", "close", "canary")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    READ_DONE_FIELD_NUMBER: _ClassVar[int]
+    CONFIRM_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
+    hello: ReaderHello
+    open: OpenHandoff
+    read_done: ReadDone
+    confirm: ConfirmLease
+    close: CloseHandoff
+    canary: CanaryRead
+    def __init__(self, hello: _Optional[_Union[ReaderHello, _Mapping]] = ..., open: _Optional[_Union[OpenHandoff, _Mapping]] = ..., read_done: _Optional[_Union[ReadDone, _Mapping]] = ..., confirm: _Optional[_Union[ConfirmLease, _Mapping]] = ..., close: _Optional[_Union[CloseHandoff, _Mapping]] = ..., canary: _Optional[_Union[CanaryRead, _Mapping]] = ...) -> None: ...
+
+class SourceMessage(_message.Message):
+    __slots__ = ("hello", "announce", "commit", "confirmed", "aborted", "canary")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCE_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMED_FIELD_NUMBER: _ClassVar[int]
+    ABORTED_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
+    hello: SourceHello
+    announce: Announce
+    commit: CommitRecord
+    confirmed: LeaseConfirmed
+    aborted: HandoffAborted
+    canary: CanaryExpect
+    def __init__(self, hello: _Optional[_Union[SourceHello, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., commit: _Optional[_Union[CommitRecord, _Mapping]] = ..., confirmed: _Optional[_Union[LeaseConfirmed, _Mapping]] = ..., aborted: _Optional[_Union[HandoffAborted, _Mapping]] = ..., canary: _Optional[_Union[CanaryExpect, _Mapping]] = ...) -> None: ...
+
+class ReaderHello(_message.Message):
+    __slots__ = ("agent_id", "agent_epoch", "transport", "transport_address", "layout", "source_epoch")
+    AGENT_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENT_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    agent_id: str
+    agent_epoch: int
+    transport: str
+    transport_address: bytes
+    layout: _common_pb2.KvLayout
+    source_epoch: int
+    def __init__(self, agent_id: _Optional[str] = ..., agent_epoch: _Optional[int] = ..., transport: _Optional[str] = ..., transport_address: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., source_epoch: _Optional[int] = ...) -> None: ...
+
+class SourceHello(_message.Message):
+    __slots__ = ("agent_id", "agent_epoch", "transport", "transport_address", "layout", "pages", "worker_id", "worker_epoch")
+    AGENT_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENT_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    agent_id: str
+    agent_epoch: int
+    transport: str
+    transport_address: bytes
+    layout: _common_pb2.KvLayout
+    pages: int
+    worker_id: str
+    worker_epoch: int
+    def __init__(self, agent_id: _Optional[str] = ..., agent_epoch: _Optional[int] = ..., transport: _Optional[str] = ..., transport_address: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., pages: _Optional[int] = ..., worker_id: _Optional[str] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
+
+class OpenHandoff(_message.Message):
+    __slots__ = ("attempt", "first_page", "worker_epoch", "credits")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_PAGE_FIELD_NUMBER: _ClassVar[int]
+    WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
+    attempt: _common_pb2.Attempt
+    first_page: int
+    worker_epoch: int
+    credits: int
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., first_page: _Optional[int] = ..., worker_epoch: _Optional[int] = ..., credits: _Optional[int] = ...) -> None: ...
+
+class Announce(_message.Message):
+    __slots__ = ("attempt", "seq", "layer_start", "layer_end", "page_start", "page_ids", "generations", "checksum", "computed_at")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    LAYER_START_FIELD_NUMBER: _ClassVar[int]
+    LAYER_END_FIELD_NUMBER: _ClassVar[int]
+    PAGE_START_FIELD_NUMBER: _ClassVar[int]
+    PAGE_IDS_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_AT_FIELD_NUMBER: _ClassVar[int]
+    attempt: _common_pb2.Attempt
+    seq: int
+    layer_start: int
+    layer_end: int
+    page_start: int
+    page_ids: _containers.RepeatedScalarFieldContainer[int]
+    generations: _containers.RepeatedScalarFieldContainer[int]
+    checksum: int
+    computed_at: float
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., seq: _Optional[int] = ..., layer_start: _Optional[int] = ..., layer_end: _Optional[int] = ..., page_start: _Optional[int] = ..., page_ids: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ..., computed_at: _Optional[float] = ...) -> None: ...
+
+class ReadDone(_message.Message):
+    __slots__ = ("attempt", "seq")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    attempt: _common_pb2.Attempt
+    seq: int
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class CommitRecord(_message.Message):
+    __slots__ = ("attempt", "tokens", "pages", "layers", "bytes_per_layer", "announcements", "checksum", "state", "computed_at")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_LAYER_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCEMENTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_AT_FIELD_NUMBER: _ClassVar[int]
+    attempt: _common_pb2.Attempt
+    tokens: int
+    pages: int
+    layers: int
+    bytes_per_layer: int
+    announcements: int
+    checksum: int
+    state: bytes
+    computed_at: float
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., tokens: _Optional[int] = ..., pages: _Optional[int] = ..., layers: _Optional[int] = ..., bytes_per_layer: _Optional[int] = ..., announcements: _Optional[int] = ..., checksum: _Optional[int] = ..., state: _Optional[bytes] = ..., computed_at: _Optional[float] = ...) -> None: ...
+
+class ConfirmLease(_message.Message):
+    __slots__ = ("attempt",)
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    attempt: _common_pb2.Attempt
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ...) -> None: ...
+
+class LeaseConfirmed(_message.Message):
+    __slots__ = ("attempt", "alive", "reason")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    attempt: _common_pb2.Attempt
+    alive: bool
+    reason: str
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., alive: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CloseHandoff(_message.Message):
+    __slots__ = ("attempt", "released", "reason")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    attempt: _common_pb2.Attempt
+    released: bool
+    reason: str
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., released: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class HandoffAborted(_message.Message):
+    __slots__ = ("attempt", "reason")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    attempt: _common_pb2.Attempt
+    reason: str
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CanaryRead(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CanaryExpect(_message.Message):
+    __slots__ = ("page_id", "checksum")
+    PAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    page_id: int
+    checksum: int
+    def __init__(self, page_id: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
