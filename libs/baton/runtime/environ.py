@@ -1,0 +1,31 @@
+"""The process environment: the only module that reads it.
+
+Settings take `BATON_*` variables from here; terminals and caches follow the usual conventions (NO_COLOR, XDG).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+
+def variables() -> Mapping[str, str]:
+    """The environment of this process."""
+    return os.environ
+
+
+def use_colour(stream: IO[str]) -> bool:
+    """Whether to colour what goes to `stream`: NO_COLOR forbids, FORCE_COLOR demands, else a terminal decides."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def cache_dir() -> Path:
+    """Where Baton keeps what can be made again: `$XDG_CACHE_HOME/baton`, `~/.cache/baton` by default. Not created."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "baton"

@@ -1,0 +1,115 @@
+"""Metrics of this process in one registry, and an HTTP endpoint for Prometheus.
+
+Names are `baton_<service>_<what>_<unit>[_total]`. Making a metric that exists returns it, so modules may declare what
+they use. A metric may be written from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics import MetricWrapperBase
+
+from baton.core.errors import ConfigError
+
+disable_created_metrics()  # one more series per metric, of no use here
+
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+
+# From one decode step of a small model to a long queue.
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_REQUEST_TIMEOUT_S = 5.0
+_MAX_HEADER_BYTES = 16 << 10
+
+_made: dict[str, tuple[MetricWrapperBase, tuple[str, ...], tuple[float, ...]]] = {}
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+def counter(name: str, help: str, labels: Sequence[str] = ()) -> Counter:
+    """A number that only grows. Its name ends in `_total`."""
+    return _make(Counter, name, help, labels)
+
+
+def gauge(name: str, help: str, labels: Sequence[str] = ()) -> Gauge:
+    """A number that goes up and down."""
+    return _make(Gauge, name, help, labels)
+
+
+def histogram(
+    name: str, help: str, labels: Sequence[str] = (), buckets: Sequence[float] = LATENCY_BUCKETS_S
+) -> Histogram:
+    """A distribution, counted in `buckets` (upper bounds, in the metric's unit)."""
+    return _make(Histogram, name, help, labels, tuple(buckets))
+
+
+def _make(cls: type[M], name: str, help: str, labels: Sequence[str], buckets: tuple[float, ...] = ()) -> M:
+    if name not in _made:
+        options: dict[str, Any] = {"buckets": buckets} if buckets else {}
+        _made[name] = (cls(name, help, tuple(labels), registry=REGISTRY, **options), tuple(labels), buckets)
+    metric, known_labels, known_buckets = _made[name]
+    if not isinstance(metric, cls) or (known_labels, known_buckets) != (tuple(labels), buckets):
+        raise ValueError(f"metric {name} exists already, as another kind or with other labels or buckets")
+    return metric
+
+
+def render() -> bytes:
+    """All metrics in the Prometheus text format (`CONTENT_TYPE`)."""
+    return generate_latest(REGISTRY)
+
+
+@asynccontextmanager
+async def serve(host: str, port: int) -> AsyncIterator[int]:
+    """Answer `GET /metrics` while the context lasts. Yields the port (an ephemeral one for 0).
+
+    Raises ConfigError when it cannot listen there.
+    """
+    try:
+        server = await asyncio.start_server(_answer, host, port, limit=_MAX_HEADER_BYTES)
+    except OSError as error:
+        raise ConfigError(f"metrics: cannot listen on {host}:{port}: {error.strerror}") from error
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(_response(head.split(b"\r\n", 1)[0]))
+            await writer.drain()
+    except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        pass  # the peer is gone, or speaks no HTTP: there is nobody to tell
+    finally:
+        writer.close()
+
+
+def _response(request_line: bytes) -> bytes:
+    words = request_line.split()
+    if len(words) != 3 or words[0] not in (b"GET", b"HEAD"):
+        status, content_type, body = "405 Method Not Allowed", "text/plain", b"GET /metrics\n"
+    elif words[1].split(b"?")[0] != b"/metrics":
+        status, content_type, body = "404 Not Found", "text/plain", b"GET /metrics\n"
+    else:
+        status, content_type, body = "200 OK", CONTENT_TYPE, render()
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if words[:1] == [b"HEAD"] else body)
