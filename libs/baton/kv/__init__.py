@@ -1,1 +1,1 @@
-"""The handoff without gRPC: pool memory, the handoff's state machine, transports, and the worker's link to its agent."""
+"""The handoff without gRPC: pool memory, the handoff's state machine, transports, the worker's link to its agent."""

@@ -23,7 +23,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of all local messages."""
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """Worker -> agent, first, with the pool's file descriptor attached."""
 
     worker_id: str
@@ -33,7 +33,7 @@ class Hello(Message):
     pages: int
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """Agent -> worker: the pool is registered. `address` is the agent's gRPC address as peers reach it."""
 
     address: str
@@ -41,14 +41,14 @@ class Welcome(Message):
     transport: str
 
 
-class Offer(Message):
-    """Prefill: this attempt will be handed over; its pages follow as they are computed. `tokens` is the prompt's length."""
+class Offer(Message, frozen=True):
+    """Prefill: this attempt will be handed over; its pages follow as they are computed. `tokens`: the prompt's length."""
 
     attempt: Attempt
     tokens: int
 
 
-class Produced(Message):
+class Produced(Message, frozen=True):
     """Prefill: pages `page_start ...` of the request hold the final bytes of layers [layer_start, layer_end)."""
 
     attempt: Attempt
@@ -60,7 +60,7 @@ class Produced(Message):
     computed_at: float  # wall clock, seconds since 1970
 
 
-class Commit(Message):
+class Commit(Message, frozen=True):
     """Prefill: everything was produced. `state` (first token etc.) is handed to the decode worker as it is."""
 
     attempt: Attempt
@@ -69,14 +69,14 @@ class Commit(Message):
     computed_at: float
 
 
-class Abort(Message):
+class Abort(Message, frozen=True):
     """Prefill: the attempt ended without a commit, or its handoff is no longer wanted. Answered by `Released`."""
 
     attempt: Attempt
     reason: str
 
 
-class Released(Message):
+class Released(Message, frozen=True):
     """Agent -> prefill: no lease is left on the attempt's pages; the worker may reuse them.
 
     `outcome`: released (the reader has everything) | aborted | expired.
@@ -87,7 +87,7 @@ class Released(Message):
     reason: str
 
 
-class Fetch(Message):
+class Fetch(Message, frozen=True):
     """Decode: read this attempt's pages from `first_page` on into `page_ids` of the own pool."""
 
     attempt: Attempt
@@ -101,14 +101,14 @@ class Fetch(Message):
     timeout_s: float
 
 
-class CancelFetch(Message):
+class CancelFetch(Message, frozen=True):
     """Decode: not wanted any more. Answered by `FetchFailed`, unless `Fetched` was already on its way."""
 
     attempt: Attempt
     reason: str
 
 
-class Fetched(Message):
+class Fetched(Message, frozen=True):
     """Agent -> decode: all bytes are there, verified, and the source's lease was alive after the last read."""
 
     attempt: Attempt
@@ -121,7 +121,7 @@ class Fetched(Message):
     done_at: float  # wall clock: verified
 
 
-class FetchFailed(Message):
+class FetchFailed(Message, frozen=True):
     """Agent -> decode: the handoff failed; no operation on the attempt's pages is in flight any more."""
 
     attempt: Attempt
