@@ -1,0 +1,37 @@
+"""Async Python client of the router's gRPC API: typed results and errors, streaming, cancellation, reconnection.
+
+    async with BatonClient(["127.0.0.1:7000"]) as client:
+        request = GenerateRequest(model="tiny", prompt_token_ids=[1, 2, 3], sampling=SamplingParams(max_tokens=8))
+        async for event in client.generate(request):
+            print(event)
+"""
+
+from baton.client.api import (
+    Completion,
+    Event,
+    FinishedEvent,
+    Fleet,
+    FleetWorker,
+    GenerateRequest,
+    Model,
+    TokenLogprobs,
+    TokensEvent,
+    Usage,
+)
+from baton.client.client import BatonClient
+from baton.core.sampling import SamplingParams
+
+__all__ = [
+    "BatonClient",
+    "Completion",
+    "Event",
+    "FinishedEvent",
+    "Fleet",
+    "FleetWorker",
+    "GenerateRequest",
+    "Model",
+    "SamplingParams",
+    "TokenLogprobs",
+    "TokensEvent",
+    "Usage",
+]
