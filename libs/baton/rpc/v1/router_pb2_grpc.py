@@ -37,7 +37,7 @@ class RouterStub:
         self.Stream = channel.stream_stream(
                 '/baton.rpc.v1.Router/Stream',
                 request_serializer=baton_dot_rpc_dot_v1_dot_router__pb2.StreamRequest.SerializeToString,
-                response_deserializer=baton_dot_rpc_dot_v1_dot_router__pb2.GenerateEvent.FromString,
+                response_deserializer=baton_dot_rpc_dot_v1_dot_router__pb2.GenerateEvents.FromString,
                 _registered_method=True)
         self.Generate = channel.unary_stream(
                 '/baton.rpc.v1.Router/Generate',
@@ -103,7 +103,7 @@ def add_RouterServicer_to_server(servicer, server):
             'Stream': grpc.stream_stream_rpc_method_handler(
                     servicer.Stream,
                     request_deserializer=baton_dot_rpc_dot_v1_dot_router__pb2.StreamRequest.FromString,
-                    response_serializer=baton_dot_rpc_dot_v1_dot_router__pb2.GenerateEvent.SerializeToString,
+                    response_serializer=baton_dot_rpc_dot_v1_dot_router__pb2.GenerateEvents.SerializeToString,
             ),
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
@@ -152,7 +152,7 @@ class Router:
             target,
             '/baton.rpc.v1.Router/Stream',
             baton_dot_rpc_dot_v1_dot_router__pb2.StreamRequest.SerializeToString,
-            baton_dot_rpc_dot_v1_dot_router__pb2.GenerateEvent.FromString,
+            baton_dot_rpc_dot_v1_dot_router__pb2.GenerateEvents.FromString,
             options,
             channel_credentials,
             insecure,
