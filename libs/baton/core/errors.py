@@ -114,9 +114,7 @@ def _tree(root: type[BatonError]) -> list[type[BatonError]]:
 _BY_CODE: dict[str, type[BatonError]] = {cls.code: cls for cls in _tree(BatonError) if cls is not BatonError}
 
 
-def from_code(
-    code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
-) -> BatonError:
+def from_code(code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> BatonError:
     """Make the error that `code` names; a code of a newer peer becomes InternalError with the code in its message."""
     cls = _BY_CODE.get(code)
     if cls is None:

@@ -1,1 +1,1 @@
-"""gRPC: generated stubs (`v1`), conversion to and from the nouns of `core`, errors <-> status, server and channel assembly."""
+"""gRPC: generated stubs (`v1`), conversion to the nouns of `core`, errors <-> status, server and channel assembly."""

@@ -39,14 +39,12 @@ class RpcServer:
 
     def __init__(self, address: str, register: Sequence[tuple[str, Callable[[grpc.aio.Server], None]]]) -> None:
         self._server = grpc.aio.server(interceptors=[_ErrorInterceptor()], options=OPTIONS)
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._names = [name for name, _ in register]
         for _, add in register:
             add(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
-        )
+        reflection.enable_server_reflection([*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -80,18 +78,27 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or not details.method.startswith("/baton."):
             return handler
-        if handler.response_streaming:
-            kind = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            wrapped: Any = _guard_stream(inner, details.method)
-        else:
-            kind = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            wrapped = _guard_unary(inner, details.method)
+        kind: Any
+        wrapped: Any
+        match handler.request_streaming, handler.response_streaming:
+            case True, True:
+                kind, wrapped = (
+                    grpc.stream_stream_rpc_method_handler,
+                    _guard_stream(handler.stream_stream, details.method),
+                )
+            case False, True:
+                kind, wrapped = (
+                    grpc.unary_stream_rpc_method_handler,
+                    _guard_stream(handler.unary_stream, details.method),
+                )
+            case True, False:
+                kind, wrapped = grpc.stream_unary_rpc_method_handler, _guard_unary(handler.stream_unary, details.method)
+            case _:
+                kind, wrapped = grpc.unary_unary_rpc_method_handler, _guard_unary(handler.unary_unary, details.method)
         return kind(wrapped, handler.request_deserializer, handler.response_serializer)
 
 
-def _guard_unary(inner: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+def _guard_unary(inner: Any, method: str) -> Callable[..., Awaitable[Any]]:
     async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
             return await inner(request, context)
@@ -104,7 +111,7 @@ def _guard_unary(inner: Callable[..., Awaitable[Any]], method: str) -> Callable[
     return guarded
 
 
-def _guard_stream(inner: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+def _guard_stream(inner: Any, method: str) -> Callable[..., AsyncIterator[Any]]:
     async def guarded(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         try:
             async for item in inner(request, context):

@@ -6,6 +6,8 @@ trailing metadata key `baton-error-bin` (a serialized `Error`), from which a cli
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
 from baton.core.errors import (
@@ -50,7 +52,8 @@ async def abort(context: grpc.aio.ServicerContext, error: BaseException) -> None
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> BatonError:
     """The typed error behind a failed call; a broken connection becomes Unavailable."""
-    for key, value in error.trailing_metadata() or ():
+    metadata: Any = error.trailing_metadata() or ()
+    for key, value in metadata:
         if key == ERROR_METADATA_KEY:
             return error_from_pb(pb.Error.FromString(value if isinstance(value, bytes) else value.encode("latin-1")))
     details = error.details() or error.code().name
