@@ -67,6 +67,14 @@ class RpcServer:
         await self._server.stop(grace_s)
 
 
+_HANDLERS: dict[tuple[bool, bool], tuple[Any, str]] = {
+    (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
+    (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
+    (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
+    (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
+}
+
+
 class _ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns exceptions of handlers into status codes; logs those that are defects."""
 
@@ -78,23 +86,9 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or not details.method.startswith("/baton."):
             return handler
-        kind: Any
-        wrapped: Any
-        match handler.request_streaming, handler.response_streaming:
-            case True, True:
-                kind, wrapped = (
-                    grpc.stream_stream_rpc_method_handler,
-                    _guard_stream(handler.stream_stream, details.method),
-                )
-            case False, True:
-                kind, wrapped = (
-                    grpc.unary_stream_rpc_method_handler,
-                    _guard_stream(handler.unary_stream, details.method),
-                )
-            case True, False:
-                kind, wrapped = grpc.stream_unary_rpc_method_handler, _guard_unary(handler.stream_unary, details.method)
-            case _:
-                kind, wrapped = grpc.unary_unary_rpc_method_handler, _guard_unary(handler.unary_unary, details.method)
+        guard = _guard_stream if handler.response_streaming else _guard_unary
+        kind, inner = _HANDLERS[handler.request_streaming, handler.response_streaming]
+        wrapped = guard(getattr(handler, inner), details.method)
         return kind(wrapped, handler.request_deserializer, handler.response_serializer)
 
 

@@ -1,0 +1,61 @@
+"""Metrics of a worker, in any role."""
+
+from __future__ import annotations
+
+from baton.core.layout import KvLayout
+from baton.engine.api import EngineLoad, StepOutput
+from baton.runtime import metrics
+
+running = metrics.gauge("baton_worker_running_requests", "Requests that hold pages and compute")
+waiting = metrics.gauge("baton_worker_waiting_requests", "Requests that wait for pages or for their turn")
+pages = metrics.gauge("baton_worker_pages", "Pages of the KV pool by state", labels=("state",))
+step_s = metrics.histogram(
+    "baton_worker_step_seconds", "Duration of one engine step", buckets=metrics.LATENCY_BUCKETS_S
+)
+queue_s = metrics.histogram(
+    "baton_worker_queue_seconds", "Time from assignment to admission", buckets=metrics.LATENCY_BUCKETS_S
+)
+handoff_s = metrics.histogram(
+    "baton_worker_handoff_seconds", "First read started to verified", buckets=metrics.LATENCY_BUCKETS_S
+)
+handoff_exposed_s = metrics.histogram(
+    "baton_worker_handoff_exposed_seconds",
+    "Part of a handoff after the source computed its last layer: not hidden behind compute",
+    buckets=metrics.LATENCY_BUCKETS_S,
+)
+handoff_bytes = metrics.counter("baton_worker_handoff_bytes_total", "Bytes of KV cache received by handoff")
+handoffs = metrics.counter("baton_worker_handoffs_total", "Handoffs by outcome", labels=("outcome",))
+extend_tokens = metrics.counter("baton_worker_extend_tokens_total", "Prompt tokens computed")
+decode_tokens = metrics.counter("baton_worker_decode_tokens_total", "Output tokens produced")
+cached_tokens = metrics.counter("baton_worker_cached_tokens_total", "Prompt tokens found in the prefix cache")
+preemptions = metrics.counter("baton_worker_preemptions_total", "Requests paused because pages ran out")
+failures = metrics.counter(
+    "baton_worker_failed_attempts_total", "Attempts that failed here, by error code", labels=("code",)
+)
+routers = metrics.gauge("baton_worker_routers_connected", "Open router streams")
+agent_connected = metrics.gauge("baton_worker_agent_connected", "1 while the KV agent is connected")
+
+
+def observe_step(output: StepOutput, load: EngineLoad) -> None:
+    """Account one step and the state after it."""
+    if output.duration_s:
+        step_s.observe(output.duration_s)
+    extend_tokens.inc(output.extend_tokens)
+    decode_tokens.inc(sum(len(row.token_ids) for row in output.rows))
+    preemptions.inc(output.preempted)
+    for admitted in output.admitted:
+        queue_s.observe(admitted.queued_s)
+        cached_tokens.inc(admitted.cached_tokens)
+    observe_load(load)
+
+
+def observe_load(load: EngineLoad) -> None:
+    running.set(load.running)
+    waiting.set(load.waiting)
+    pages.labels(state="free").set(load.free_pages)
+    pages.labels(state="cached").set(load.evictable_pages)
+    pages.labels(state="lent").set(load.lent_pages)
+
+
+def observe_pool(layout: KvLayout, pool_pages: int) -> None:
+    metrics.gauge("baton_worker_pool_bytes", "Size of the KV pool").set(layout.pool_bytes(pool_pages))

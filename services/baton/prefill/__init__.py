@@ -1,0 +1,1 @@
+"""The prefill service: extends prompts, emits the first token, offers the KV cache to a decode worker."""

@@ -1,0 +1,1 @@
+"""The unified service: prefill and decode in one pool, no handoff. The baseline of every claim about disaggregation."""
