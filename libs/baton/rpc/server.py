@@ -40,11 +40,10 @@ class RpcServer:
     def __init__(self, address: str, register: Sequence[tuple[str, Callable[[grpc.aio.Server], None]]]) -> None:
         self._server = grpc.aio.server(interceptors=[_ErrorInterceptor()], options=OPTIONS)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._names = [name for name, _ in register]
-        for _, add in register:
-            add(self._server)
+        self._names: list[str] = []
+        for name, add in register:
+            self.add(name, add)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection([*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -52,7 +51,13 @@ class RpcServer:
         if self.port == 0 and not address.startswith("unix:"):
             raise ConfigError(f"cannot listen on {address}: the port is in use")
 
+    def add(self, name: str, add_servicer: Callable[[grpc.aio.Server], None]) -> None:
+        """Add a service after binding (its servicer may need the port) and before `start`."""
+        self._names.append(name)
+        add_servicer(self._server)
+
     async def start(self) -> None:
+        reflection.enable_server_reflection([*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         await self.set_ready(False)
         await self._server.start()
 
