@@ -29,3 +29,12 @@ def cache_dir() -> Path:
     """Where Baton keeps what can be made again: `$XDG_CACHE_HOME/baton`, `~/.cache/baton` by default. Not created."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "baton"
+
+
+def limit_threads(threads: int) -> None:
+    """Bound the threads of numeric libraries loaded after this call, and forbid them to spin while they wait."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["KMP_BLOCKTIME"] = "0"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

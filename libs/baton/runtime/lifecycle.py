@@ -6,7 +6,6 @@ A service is a coroutine that serves until it is cancelled; cancelling it is its
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
@@ -16,13 +15,24 @@ from typing import Any
 import structlog
 
 from baton.core.errors import BatonError, ConfigError
+from baton.runtime.tied import die_with_parent
+
+__all__ = [
+    "EXIT_CONFIG",
+    "EXIT_FAILED",
+    "available_cores",
+    "cancel_and_wait",
+    "die_with_parent",
+    "parse_host_port",
+    "run_service",
+    "worker_threads",
+]
 
 log = structlog.get_logger(__name__)
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2  # starting again cannot help: the settings must be changed
 
-_PR_SET_PDEATHSIG = 1
 _SMALL_CPU_CORES = 8
 
 
@@ -74,22 +84,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def die_with_parent(parent_pid: int | None = None) -> None:
-    """Have the kernel kill this process (SIGKILL) as soon as its parent ends, however that ends. Linux; else a no-op.
-
-    `parent_pid`: who the parent was meant to be; when it is gone already, this process ends now. The tie survives exec.
-    It is to the parent's *thread* that started this process.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid() if parent_pid is None else parent_pid
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        os._exit(128 + signal.SIGKILL)
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any] | None) -> None:

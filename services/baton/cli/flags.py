@@ -1,0 +1,109 @@
+"""Flags of a command, made from its settings class: one per setting, plus `--config FILE`.
+
+Flags carry text; `baton.runtime.settings.load` parses and validates it together with the file and the environment.
+The help fits a screen: one line per setting; those marked rare, or beyond the first twenty, are only named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from dataclasses import dataclass
+from typing import NoReturn
+
+from baton.core.errors import ConfigError
+from baton.runtime.settings import Settings, Spec, specs
+from baton.runtime.sources import nearest
+
+WIDTH = 100
+MOST_FLAGS = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line said: field name -> text, and the settings file."""
+
+    flags: dict[str, str]
+    config: str | None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} ({self.prog} --help shows all flags)")
+
+
+def parse(command: str, summary: str, cls: type[Settings], argv: list[str]) -> Given:
+    """Parse `argv`. Prints the help and exits when asked to; raises ConfigError on unknown flags."""
+    shown = specs(cls)
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(help_text(command, summary, list(shown.values())))
+        sys.exit(0)
+    parser = _Parser(prog=f"baton {command}", add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config")
+    for name, spec in shown.items():
+        optional_value = {"nargs": "?", "const": "true"} if spec.type_name == "bool" else {}
+        parser.add_argument(spec.flag, dest=name, **optional_value)  # type: ignore[arg-type]
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].split("=", 1)[0]
+        what = "flag" if flag.startswith("-") else "argument"
+        raise ConfigError(f"unknown {what} {flag}{nearest(flag, ['--config', *(s.flag for s in shown.values())])}")
+    values = vars(known)
+    return Given({name: value for name, value in values.items() if name != "config"}, values.get("config"))
+
+
+def help_text(command: str, summary: str, shown: list[Spec]) -> str:
+    common = [spec for spec in shown if not spec.rare][:MOST_FLAGS]
+    others = [spec.flag for spec in shown if spec not in common]
+    column = 2 + max(len(_usage_of(spec)) for spec in common) + 2
+    lines = [f"usage: baton {command} [--config FILE] [flags]", "", f"{summary[0].upper()}{summary[1:]}.", ""]
+    lines += [_line(spec, column) for spec in common]
+    if others:
+        lines += textwrap.wrap("also: " + " ".join(others), WIDTH, initial_indent="  ", subsequent_indent="        ")
+    section = shown[0].section
+    variable = f"BATON_{section.upper()}_<NAME>"
+    footer = f"Also keys of [{section}] in FILE (TOML) and variables {variable}: docs/configuration.md."
+    return "\n".join([*lines, "", footer])
+
+
+def _usage_of(spec: Spec) -> str:
+    if spec.choices:
+        return f"{spec.flag} NAME"
+    if spec.type_name == "bool":
+        return spec.flag
+    names = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH"}
+    value = spec.unit.replace(" ", "-") or names.get(spec.type_name, spec.type_name.replace(" ", "-"))
+    return f"{spec.flag} {value.upper() if spec.unit != 's' else 'SECONDS'}"
+
+
+def _line(spec: Spec, column: int) -> str:
+    default = default_text(spec)
+    tail = (": " + "|".join(map(str, spec.choices)) if spec.choices else "") + (f" [{default}]" if default else "")
+    room = WIDTH - column - len(tail)
+    text = spec.description
+    if len(text) > room:
+        text = textwrap.shorten(text, room, placeholder="…")
+    return f"  {_usage_of(spec)}".ljust(column) + text + tail
+
+
+def default_text(spec: Spec) -> str:
+    """The default as people write it; empty when there is none."""
+    if spec.required:
+        return "required"
+    if spec.default is None or spec.default in ("", (), []):
+        return ""
+    if spec.unit == "bytes" and isinstance(spec.default, int):
+        return _bytes_text(spec.default)
+    if isinstance(spec.default, bool):
+        return str(spec.default).lower()
+    if isinstance(spec.default, list | tuple):
+        return ",".join(map(str, spec.default))
+    return f"{spec.default:g}" if isinstance(spec.default, float) else str(spec.default)
+
+
+def _bytes_text(count: int) -> str:
+    for shift, suffix in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count and count % (1 << shift) == 0:
+            return f"{count >> shift}{suffix}"
+    return str(count)

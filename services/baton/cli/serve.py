@@ -1,0 +1,44 @@
+"""`baton gateway|router|prefill|decode|unified|kv-agent`: settings, logs, then the service until a signal ends it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from baton.cli import flags
+from baton.cli.services import SERVICES, Service
+from baton.core.errors import ConfigError
+from baton.runtime import environ, logs
+from baton.runtime.lifecycle import run_service
+from baton.runtime.settings import ServiceSettings, load
+
+
+def main(name: str, argv: list[str]) -> int:
+    service = SERVICES[name]
+    cls = settings_class(name)
+    given = flags.parse(name, service.summary, cls, argv)
+    settings = load(cls, flags=given.flags, config=given.config)
+    # Before anything numeric is imported; services without a thread setting compute nothing that would need more.
+    environ.limit_threads(settings.model_dump().get("threads", 1))
+    logs.configure(name, settings.log_level, settings.log_format)
+    run = _import(service, service.main).run
+    return run_service(lambda: run(settings))
+
+
+def settings_class(name: str) -> type[ServiceSettings]:
+    """The settings class of a service. Raises ConfigError when its requirements are not installed."""
+    module, _, cls = SERVICES[name].settings.partition(":")
+    found: type[ServiceSettings] = vars(_import(SERVICES[name], module))[cls]
+    return found
+
+
+def _import(service: Service, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.split(".")[0] == "baton":
+            raise  # a defect of ours, not of the installation
+        raise ConfigError(
+            f"{missing} is not installed; it comes with: pip install 'baton-serving[{service.extra}]'"
+        ) from error
