@@ -1,6 +1,6 @@
 """Entry point of `baton`: finds the command, imports only what that command needs.
 
-`baton --help` must come at once, so this module imports nothing heavy; a command is a function `main(argv) -> exit code`.
+`baton --help` must come at once, so nothing heavy is imported here. A command is a function `main(argv) -> exit code`.
 """
 
 from __future__ import annotations

@@ -15,30 +15,20 @@ class Service:
     summary: str
 
 
+def _service(package: str, settings: str, extra: str, summary: str) -> Service:
+    return Service(f"baton.{package}.main", settings, extra, summary)
+
+
 _WORKER = "baton.worker.settings:WorkerSettings"
+_GATEWAY = "baton.gateway.settings:GatewaySettings"
+_ROUTER = "baton.router.settings:RouterSettings"
+_KV_AGENT = "baton.kv_agent.settings:KvAgentSettings"
 
 SERVICES = {
-    "gateway": Service(
-        "baton.gateway.main",
-        "baton.gateway.settings:GatewaySettings",
-        "gateway",
-        "HTTP: the OpenAI API in front of routers",
-    ),
-    "router": Service(
-        "baton.router.main",
-        "baton.router.settings:RouterSettings",
-        "router",
-        "places requests on workers, retries, migrates",
-    ),
-    "prefill": Service(
-        "baton.prefill.main", _WORKER, "worker", "worker that runs prompts and hands their KV cache over"
-    ),
-    "decode": Service("baton.decode.main", _WORKER, "worker", "worker that takes KV caches and generates"),
-    "unified": Service("baton.unified.main", _WORKER, "worker", "worker that does both on one device"),
-    "kv-agent": Service(
-        "baton.kv_agent.main",
-        "baton.kv_agent.settings:KvAgentSettings",
-        "kv-agent",
-        "moves KV pages between workers' nodes",
-    ),
+    "gateway": _service("gateway", _GATEWAY, "gateway", "HTTP: the OpenAI API in front of routers"),
+    "router": _service("router", _ROUTER, "router", "places requests on workers, retries, migrates"),
+    "prefill": _service("prefill", _WORKER, "worker", "worker that runs prompts and hands their KV cache over"),
+    "decode": _service("decode", _WORKER, "worker", "worker that takes KV caches and generates"),
+    "unified": _service("unified", _WORKER, "worker", "worker that does both on one device"),
+    "kv-agent": _service("kv_agent", _KV_AGENT, "kv-agent", "moves KV pages between the workers of different nodes"),
 }

@@ -16,7 +16,6 @@ def main(argv: list[str]) -> int:
         return 0
     if argv:
         raise ConfigError(f"baton version takes no arguments, got {argv[0]!r}")
-    print(
-        f"baton {metadata.version(PACKAGE)} (Python {platform.python_version()}, {platform.system()} {platform.machine()})"
-    )
+    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    print(f"baton {metadata.version(PACKAGE)} ({system})")
     return 0
