@@ -87,7 +87,7 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The attempt is over; its pages are free."""
+    """The attempt is over; its pages are free, but those of an announced OFFER stay held until `release`."""
 
     attempt: Attempt
     error: BatonError

@@ -15,10 +15,10 @@ Who owns a page (a request's page table, left to right):
     release  unlocks `node`: the pages stay cached, and may be evicted once nobody holds a lock below them
 
 A node's `holds` counts locks on it and children that are held; a page may be evicted only when its node has no hold
-and no child. Locking or unlocking stops at the first ancestor that somebody else holds too, so its cost is the number of
-pages whose state changes. Eviction takes the least recently used leaf from a heap whose stale entries are skipped:
-O(log n) per page. Time is a counter of uses, not a clock. The idea of a tree of cached prefixes with LRU leaves
-is RadixAttention's (SGLang, arXiv 2312.07104).
+and no child. Locking or unlocking stops at the first ancestor that somebody else holds too, so its cost is the
+number of pages whose state changes. Eviction takes the least recently used leaf from a heap whose stale entries are
+skipped: O(log n) per page. Time is a counter of uses, not a clock. The idea of a tree of cached prefixes with LRU
+leaves is RadixAttention's (SGLang, arXiv 2312.07104).
 
 Not thread-safe. Knows no requests, no tensors and no allocator.
 """
@@ -26,7 +26,7 @@ Not thread-safe. Knows no requests, no tensors and no allocator.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from baton.core.errors import InternalError
@@ -86,6 +86,9 @@ class RadixCache:
     def evictable_pages(self) -> int:
         """Pages that `evict` can return, all leaves and then their parents included."""
         return len(self._nodes) - self._protected
+
+    def __contains__(self, block_hash: bytes) -> bool:
+        return block_hash in self._nodes
 
     def match(self, hashes: Sequence[bytes], limit: int, hint: int = 0) -> int:
         """Length in blocks, at most `limit`, of the longest cached prefix of `hashes`.
@@ -163,8 +166,11 @@ class RadixCache:
         self._removed.clear()
         return stored, removed
 
-    def audit(self) -> list[int]:
-        """Check the tree's own invariants, raise InternalError if one is broken; return all cached pages."""
+    def audit(self, locks: Mapping[Node, int]) -> list[int]:
+        """Check the tree against the locks its users say they hold; return all cached pages.
+
+        Raises InternalError when an invariant is broken. Walks the tree: for tests.
+        """
         children: dict[bytes, int] = {}
         held: dict[bytes, int] = {}
         for node in self._nodes.values():
@@ -175,8 +181,10 @@ class RadixCache:
             held[parent.block_hash] = held.get(parent.block_hash, 0) + (node.holds > 0)
         valid = {ticket for _, ticket, node in self._heap if node.ticket == ticket}
         for node in self._nodes.values():
-            if node.children != children.get(node.block_hash, 0) or node.holds < held.get(node.block_hash, 0):
+            if node.children != children.get(node.block_hash, 0):
                 raise InternalError(f"radix cache: page {node.page} miscounts its children")
+            if node.holds != held.get(node.block_hash, 0) + locks.get(node, 0):
+                raise InternalError(f"radix cache: page {node.page} miscounts its holds")
             if (node.ticket in valid) != (node.holds == 0 and node.children == 0):
                 raise InternalError(f"radix cache: page {node.page} is wrongly (not) evictable")
         if self._protected != sum(node.holds > 0 for node in self._nodes.values()) or self._leaves != len(valid):

@@ -1,0 +1,141 @@
+"""The ledger of pages: which are free, which the radix cache owns, which a request owns.
+
+Every lent page has exactly one owner at any time, the cache or one request; this module is the only one that moves
+pages between them, so it is where leaks and double use would be made, and where `audit` looks for them.
+Knows no tensors and no order of requests.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from baton.core.errors import InternalError
+from baton.engine.pool import PageAllocator
+from baton.engine.radix import Node, RadixCache
+from baton.engine.request import RequestState
+
+
+class PageLedger:
+    """Moves pages between the allocator, the radix cache and requests. Not thread-safe."""
+
+    def __init__(self, allocator: PageAllocator, page_size: int) -> None:
+        self.allocator = allocator
+        self.cache = RadixCache()
+        self.page_size = page_size
+
+    @property
+    def available_pages(self) -> int:
+        """Free now, or after eviction."""
+        return self.allocator.free_pages + self.cache.evictable_pages
+
+    @property
+    def lent_pages(self) -> int:
+        """Held by requests; cached pages that no request uses are not counted."""
+        return self.allocator.usable - self.available_pages
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def cached_blocks(self, request: RequestState) -> int:
+        """Leading blocks that the request would find in the cache now."""
+        request.hint_blocks = self.cache.match(request.hashes, request.cacheable_blocks, request.hint_blocks)
+        return request.hint_blocks
+
+    def reserve(self, request: RequestState, headroom: int) -> bool:
+        """Give a request that has no pages the cached prefix and fresh pages for the rest of its tokens.
+
+        False, and nothing changed, when that would leave fewer than `headroom` pages available to others.
+        """
+        blocks = self.cached_blocks(request)
+        fresh = self.pages_for(len(request.tokens)) - blocks
+        if fresh + headroom > self.available_pages:
+            return False
+        node, cached = self.cache.acquire(request.hashes, blocks)
+        if fresh + headroom > self.available_pages:  # the prefix itself was part of what seemed available
+            self.cache.release(node)
+            return False
+        request.node = node
+        request.held_blocks = blocks
+        request.pages.extend(cached)
+        request.pages.extend(self._take(fresh))
+        return True
+
+    def grow(self, request: RequestState) -> bool:
+        """See that there is a page for each of the request's tokens, of which one at most is new. False: no page."""
+        if self.pages_for(len(request.tokens)) <= len(request.pages):
+            return True
+        if self.available_pages < 1:
+            return False
+        request.pages.append(self._take(1)[0])
+        return True
+
+    def publish(self, request: RequestState, *, unlease: bool = False) -> None:
+        """Hand the request's computed full blocks to the cache, still under its lock.
+
+        A page that duplicates a cached one is freed and replaced in the page table. An announced page cannot be
+        replaced while it may be read elsewhere: then nothing more is published until `unlease` says that nobody reads.
+        """
+        start, end = request.held_blocks, request.computed_len // self.page_size
+        if start >= end or request.node is None:
+            return
+        if request.announced and not unlease:
+            request.sealed = request.sealed or request.hashes[start] in self.cache
+            if request.sealed:
+                return
+        table = request.pages.view
+        own = table[start:end].tolist()
+        insertion = self.cache.insert(request.node, request.hashes[start:end], own)
+        for index, page in insertion.duplicates:
+            table[start + index] = page
+        self.allocator.free([own[index] for index, _ in insertion.duplicates])
+        request.node, request.held_blocks = insertion.node, end
+
+    def vacate(self, request: RequestState) -> None:
+        """Take all pages from the request: what the cache owns stays cached, the rest is free."""
+        if request.node is None:
+            return
+        self.allocator.free(request.pages.view[request.held_blocks :].tolist())
+        self.cache.release(request.node)
+        request.pages.clear()
+        request.node, request.held_blocks, request.computed_len, request.sealed = None, 0, 0, False
+
+    def audit(self, requests: Iterable[RequestState]) -> None:
+        """Raise InternalError unless every page is accounted for once. Walks everything: for tests."""
+        locks: Counter[Node] = Counter()
+        owners: dict[int, str] = {}
+        for request in requests:
+            if request.node is None:
+                continue
+            locks[request.node] += 1
+            self._audit_prefix(request)
+            for page in request.pages.view[request.held_blocks :].tolist():
+                _own(owners, page, f"attempt {request.attempt}")
+        for page in self.cache.audit(locks):
+            _own(owners, page, "the cache")
+        if set(owners) != self.allocator.lent():
+            raise InternalError(f"pages are lent to nobody: {sorted(self.allocator.lent() ^ set(owners))}")
+        if self.allocator.free_pages + len(owners) != self.allocator.usable:
+            raise InternalError(f"{self.allocator.free_pages} free and {len(owners)} owned pages are not all there are")
+
+    def _take(self, count: int) -> list[int]:
+        short = count - self.allocator.free_pages
+        if short > 0:
+            self.allocator.free(self.cache.evict(short))
+        return self.allocator.allocate(count)
+
+    def _audit_prefix(self, request: RequestState) -> None:
+        held = request.pages.view[: request.held_blocks].tolist()
+        node = request.node
+        while node is not None and not node.is_root:
+            if not held or held.pop() != node.page:
+                raise InternalError(f"attempt {request.attempt} uses other pages than those it has locked")
+            node = node.parent
+        if held:
+            raise InternalError(f"attempt {request.attempt} uses {len(held)} cached pages without a lock")
+
+
+def _own(owners: dict[int, str], page: int, owner: str) -> None:
+    if page in owners:
+        raise InternalError(f"page {page} belongs to {owners[page]} and to {owner}")
+    owners[page] = owner

@@ -1,0 +1,66 @@
+"""The plan of one step, as the scheduler makes it and the engine carries it out, and the limits it is made within."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton.core.errors import ConfigError
+from baton.engine.api import Admitted, Reserved
+from baton.engine.request import RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of one engine.
+
+    `max_running`: requests that decode, extend or wait for their handoff at the same time.
+    `max_batch_tokens`: tokens of one step; bounds its duration, and with it the time between tokens of a stream.
+    `chunk_tokens`: prompt tokens of one request in one step; smaller chunks overlap a handoff better.
+    `patience_s`: how long requests with a longer cached prefix may go ahead of one that came before them.
+    """
+
+    max_running: int = 64
+    max_batch_tokens: int = 2048
+    chunk_tokens: int = 512
+    patience_s: float = 2.0
+
+    def check(self, page_size: int) -> None:
+        """Raises ConfigError when a prompt could never advance: a chunk is at least a page."""
+        if self.max_running < 1:
+            raise ConfigError(f"max_running is {self.max_running}; it must be at least 1")
+        if self.chunk_tokens < page_size:
+            raise ConfigError(f"chunk_tokens is {self.chunk_tokens}; it must be at least a page, {page_size} tokens")
+        least = self.max_running + page_size
+        if self.max_batch_tokens < least:
+            raise ConfigError(
+                f"max_batch_tokens is {self.max_batch_tokens}; with max_running {self.max_running} and pages of "
+                f"{page_size} tokens it must be at least {least}, or prompts wait while everything decodes"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """Positions `start:end` of a request, computed in this step; logits are wanted of `logits_start:end`."""
+
+    request: RequestState
+    start: int
+    end: int
+    logits_start: int
+
+    @property
+    def draws(self) -> bool:
+        """The row reaches the request's last token, so the next one can be drawn."""
+        return self.end == len(self.request.tokens)
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step does. `begun` are the requests admitted in it, in order; `admitted` tells of first admissions."""
+
+    rows: list[PlannedRow] = field(default_factory=list)
+    begun: list[RequestState] = field(default_factory=list)
+    admitted: list[Admitted] = field(default_factory=list)
+    reserved: list[Reserved] = field(default_factory=list)
+    preempted: int = 0
+    decode_rows: int = 0
+    extend_tokens: int = 0

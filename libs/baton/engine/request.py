@@ -1,0 +1,176 @@
+"""One attempt inside the engine: its tokens, its pages, how far it has come, and when it is over.
+
+Plain state. The scheduler moves it from phase to phase; the ledger fills and empties its page table.
+
+    WAITING ──> EXTENDING ──> DECODING ──> over
+       │ ^          │  │         │
+       │ └──────────┴──┼─────────┘  preempted (never an OFFER)
+       │               └──> HELD    OFFER: first token drawn, or cancelled; pages stay until `release`
+       └─> FETCHING ──> DECODING    FETCH: pages reserved, until `activate`; cancelled: HELD
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from baton.core.attempt import Attempt
+from baton.core.hashing import block_hashes
+from baton.core.sampling import SamplingParams
+from baton.engine.api import EngineRequest, Finish, Stage, TokenLogprob
+from baton.engine.radix import Node
+
+
+class IntArray:
+    """Integers that grow at their end: append is amortised O(1), `view` is a slice without a copy."""
+
+    __slots__ = ("_buffer", "_size")
+
+    def __init__(self, values: npt.NDArray[Any]) -> None:
+        """Takes `values` over as its first buffer."""
+        self._buffer = values
+        self._size = len(values)
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def view(self) -> npt.NDArray[Any]:
+        """The values, valid until the next append or extend."""
+        return self._buffer[: self._size]
+
+    def append(self, value: int) -> None:
+        self._room(1)
+        self._buffer[self._size] = value
+        self._size += 1
+
+    def extend(self, values: Sequence[int]) -> None:
+        self._room(len(values))
+        self._buffer[self._size : self._size + len(values)] = values
+        self._size += len(values)
+
+    def clear(self) -> None:
+        self._size = 0
+
+    def _room(self, extra: int) -> None:
+        wanted = self._size + extra
+        if wanted > len(self._buffer):
+            grown = np.empty(max(2 * len(self._buffer), wanted, 16), dtype=self._buffer.dtype)
+            grown[: self._size] = self._buffer[: self._size]
+            self._buffer = grown
+
+
+class Phase(enum.Enum):
+    WAITING = "waiting"
+    EXTENDING = "extending"
+    DECODING = "decoding"
+    FETCHING = "fetching"
+    HELD = "held"
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """State of one attempt.
+
+    `stage` becomes RUN_ALL when a FETCH is activated: from then on it is a request like any other.
+    `hashes` names the full blocks of `tokens` and grows with them.
+    The first `held_blocks` pages belong to the radix cache, under the request's lock on `node`; the rest is its own.
+    """
+
+    attempt: Attempt
+    stage: Stage
+    priority: int
+    sampling: SamplingParams
+    prompt_tokens: int
+    root_hash: bytes
+    page_size: int
+    arrival: int  # number in order of submission
+    arrived_s: float
+    tokens: IntArray  # int64
+    hashes: list[bytes]
+    prompt_logprobs: list[TokenLogprob] | None  # None: not wanted, or already emitted
+
+    phase: Phase = Phase.WAITING
+    pages: IntArray = field(default_factory=lambda: IntArray(np.empty(0, dtype=np.int32)))
+    node: Node | None = None
+    held_blocks: int = 0
+    announced: bool = False  # its pages are offered to another worker: they stay as they are until `release`
+    sealed: bool = False  # an announced page duplicates a cached one: nothing more is shared before `release`
+    computed_len: int = 0  # leading tokens whose K and V are in the pages: the next step's cached_len
+
+    hint_blocks: int = 0  # last known length of the cached prefix
+    passes: int = 0  # admissions that went ahead of it while it did not fit
+    owed_tokens: int = 0  # its part of the load's waiting_extend_tokens
+    admitted_before: bool = False
+
+    @classmethod
+    def of(cls, request: EngineRequest, arrival: int, arrived_s: float, page_size: int) -> RequestState:
+        tokens = np.array(request.token_ids, dtype=np.int64)
+        fresh = len(tokens) == request.prompt_tokens and request.stage is not Stage.FETCH
+        return cls(
+            attempt=request.attempt,
+            stage=request.stage,
+            priority=request.priority,
+            sampling=request.sampling,
+            prompt_tokens=request.prompt_tokens,
+            root_hash=request.root_hash,
+            page_size=page_size,
+            arrival=arrival,
+            arrived_s=arrived_s,
+            tokens=IntArray(tokens),
+            hashes=block_hashes(request.root_hash, tokens.tolist(), page_size),
+            prompt_logprobs=[] if fresh and request.sampling.prompt_logprobs is not None else None,
+        )
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Order of importance: higher priority, then earlier arrival. Unique."""
+        return (-self.priority, self.arrival)
+
+    @property
+    def output_len(self) -> int:
+        """Tokens emitted so far, by all attempts."""
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next one can be drawn; 1 while decoding."""
+        return len(self.tokens) - self.computed_len
+
+    @property
+    def cacheable_blocks(self) -> int:
+        """Most leading blocks that it may take from the cache.
+
+        A FETCH may hold the whole prompt already. All others compute at least one token, for its logits. Prompt
+        logprobs need the logits of all of the prompt, so a request that wants them takes nothing from the cache.
+        """
+        if self.prompt_logprobs is not None:
+            return 0
+        return (len(self.tokens) - (self.stage is not Stage.FETCH)) // self.page_size
+
+    def append(self, token_id: int) -> None:
+        """Add an output token; names the block that it completes."""
+        self.tokens.append(token_id)
+        if len(self.tokens) % self.page_size == 0:
+            parent = self.hashes[-1] if self.hashes else self.root_hash
+            block = self.tokens.view[-self.page_size :].tolist()
+            self.hashes += block_hashes(parent, block, self.page_size)
+
+    def finish(self, eos_token_ids: frozenset[int], token_limit: int) -> Finish | None:
+        """Whether the last token, an output token, ends the request.
+
+        The first `min_tokens` outputs never stop it. `token_limit` is the most tokens, prompt and output, it may have.
+        """
+        token_id = int(self.tokens.view[-1])
+        params = self.sampling
+        ends = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
+        if ends and self.output_len > params.min_tokens:
+            return Finish.STOP
+        if self.output_len >= params.max_tokens or len(self.tokens) >= token_limit:
+            return Finish.LENGTH
+        return None

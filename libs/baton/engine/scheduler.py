@@ -1,0 +1,280 @@
+"""The scheduler: which tokens of which requests the next step computes. Pure planning: no tensors, no clock, no I/O.
+
+One step carries, within `max_batch_tokens`:
+
+    1. one token of every decoding request        their pages grow first, if need be by preempting the least important
+    2. chunks of prompts that are under way       by rank
+    3. first chunks of newly admitted requests    only when pages for all of their tokens can be had at once
+
+A request that was admitted thus never waits for pages before its first token, and an OFFER never at all: once its
+pages are announced they must not move. Rank (priority, then arrival) is total, and preemption only ever takes from
+the end of it, so the first request always advances: preemption cannot go round in circles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from baton.core.attempt import Attempt
+from baton.core.errors import InternalError
+from baton.engine.api import Admitted, Reserved, Stage
+from baton.engine.ledger import PageLedger
+from baton.engine.plan import EngineConfig, PlannedRow, StepPlan
+from baton.engine.request import Phase, RequestState
+from baton.engine.waiting import Ranked, admission_order
+
+MAX_PASSES = 32  # admissions that may go ahead of a request that waits for pages; then all others wait for it
+
+
+class Scheduler:
+    """Owns the requests and their phases. `plan` decides a step; the engine reports with `computed` what was done."""
+
+    def __init__(self, ledger: PageLedger, config: EngineConfig, logprob_chunk_tokens: int) -> None:
+        """`logprob_chunk_tokens` is the chunk of a request that wants the logits of its whole prompt."""
+        config.check(ledger.page_size)
+        self._ledger = ledger
+        self._config = config
+        self._logprob_chunk_tokens = max(logprob_chunk_tokens, ledger.page_size)
+        self._live: dict[Attempt, RequestState] = {}
+        self._waiting = Ranked()
+        self._running = Ranked()  # extending and decoding
+        self._fetching: dict[Attempt, RequestState] = {}
+        self._stuck = False  # the last plan was empty: nothing can change before another call
+        self.owed_tokens = 0  # uncached prompt tokens still to be computed, of waiting and running requests
+
+    @property
+    def running(self) -> int:
+        return len(self._running) + len(self._fetching)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        return not self._stuck and (len(self._running) > 0 or len(self._waiting) > 0)
+
+    @property
+    def live(self) -> Iterable[RequestState]:
+        return self._live.values()
+
+    def find(self, attempt: Attempt) -> RequestState | None:
+        return self._live.get(attempt)
+
+    def submit(self, request: RequestState) -> None:
+        self._live[request.attempt] = request
+        self._enqueue(request)
+        self._stuck = False
+
+    def plan(self, now: float) -> StepPlan:
+        """Decide the next step. Pages are taken and phases change here already; nothing is computed."""
+        plan = StepPlan()
+        self._plan_decodes(plan)
+        budget = self._plan_extends(plan, self._config.max_batch_tokens - len(plan.rows))
+        if not plan.preempted:  # admitting now would take the very pages that were just given up
+            self._admit(plan, budget, now)
+        self._stuck = not (plan.rows or plan.begun or plan.preempted)
+        return plan
+
+    def computed(self, row: PlannedRow) -> None:
+        """The row's K and V are in its pages: share the blocks that became full."""
+        request = row.request
+        request.computed_len = row.end
+        self._ledger.publish(request)
+        if request.phase is Phase.EXTENDING:
+            self._owe(request, request.remaining)
+            if row.draws:
+                request.phase = Phase.DECODING
+
+    def activate(self, request: RequestState, first_token: int) -> None:
+        """A FETCH has its pages filled: it decodes from the next step on."""
+        del self._fetching[request.attempt]
+        self.filled(request)
+        request.append(first_token)
+        request.stage = Stage.RUN_ALL
+        request.phase = Phase.DECODING
+        self._running.add(request)
+        self._stuck = False
+
+    def filled(self, request: RequestState) -> None:
+        """A FETCH's pages hold the K and V of all of its tokens."""
+        request.computed_len = len(request.tokens)
+        self._ledger.publish(request)
+
+    def hold(self, request: RequestState) -> None:
+        """Compute no further, but leave the pages where they are until `end`."""
+        self._leave(request)
+        request.phase = Phase.HELD
+        self._owe(request, 0)
+        self._stuck = False
+
+    def end(self, request: RequestState) -> None:
+        """Forget the request; its pages are free, or cached and evictable."""
+        self._leave(request)
+        self._ledger.vacate(request)
+        self._owe(request, 0)
+        del self._live[request.attempt]
+        self._stuck = False
+
+    def audit(self) -> None:
+        """Raise InternalError when a request is in the wrong place or counted wrongly. Walks all: for tests."""
+        places = {Phase.WAITING: self._waiting, Phase.EXTENDING: self._running, Phase.DECODING: self._running}
+        for request in self._live.values():
+            place = places.get(request.phase)
+            if place is not None and request not in list(place):
+                raise InternalError(f"attempt {request.attempt} is {request.phase.value}, but not in its list")
+            if request.phase is Phase.FETCHING and request.attempt not in self._fetching:
+                raise InternalError(f"attempt {request.attempt} is fetching, but not in its list")
+        listed = len(self._waiting) + len(self._running) + len(self._fetching)
+        held = sum(request.phase is Phase.HELD for request in self._live.values())
+        if listed + held != len(self._live):
+            raise InternalError(f"{listed} requests are listed and {held} held, of {len(self._live)}")
+        if self.owed_tokens != sum(request.owed_tokens for request in self._live.values()):
+            raise InternalError("the tokens still to be computed are miscounted")
+
+    def _plan_decodes(self, plan: StepPlan) -> None:
+        for request in list(self._running):
+            if request.phase is not Phase.DECODING:
+                continue  # extending, or preempted by a request before it
+            while request.phase is Phase.DECODING and not self._ledger.grow(request):
+                self._preempt_last(plan)
+            if request.phase is Phase.DECODING:
+                end = len(request.tokens)
+                plan.rows.append(PlannedRow(request, end - 1, end, end - 1))
+        plan.decode_rows = len(plan.rows)
+
+    def _preempt_last(self, plan: StepPlan) -> None:
+        """Send the least important request that may be moved back to the queue; its full blocks stay cached."""
+        victim = next(request for request in reversed(self._running) if not request.announced)
+        self._leave(victim)
+        self._ledger.vacate(victim)
+        if victim.prompt_logprobs is not None:
+            victim.prompt_logprobs = []
+        self._enqueue(victim)
+        plan.preempted += 1
+
+    def _plan_extends(self, plan: StepPlan, budget: int) -> int:
+        for request in self._running:
+            if budget <= 0:
+                break
+            if request.phase is Phase.EXTENDING:
+                budget -= self._plan_chunk(plan, request, budget)
+        return budget
+
+    def _plan_chunk(self, plan: StepPlan, request: RequestState, budget: int) -> int:
+        """Plan the next tokens of a prompt. A chunk ends with a page, so that only the last leaves one unfinished."""
+        start = request.computed_len
+        limit = min(budget, self._chunk_limit(request))
+        end = len(request.tokens)
+        if end - start > limit:
+            end = (start + limit) // self._ledger.page_size * self._ledger.page_size
+        if end <= start:
+            return 0
+        draws = end == len(request.tokens)
+        logits_start = start if request.prompt_logprobs is not None else end - draws
+        plan.rows.append(PlannedRow(request, start, end, logits_start))
+        plan.extend_tokens += end - start
+        return end - start
+
+    def _chunk_limit(self, request: RequestState) -> int:
+        if request.prompt_logprobs is None:
+            return self._config.chunk_tokens
+        return min(self._config.chunk_tokens, self._logprob_chunk_tokens)
+
+    def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
+        """Admit waiting requests, best first. One that does not fit is passed over, but not more than MAX_PASSES times.
+
+        A page is left for each request that decodes here, now or soon: else it would preempt the newcomer at once.
+        """
+        if not self._waiting or self.running >= self._config.max_running or self._ledger.available_pages == 0:
+            return
+        extending = [request for request in self._running if request.phase is Phase.EXTENDING]
+        headroom = self.running - sum(request.stage is Stage.OFFER for request in extending)
+        unfit: list[RequestState] = []
+        for request in admission_order(self._waiting, self._ledger, now, self._config.patience_s):
+            if not self._worth_starting(request, extending, budget):
+                continue
+            if not self._ledger.reserve(request, headroom):
+                unfit.append(request)
+                if request.passes >= MAX_PASSES:
+                    return
+                continue
+            budget -= self._begin(plan, request, budget, now)
+            for other in unfit:
+                other.passes += 1
+            if request.phase is Phase.EXTENDING:
+                extending.append(request)
+            headroom += request.stage is not Stage.OFFER
+            if self.running >= self._config.max_running:
+                return
+
+    def _worth_starting(self, request: RequestState, extending: list[RequestState], budget: int) -> bool:
+        """Whether the request, were it admitted, would compute something in this step, and not mostly what
+        another is about to put into the cache."""
+        if request.stage is Stage.FETCH:
+            return True
+        blocks = self._ledger.cached_blocks(request)
+        lacking = len(request.tokens) - blocks * self._ledger.page_size
+        if budget < min(lacking, self._ledger.page_size):
+            return False
+        return not any(
+            2 * self._ledger.page_size * (shared_blocks(request, other, blocks) - blocks) >= lacking
+            for other in extending
+            if not other.sealed and other.priority >= request.priority
+        )
+
+    def _begin(self, plan: StepPlan, request: RequestState, budget: int, now: float) -> int:
+        """The request has its pages: it extends from this step on, or waits for its handoff. Returns tokens planned."""
+        self._waiting.remove(request)
+        cached_tokens = request.held_blocks * self._ledger.page_size
+        plan.begun.append(request)
+        if not request.admitted_before:
+            request.admitted_before = True
+            plan.admitted.append(Admitted(request.attempt, cached_tokens, now - request.arrived_s))
+        if request.stage is Stage.FETCH:
+            request.phase = Phase.FETCHING
+            self._fetching[request.attempt] = request
+            wanted = request.pages.view[request.held_blocks :].tolist()
+            plan.reserved.append(Reserved(request.attempt, request.held_blocks, wanted))
+            return 0
+        request.phase = Phase.EXTENDING
+        request.computed_len = cached_tokens
+        self._owe(request, request.remaining)
+        self._running.add(request)
+        return self._plan_chunk(plan, request, budget)
+
+    def _enqueue(self, request: RequestState) -> None:
+        request.phase = Phase.WAITING
+        request.passes = 0
+        self._waiting.add(request)
+        uncached = len(request.tokens) - self._ledger.cached_blocks(request) * self._ledger.page_size
+        self._owe(request, 0 if request.stage is Stage.FETCH else uncached)
+
+    def _leave(self, request: RequestState) -> None:
+        if request.phase is Phase.WAITING:
+            self._waiting.remove(request)
+        elif request.phase in (Phase.EXTENDING, Phase.DECODING):
+            self._running.remove(request)
+        elif request.phase is Phase.FETCHING:
+            del self._fetching[request.attempt]
+
+    def _owe(self, request: RequestState, tokens: int) -> None:
+        self.owed_tokens += tokens - request.owed_tokens
+        request.owed_tokens = tokens
+
+
+def shared_blocks(one: RequestState, other: RequestState, known: int) -> int:
+    """Leading blocks that `one` could take from the cache once `other` is computed, or `known` if it is no more.
+
+    Hashes are chained, so the common prefix is found by bisection.
+    """
+    low, high = known, min(one.cacheable_blocks, len(other.hashes))
+    if low >= high or one.hashes[low] != other.hashes[low]:
+        return known
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one.hashes[middle - 1] == other.hashes[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
