@@ -1,0 +1,178 @@
+"""`baton chat`: a conversation in the terminal, streamed from a gateway.
+
+On a terminal it asks for lines and understands /commands; when stdin is not a terminal, each line is one message and
+only the answers go to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, NoReturn
+
+import httpx
+
+from baton.cli.sse import ChatError, first_model, open_client, stream_chat
+from baton.core.errors import ConfigError
+from baton.runtime import environ
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+HELP = "/reset forgets the conversation, /system TEXT sets the system prompt, /quit ends; Ctrl-C stops an answer."
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What was said so far. `system` comes first in every request when set."""
+
+    model: str
+    options: dict[str, Any]
+    system: str = ""
+    turns: list[dict[str, str]] = field(default_factory=list)
+
+    def request(self) -> dict[str, Any]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return {"model": self.model, "messages": [*system, *self.turns], **self.options}
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer while it arrives. Times are in seconds, from the request on."""
+
+    text: str = ""
+    first_token_s: float | None = None
+    last_token_s: float = 0.0
+    tokens: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Rate after the first token; 0 for answers of one token."""
+        span = self.last_token_s - (self.first_token_s or 0.0)
+        return (self.tokens - 1) / span if self.tokens > 1 and span > 0 else 0.0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (baton chat --help shows all flags)")
+
+
+def main(argv: list[str]) -> int:
+    parser = _Parser(prog="baton chat", description="Talk to a running system in the terminal.", epilog=HELP)
+    parser.add_argument("--url", default=DEFAULT_URL, help="gateway (%(default)s)")
+    parser.add_argument("--model", default="", help="model name (the first that the gateway serves)")
+    parser.add_argument("--system", default="", help="system prompt")
+    parser.add_argument("--max-tokens", type=int, default=512, metavar="TOKENS", help="longest answer (%(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, metavar="X", help="0 = the likeliest token always (server's default)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="same seed, same answers (random)")
+    parser.add_argument("--api-key", default="", help="sent as bearer token")
+    given = parser.parse_args(argv)
+    options = {"max_tokens": given.max_tokens, "temperature": given.temperature, "seed": given.seed}
+    conversation = Conversation(given.model, {k: v for k, v in options.items() if v is not None}, given.system)
+    return _chat(given.url, given.api_key, conversation)
+
+
+def _chat(url: str, api_key: str, conversation: Conversation) -> int:
+    interactive = sys.stdin.isatty()
+    with open_client(url, api_key) as client:
+        conversation.model = conversation.model or first_model(client)
+        if interactive:
+            print(f"{conversation.model} at {url}. {HELP}")
+        failed = False
+        for line in _typed_lines() if interactive else _piped_lines():
+            if interactive and line.startswith("/"):
+                if not _command(line, conversation):
+                    break
+            elif not _take_turn(client, conversation, line, interactive):
+                failed = True
+    return 1 if failed else 0
+
+
+def _typed_lines() -> Iterator[str]:
+    """Non-empty lines typed at a prompt, until Ctrl-D, or Ctrl-C at the prompt."""
+    import readline  # noqa: F401 - gives input() editing and history
+
+    # Readline must know which characters take no room on the screen.
+    prompt = "\x01\x1b[1;36m\x02> \x01\x1b[0m\x02" if environ.use_colour(sys.stdout) else "> "
+    while True:
+        try:
+            line = input(prompt).strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if line:
+            yield line
+
+
+def _piped_lines() -> Iterator[str]:
+    for line in sys.stdin:
+        if line.strip():
+            yield line.strip()
+
+
+def _command(line: str, conversation: Conversation) -> bool:
+    """Obey a /command; False ends the conversation."""
+    name, _, rest = line.partition(" ")
+    if name in ("/quit", "/exit"):
+        return False
+    if name == "/reset":
+        conversation.turns.clear()
+        print("(forgotten)")
+    elif name == "/system":
+        conversation.system = rest.strip()
+        print("(system prompt set)" if conversation.system else "(no system prompt)")
+    else:
+        print(HELP)
+    return True
+
+
+def _take_turn(client: httpx.Client, conversation: Conversation, line: str, interactive: bool) -> bool:
+    """Send one message and print the answer; False when it failed, and then the message is forgotten.
+
+    On a terminal Ctrl-C stops the answer; what came of it stays in the conversation.
+    """
+    conversation.turns.append({"role": "user", "content": line})
+    answer, stopped = Answer(), False
+    try:
+        _receive(client, conversation, answer)
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+        stopped = True
+    except ChatError as error:
+        print(_paint(f"\nerror: {error.message}", "31", sys.stderr), file=sys.stderr)
+        conversation.turns.pop()
+        return False
+    print()
+    if interactive and answer.first_token_s is not None:
+        print(_paint(_figures(answer, stopped), "2", sys.stdout))
+    conversation.turns.append({"role": "assistant", "content": answer.text})
+    return True
+
+
+def _figures(answer: Answer, stopped: bool) -> str:
+    first = f"first token {(answer.first_token_s or 0.0) * 1000:.0f} ms"
+    rate = f", {answer.tokens_per_s:.1f} tok/s" if answer.tokens_per_s else ""
+    return f"({'stopped, ' if stopped else ''}{first}, {answer.tokens} tokens{rate})"
+
+
+def _receive(client: httpx.Client, conversation: Conversation, answer: Answer) -> None:
+    started = time.monotonic()
+    for chunk in stream_chat(client, conversation.request()):
+        now = time.monotonic() - started
+        text = "".join(choice.get("delta", {}).get("content") or "" for choice in chunk.get("choices", []))
+        if text:
+            answer.first_token_s = now if answer.first_token_s is None else answer.first_token_s
+            answer.last_token_s = now
+            answer.tokens += 1  # chunks, until the server's own count comes last
+            answer.text += text
+            print(text, end="", flush=True)
+        if usage := chunk.get("usage"):
+            answer.tokens = usage["completion_tokens"]
+
+
+def _paint(text: str, code: str, stream: IO[str]) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if environ.use_colour(stream) else text

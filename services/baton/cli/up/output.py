@@ -1,0 +1,123 @@
+"""What `baton up` shows: one log of all services, each line prefixed and coloured, and progress while they come up.
+
+On a terminal the progress is a table below the log (rich); elsewhere it is a plain line per service that became ready.
+Colours follow NO_COLOR and FORCE_COLOR. With `json`, each line is one record with the child's name in `child`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any
+
+from baton.cli.up.lines import LogLine
+from baton.cli.up.supervisor import ChildState
+from baton.runtime import environ
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_COLOURS = {"prefill": "36", "decode": "35", "unified": "36", "gateway": "34", "router": "33", "kv-agent": "32"}
+_LEVEL_COLOURS = {"warning": "33", "error": "31", "critical": "31", "debug": "2"}
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+_MARKS = {"ready": "[green]ready[/]", "restarting": "[yellow]restarting[/]", "stopped": "[red]stopped[/]"}
+
+
+class Output:
+    """Listener of the supervisor. `level`: least severe level shown. `stream`: stdout by default."""
+
+    def __init__(self, *, format: str = "console", level: str = "info", width: int = 8, stream: IO[str] | None = None):
+        self._stream = sys.stdout if stream is None else stream
+        self._json = format == "json"
+        self._least = _LEVELS.index(level)
+        self._width = width
+        self._colour = environ.use_colour(self._stream) and not self._json
+        self._children: Sequence[ChildState] = ()
+        self._live: Live | None = None
+        self._started = time.monotonic()
+
+    def say(self, text: str, level: str = "info", **fields: Any) -> None:
+        """A message of `baton up` itself."""
+        record = {"event": text, "level": level, "timestamp": datetime.now(UTC).isoformat(), **fields}
+        self._show("baton", "", LogLine(text, text, level, datetime.now().astimezone(), fields, record=record))
+
+    def line(self, state: ChildState, line: LogLine) -> None:
+        level = line.level or ("debug" if state.spec.quiet else "info")
+        if _LEVELS.index(level if level in _LEVELS else "info") >= self._least:
+            self._show(state.spec.name, state.spec.kind, line)
+
+    def changed(self, state: ChildState) -> None:
+        self.refresh()
+
+    def ended(self, state: ChildState, how: str, delay_s: float) -> None:
+        if state.spec.quiet:  # its lines were not shown, and say why it ended
+            for text in state.tail:
+                self._show(state.spec.name, state.spec.kind, LogLine(text, text))
+        self.say(f"{state.spec.name} {how}; starting it again in {delay_s:g} s", "warning")
+
+    def start_progress(self, children: Sequence[ChildState]) -> None:
+        """Show how the children come up until `stop_progress`."""
+        self._children = children
+        if self._json or not self._stream.isatty():
+            return
+        from rich.console import Console
+        from rich.live import Live
+
+        # No thread of its own: it is redrawn by `refresh`.
+        console = Console(file=self._stream, no_color=not self._colour)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._live.start()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Redraw the progress; also called about twice a second, for the elapsed time."""
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+
+    def stop_progress(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def banner(self, text: str) -> None:
+        """Text for people, without prefix; left out of the JSON log."""
+        if not self._json:
+            self._write(text)
+
+    def _table(self) -> Any:
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        ready = sum(child.phase == "ready" for child in self._children)
+        elapsed = time.monotonic() - self._started
+        table.add_row("[bold]starting[/]", f"{ready}/{len(self._children)}", f"{elapsed:.0f} s")
+        for child in self._children:
+            note = "" if child.phase == "ready" else escape(child.note)
+            table.add_row(f"  {child.spec.name}", _MARKS.get(child.phase, child.phase), note)
+        table.columns[2].no_wrap = True
+        table.columns[2].overflow = "ellipsis"
+        return table
+
+    def _show(self, name: str, kind: str, line: LogLine) -> None:
+        if self._json:
+            record = line.record or {"event": line.text, "level": "info", "timestamp": datetime.now(UTC).isoformat()}
+            self._write(json.dumps({**record, "child": name}))
+            return
+        at = (line.at or datetime.now()).strftime("%H:%M:%S")
+        prefix = self._paint(f"{at} {name:<{self._width}} |", _COLOURS.get(kind, "1"))
+        level = f"{line.level}: " if line.level in ("warning", "error", "critical") else ""
+        body = self._paint(f"{level}{line.summary}", _LEVEL_COLOURS.get(line.level, ""))
+        self._write("\n".join([f"{prefix} {body}", *(f"{prefix}   {text}" for text in line.trace.splitlines())]))
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour and code else text
+
+    def _write(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.out(text, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
