@@ -1,0 +1,105 @@
+"""The outermost layer of the HTTP side: who a request is, how it ended, what it cost.
+
+Every request gets an id (the client's `X-Request-Id` where it is usable), which is in the response's header and on
+every log line, and is counted and timed. Errors that no other layer knew are logged here, once.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from baton.gateway import metrics
+
+log = structlog.get_logger(__name__)
+
+_USABLE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_QUIET_PATHS = ("/health", "/ready", "/metrics")
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What is known of a request. `id` names it for people; `unique_id` begins with it and is never used twice.
+
+    `status` is counted and logged: of a stream that breaks off after its 200, the error's. `facts` are logged too.
+    """
+
+    id: str
+    unique_id: str
+    started: float  # time.monotonic()
+    status: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def context_of(scope: Scope) -> RequestContext:
+    context: RequestContext = scope["state"]["context"]
+    return context
+
+
+class WithContext:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = _new_context(Headers(scope=scope).get("x-request-id", ""))
+        scope.setdefault("state", {})["context"] = context
+        structlog.contextvars.bind_contextvars(request_id=context.id)
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                context.status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", context.id.encode())]
+            await send(message)
+
+        metrics.IN_FLIGHT.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            context.status = 500
+            log.exception("request failed by a defect")
+            if not started:
+                raise
+        finally:
+            metrics.IN_FLIGHT.dec()
+            _report(scope, context)
+            structlog.contextvars.unbind_contextvars("request_id")
+
+
+def _new_context(given_id: str) -> RequestContext:
+    unique = uuid.uuid4().hex
+    if _USABLE_ID.fullmatch(given_id):
+        return RequestContext(given_id, f"{given_id}-{unique[:12]}", time.monotonic())
+    return RequestContext(f"req-{unique}", f"req-{unique}", time.monotonic())
+
+
+def _report(scope: Scope, context: RequestContext) -> None:
+    route = scope.get("route")
+    endpoint = route.path if isinstance(route, Route) else "other"
+    seconds = time.monotonic() - context.started
+    metrics.REQUESTS.labels(endpoint, str(context.status)).inc()
+    metrics.REQUEST_SECONDS.labels(endpoint).observe(seconds)
+    tell = log.debug if scope["path"] in _QUIET_PATHS else log.info
+    tell(
+        "request",
+        method=scope["method"],
+        path=scope["path"],
+        status=context.status,
+        seconds=round(seconds, 3),
+        **context.facts,
+    )

@@ -1,0 +1,39 @@
+"""`baton gateway`: the HTTP service."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from baton.client import BatonClient
+from baton.core.errors import ConfigError
+from baton.gateway.app import create_app
+from baton.gateway.server import listen, serve
+from baton.gateway.service import Service
+from baton.gateway.settings import GatewaySettings
+from baton.gateway.text_model import TextModel
+from baton.runtime.lifecycle import cancel_and_wait
+
+log = structlog.get_logger(__name__)
+
+
+async def run(settings: GatewaySettings) -> None:
+    """Serve until cancelled. Raises ConfigError when the settings, the checkpoint or the port cannot work."""
+    if not settings.model:
+        raise ConfigError("the gateway needs a checkpoint folder: --model or BATON_GATEWAY_MODEL")
+    if not settings.routers:
+        raise ConfigError("the gateway needs the address of at least one router: --routers or BATON_GATEWAY_ROUTERS")
+    with listen(settings.host, settings.port) as listener:
+        folder = Path(settings.model)
+        model = await asyncio.to_thread(TextModel.load, folder)
+        async with BatonClient(settings.routers) as client:
+            service = Service(client, model, settings.served_name or model.name, settings)
+            watching = asyncio.create_task(service.catalog.run())
+            host, port = listener.getsockname()[:2]
+            log.info("gateway listens", url=f"http://{host}:{port}", models=service.names, routers=settings.routers)
+            try:
+                await serve(create_app(service), listener, settings.drain_s)
+            finally:
+                await cancel_and_wait(watching)

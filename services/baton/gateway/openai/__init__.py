@@ -1,0 +1,1 @@
+"""OpenAI's endpoints: schemas, chat completions, completions, models, error bodies."""

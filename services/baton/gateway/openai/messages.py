@@ -1,0 +1,74 @@
+"""Messages of a chat: validation, and the plain form that chat templates take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import Field, ValidationInfo, field_validator
+
+from baton.gateway.openai.fields import Body
+
+_MAY_LACK_CONTENT = ("assistant",)
+
+
+class FunctionCall(Body):
+    name: str
+    arguments: Any = ""
+
+    @field_validator("arguments")
+    @classmethod
+    def _parse(cls, value: Any) -> dict[str, Any]:
+        """Clients send JSON text; templates want the object."""
+        if isinstance(value, str):
+            try:
+                value = orjson.loads(value) if value.strip() else {}
+            except orjson.JSONDecodeError as error:
+                raise ValueError(f"it must be JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ValueError("it must be a JSON object")
+        return value
+
+
+class ToolCall(Body):
+    function: FunctionCall
+    id: str | None = None
+    type: Literal["function"] = "function"
+
+
+class Message(Body):
+    """One message. `content` is the text of all its parts, joined by newlines."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[Any, Field(validate_default=True)] = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _text(cls, value: Any, info: ValidationInfo) -> str | None:
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list):
+            return "\n".join(_part_text(index, part) for index, part in enumerate(value))
+        if value is None and info.data.get("role") in _MAY_LACK_CONTENT:
+            return None
+        raise ValueError("a string or a list of content parts is expected")
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as templates expect it: only the fields that were given."""
+        return {"content": self.content, **self.model_dump(exclude_none=True)}
+
+
+def _part_text(index: int, part: Any) -> str:
+    if not isinstance(part, dict):
+        raise ValueError(f"part {index} must be an object with a 'type'")
+    kind = part.get("type")
+    if kind not in ("text", "refusal"):
+        raise ValueError(f"part {index} is of type {kind!r}; this model takes parts of type 'text' only")
+    text = part.get(kind)
+    if not isinstance(text, str):
+        raise ValueError(f"part {index} must have a string '{kind}'")
+    return text

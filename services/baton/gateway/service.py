@@ -1,0 +1,52 @@
+"""What all APIs of the gateway share: the model, its names and limits, and the way to the routers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from baton.core.errors import InvalidRequest, ModelNotFound, PromptTooLong, Unavailable
+from baton.gateway.catalog import Catalog
+from baton.gateway.generation import Generator, RouterClient
+from baton.gateway.settings import GatewaySettings
+from baton.gateway.text_model import TextModel
+
+
+class Service:
+    """One served model behind any number of APIs."""
+
+    def __init__(self, client: RouterClient, model: TextModel, name: str, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.model = model
+        self.catalog = Catalog(client, name)
+        self.generator = Generator(client, model, name, settings.request_timeout_s)
+        self.names = (name, *(alias for alias in settings.aliases if alias != name))
+        self.started_at = int(time.time())
+
+    def check_model(self, name: str) -> None:
+        """Raises ModelNotFound when `name` is not served here."""
+        if name not in self.names:
+            known = ", ".join(f"'{known}'" for known in self.names)
+            raise ModelNotFound(f"The model '{name[:200]}' does not exist; this server has {known}.", param="model")
+
+    def context_tokens(self) -> int:
+        """Longest prompt + output. Raises Unavailable while neither the checkpoint nor a router has said it."""
+        reported = self.catalog.model.max_context_tokens if self.catalog.model is not None else 0
+        limits = [limit for limit in (self.model.context_tokens, reported) if limit]
+        if not limits:
+            raise Unavailable("no router has reported the model's context length yet", retry_after_s=1.0)
+        return min(limits)
+
+    def room(self, prompt_token_ids: Sequence[int], param: str) -> int:
+        """Tokens that the context leaves for the output; at least 1. Raises InvalidRequest, PromptTooLong."""
+        length = len(prompt_token_ids)
+        if length == 0:
+            raise InvalidRequest("The prompt is empty: it must have at least one token.", param=param)
+        limit = self.context_tokens()
+        if length >= limit:
+            raise PromptTooLong(
+                f"The prompt has {length} tokens, but this model's maximum context length is {limit} tokens, "
+                "of which the output needs at least one.",
+                param=param,
+            )
+        return limit - length

@@ -1,0 +1,27 @@
+"""Settings of the gateway."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from baton.runtime.settings import ServiceSettings, setting
+
+
+class GatewaySettings(ServiceSettings):
+    section: ClassVar[str] = "gateway"
+
+    model: str = setting("", "checkpoint folder, for its tokenizer and chat template; weights are not read")
+    served_name: str = setting("", "name that clients ask for, as on the workers; empty = the folder's name")
+    aliases: tuple[str, ...] = setting((), "other names that clients may use for the model")
+    routers: tuple[str, ...] = setting(("127.0.0.1:7000",), "addresses of the routers", unit="host:port")
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all interfaces")
+    port: int = setting(8000, "port to listen on; 0 = any free one", ge=0, le=65535)
+    max_body_bytes: int = setting(16 << 20, "largest accepted request body", unit="bytes", ge=1024)
+    request_timeout_s: float = setting(600.0, "total time of one request, after which it is cancelled", unit="s", gt=0)
+    slow_reader_timeout_s: float = setting(
+        60.0, "longest wait for a client to take the next bytes of its stream", unit="s", gt=0, rare=True
+    )
+    keep_alive_s: float = setting(
+        10.0, "silence after which a stream gets an SSE comment, so that proxies keep it", unit="s", gt=0, rare=True
+    )
+    drain_s: float = setting(5.0, "time that running requests get when the gateway is stopped", unit="s", ge=0)
