@@ -53,7 +53,7 @@ class Settings(BaseModel):
         if isinstance(value, str) and spec.is_list:
             return [item.strip() for item in value.split(",") if item.strip()]
         if isinstance(value, bool) and spec.type_name != "bool":
-            raise ValueError(f"a {spec.type_name} is expected, not a boolean")
+            raise ValueError(f"a value of type {spec.type_name} is expected, not a boolean")
         return value
 
     @field_validator("*", mode="after")

@@ -1,4 +1,4 @@
-"""`baton check-env`: what works on this machine, what does not, and how to mend it. Exit code 1 when something needed lacks."""
+"""`baton check-env`: what works on this machine, what does not, how to mend it. Exit code 1: something needed lacks."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _MARKS = {"ready": "[green]ready[/]", "restarting": "[yellow]restarting[/]", "st
 
 
 class Output:
-    """Listener of the supervisor. `level`: least severe level shown. `stream`: stdout by default."""
+    """Shows lines and events of the supervisor. `level`: least severe level shown. `stream`: stdout by default."""
 
     def __init__(self, *, format: str = "console", level: str = "info", width: int = 8, stream: IO[str] | None = None):
         self._stream = sys.stdout if stream is None else stream
@@ -48,9 +48,6 @@ class Output:
         level = line.level or ("debug" if state.spec.quiet else "info")
         if _LEVELS.index(level if level in _LEVELS else "info") >= self._least:
             self._show(state.spec.name, state.spec.kind, line)
-
-    def changed(self, state: ChildState) -> None:
-        self.refresh()
 
     def ended(self, state: ChildState, how: str, delay_s: float) -> None:
         if state.spec.quiet:  # its lines were not shown, and say why it ended

@@ -22,9 +22,7 @@ class UpSettings(Settings):
     port: int = setting(8000, "port of the HTTP API; 0 = any free one", ge=0, le=65535)
     kv_memory_bytes: int | None = setting(None, "KV pool of each worker; none = up to 256MiB", unit="bytes", ge=1)
     page_size: int | None = setting(None, "token positions in a KV page; none = 16", unit="tokens", ge=1)
-    dtype: str | None = setting(
-        None, "computation and KV cache, else the checkpoint's", choices=("auto", "float32", "bfloat16", "float16")
-    )
+    dtype: str | None = setting(None, "of computation and KV cache", choices=("auto", "float32", "bfloat16", "float16"))
     threads: int | None = setting(None, "CPU threads of each worker; none = 1 on small machines", ge=1)
     transport: str | None = setting(None, "carrier of KV pages; none = UCX where it loads", choices=("ucx", "tcp"))
     redis_url: str = setting("", "Redis to use; empty = an own one, private and in memory", unit="URL")

@@ -19,21 +19,35 @@ from baton.cli.up.supervisor import ChildState
 FILE = "status.json"
 
 
-def write_status(folder: Path, *, url: str, model: str, ready: bool, children: Sequence[ChildState]) -> None:
-    """Write the file so that readers see either the old or the new content, never a part."""
-    services = [
-        {
-            "name": child.spec.name,
-            "kind": child.spec.kind,
-            "pid": child.pid,
-            "phase": child.phase,
-            "starts": child.starts,
-            "address": child.spec.address,
-            "metrics": child.spec.metrics,
-        }
-        for child in children
-    ]
-    content = {"pid": os.getpid(), "url": url, "model": model, "ready": ready, "services": services}
-    draft = folder / f"{FILE}.new"
-    draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    draft.replace(folder / FILE)
+class StatusFile:
+    """Keeps `status.json` in `folder` true to `children`."""
+
+    def __init__(self, folder: Path, url: str, model: str, children: Sequence[ChildState]) -> None:
+        self.path = folder / FILE
+        self.ready = False
+        self._url = url
+        self._model = model
+        self._children = children
+        self._written = ""
+
+    def update(self) -> None:
+        """Write the file if anything changed, so that readers see either the old or the new content, never a part."""
+        services = [
+            {
+                "name": child.spec.name,
+                "kind": child.spec.kind,
+                "pid": child.pid,
+                "phase": child.phase,
+                "starts": child.starts,
+                "address": child.spec.address,
+                "metrics": child.spec.metrics,
+            }
+            for child in self._children
+        ]
+        own = {"pid": os.getpid(), "url": self._url, "model": self._model, "ready": self.ready}
+        text = json.dumps({**own, "services": services}, indent=1)
+        if text != self._written:
+            draft = self.path.with_suffix(".new")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(self.path)
+            self._written = text

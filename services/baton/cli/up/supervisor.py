@@ -50,6 +50,9 @@ class Listener(Protocol):
     def ended(self, state: ChildState, how: str, delay_s: float) -> None:
         """The child ended unexpectedly and is started again after `delay_s`."""
 
+    def stopping(self) -> None:
+        """All children are being ended."""
+
 
 class Supervisor:
     """Runs `specs` until cancelled. `clock` and `sleep` (seconds) are injected by tests."""
@@ -75,6 +78,7 @@ class Supervisor:
             for task in done:
                 task.result()
         finally:
+            self._listener.stopping()
             await cancel_and_wait(*(task for task, child in tasks.items() if not child.spec.last))
             await cancel_and_wait(*tasks)
 
