@@ -40,17 +40,16 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """Positions `start:end` of a request, computed in this step; logits are wanted of `logits_start:end`."""
+    """Positions `start:end` of a request, computed in this step; logits are wanted of `logits_start:end`.
+
+    `draws`: the row reaches the request's last token, so that the next one is drawn.
+    """
 
     request: RequestState
     start: int
     end: int
     logits_start: int
-
-    @property
-    def draws(self) -> bool:
-        """The row reaches the request's last token, so the next one can be drawn."""
-        return self.end == len(self.request.tokens)
+    draws: bool
 
 
 @dataclass(slots=True)

@@ -140,7 +140,7 @@ class Scheduler:
                 self._preempt_last(plan)
             if request.phase is Phase.DECODING:
                 end = len(request.tokens)
-                plan.rows.append(PlannedRow(request, end - 1, end, end - 1))
+                plan.rows.append(PlannedRow(request, end - 1, end, end - 1, draws=True))
         plan.decode_rows = len(plan.rows)
 
     def _preempt_last(self, plan: StepPlan) -> None:
@@ -172,7 +172,7 @@ class Scheduler:
             return 0
         draws = end == len(request.tokens)
         logits_start = start if request.prompt_logprobs is not None else end - draws
-        plan.rows.append(PlannedRow(request, start, end, logits_start))
+        plan.rows.append(PlannedRow(request, start, end, logits_start, draws))
         plan.extend_tokens += end - start
         return end - start
 
