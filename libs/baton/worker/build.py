@@ -12,7 +12,9 @@ import torch
 from baton.core.errors import ConfigError
 from baton.core.layout import RESERVED_PAGES
 from baton.engine.api import HandoffListener
-from baton.engine.engine import EngineConfig, EngineCore
+from baton.engine.engine import EngineCore
+from baton.engine.intake import Limits
+from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
 from baton.engine.runner import TorchModelRunner
 from baton.kv.memory import PoolMemory
@@ -30,6 +32,12 @@ class BuiltModel:
     runner: TorchModelRunner
     memory: PoolMemory
     config: EngineConfig
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Most tokens of one request: what the model and its pool allow."""
+        layout, pages = self.runner.layout, self.memory.pages - RESERVED_PAGES
+        return Limits(self.runner.vocab_size, self.runner.max_context_tokens, pages, layout.page_size).request_tokens
 
     def make_engine(self, listener: HandoffListener | None) -> EngineCore:
         pool = KvPool(self.runner.layout, self.memory.pages, self.memory.buffer)

@@ -68,7 +68,7 @@ class _Worker:
             model=settings.served_name or Path(settings.model).resolve().name,
             layout=layout_to_pb(layout),
             pages=built.memory.pages,
-            max_context_tokens=built.runner.max_context_tokens,
+            max_context_tokens=built.max_context_tokens,
             max_batch_tokens=settings.max_batch_tokens,
             max_running=settings.max_running,
         )
