@@ -1,0 +1,101 @@
+"""The model runner: a checkpoint brought to life over a bound pool.
+
+What a worker loads at start and the engine calls once per step. Knows batches, not requests, and neither samples
+nor allocates pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from baton.core.errors import ConfigError
+from baton.core.layout import DTYPE_BYTES, KvLayout
+from baton.engine.attention import TorchAttention
+from baton.engine.batch import StepBatch
+from baton.engine.model.config import DecoderConfig, load_config
+from baton.engine.model.decoder import Decoder
+from baton.engine.model.files import model_revision
+from baton.engine.model.weights import DecoderWeights, Progress, load_weights, stored_dtype
+
+
+class TorchModelRunner:
+    """`ModelRunner` (baton.engine.batch) of plain torch operations. Use from one thread at a time."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        layout: KvLayout,
+        max_context_tokens: int | None = None,
+    ) -> None:
+        limit = config.context_tokens
+        if max_context_tokens is not None and not 1 <= max_context_tokens <= limit:
+            raise ConfigError(f"max_context_tokens is {max_context_tokens}; the model allows 1 to {limit}")
+        self.config = config
+        self.layout = layout
+        self.vocab_size = config.vocab_size
+        self.max_context_tokens = max_context_tokens or limit
+        self.eos_token_ids = config.eos_token_ids
+        self._attention = TorchAttention(layout, config.windows)
+        self._decoder = Decoder(config, weights, self._attention)
+        self._bound = False
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        dtype: str = "auto",
+        page_size: int = 16,
+        device: str = "cpu",
+        progress: Progress | None = None,
+        max_context_tokens: int | None = None,
+    ) -> TorchModelRunner:
+        """Load the checkpoint folder `path`.
+
+        `dtype` is float32, bfloat16, float16, or auto: what the checkpoint is stored in, but float32 for a float16
+        checkpoint on a CPU, where float16 products are slow and imprecise. Pages hold the same dtype.
+        `progress(done_bytes, total_bytes)` is called while weights are read.
+        Raises CheckpointError (naming the file or tensor) or ConfigError (naming the setting).
+        """
+        if dtype != "auto" and dtype not in DTYPE_BYTES:
+            raise ConfigError(f"dtype is {dtype!r}; it must be auto, {', '.join(DTYPE_BYTES)}")
+        if page_size < 1:
+            raise ConfigError(f"page_size is {page_size}; it must be at least 1 token")
+        config = load_config(path)
+        if dtype == "auto":
+            dtype = stored_dtype(path)
+            if dtype == "float16" and torch.device(device).type == "cpu":
+                dtype = "float32"
+        layout = KvLayout(
+            model_revision=model_revision(path),
+            dtype=dtype,
+            layers=config.layers,
+            page_size=page_size,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+        )
+        weights = load_weights(path, config, getattr(torch, dtype), device, progress)
+        return cls(config, weights, layout, max_context_tokens)
+
+    def bind_pool(self, pool: torch.Tensor) -> None:
+        """Use `pool`, [layers, pages, 2, page_size, kv_heads, head_dim], for K and V; it stays the caller's.
+
+        Raises ConfigError when shape or dtype are not those of `layout`.
+        """
+        self._attention.bind_pool(pool)
+        self._bound = True
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        """Write K and V of the batch's tokens, and return float32 logits [L, V] of `batch.logit_rows`.
+
+        `on_layer(l)` is called when layer l's K and V are in the pool, before that layer attends: what reads them
+        elsewhere has the rest of the layer's time, and that of the layers after it. The result is an inference
+        tensor: change it in place only under `torch.inference_mode`.
+        """
+        if not self._bound:
+            raise ConfigError("no pool is bound; call bind_pool before forward")
+        return self._decoder.forward(batch, on_layer)

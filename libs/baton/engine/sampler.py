@@ -1,0 +1,245 @@
+"""From logits to tokens: a pure function of logits, parameters, seed and position.
+
+Last act of a step on the device. The same request draws the same tokens on any worker, in any batch and after a
+resume, because its randomness is counted, not consumed: noise is a function of (seed, position, token id).
+Knows nothing of requests, stop conditions or grammars.
+
+A row's logits pass through, in this order: logit bias, repetition penalty (over prompt and output; Keskar et al. 2019,
+"CTRL"), frequency and presence penalty (over the output), minimum length (end-of-sequence and stop tokens barred),
+temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), draw. Tokens exactly as likely as the
+last one kept are kept too, so that a cut does not depend on how ties are sorted. Logprobs are of the model's own
+distribution: before all of that.
+
+The draw is Gumbel-max rather than an inverse CDF: when logits differ by rounding (other batch, other worker), the
+token changes with a probability of about that difference, while a CDF shifts at all its boundaries at once. It runs
+in two stages, first over buckets of the vocabulary by their log-sum-exp, then within the bucket: the distribution is
+the same, and noise is needed for V / 256 + 256 items instead of V.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from baton.core.errors import InternalError, InvalidRequest
+from baton.core.sampling import SEED_MASK, SamplingParams
+from baton.engine.api import TokenLogprob
+from baton.engine.philox import gumbel
+
+_BUCKET = 256
+_HEAD = 256  # how many of the likeliest tokens top-p sorts at first, and by what factor it looks further
+_HEAD_GROWTH = 16
+_MIN_TEMPERATURE = 1e-30
+
+
+class NonFiniteLogits(InternalError):
+    """Rows of the batch have no finite greatest logit, so nothing can be drawn; `rows` are their indices."""
+
+    def __init__(self, rows: list[int], message: str) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """What the draw of one row depends on.
+
+    `position` is the absolute position of the token being drawn. `prompt_ids` and `output_ids` are read only by
+    penalties, `output_len` (tokens of output so far, over all attempts) and `eos_token_ids` only by `min_tokens`.
+    """
+
+    params: SamplingParams
+    position: int
+    prompt_ids: Sequence[int] = ()
+    output_ids: Sequence[int] = ()
+    output_len: int = 0
+    eos_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One token per row, and its logprobs where the row's `top_logprobs` is not None."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprob | None]
+
+
+def check_params(params: SamplingParams, vocab_size: int) -> None:
+    """Raise InvalidRequest when `params` name tokens that the model does not have."""
+    for name, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+        for token in token_ids:
+            if not 0 <= token < vocab_size:
+                raise InvalidRequest(f"{name} names token {token}; ids are 0 to {vocab_size - 1}", param=name)
+
+
+@torch.inference_mode()
+def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> SampleResult:
+    """Draw one token per row from float32 logits [N, V], which are left as they are.
+
+    Raises NonFiniteLogits, an InternalError, naming rows whose logits hold NaN or +inf or nothing but -inf.
+    """
+    if len(rows) != len(logits):
+        raise InternalError(f"{len(rows)} rows to sample from {len(logits)} rows of logits")
+    if not rows:
+        return SampleResult([], [])
+    token_ids = _greatest(logits)
+    altered = [i for i, row in enumerate(rows) if not row.params.plain]
+    if altered:
+        logits_after = logits.clone()
+        for i in altered:
+            _alter(logits_after[i], rows[i])
+        token_ids[altered] = _greatest(logits_after[altered], altered)
+    else:
+        logits_after = logits
+    drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
+    if drawn:
+        token_ids[drawn] = _draw(logits_after[drawn], [rows[i] for i in drawn])
+    return SampleResult(token_ids.tolist(), _row_logprobs(logits, token_ids, rows))
+
+
+@torch.inference_mode()
+def prompt_logprobs(logits: torch.Tensor, next_token_ids: Sequence[int], k: int) -> list[TokenLogprob]:
+    """Logprobs of the tokens that followed in the prompt, and of the `k` likeliest: logits [L, V], L token ids."""
+    token_ids = torch.as_tensor(next_token_ids, dtype=torch.int64, device=logits.device)
+    return _logprobs(logits, token_ids, [k] * len(logits))
+
+
+def _greatest(logits_NV: torch.Tensor, names: Sequence[int] | None = None) -> torch.Tensor:
+    """Ids of the greatest logits [N]; the greatest is finite unless the row is unusable. `names`: the rows' indices."""
+    best_N, ids_N = logits_NV.max(dim=-1)
+    if not bool(torch.isfinite(best_N).all()):
+        bad = [i for i, value in enumerate(best_N.tolist()) if not math.isfinite(value)]
+        rows = [names[i] for i in bad] if names is not None else bad
+        raise NonFiniteLogits(rows, f"logits of batch rows {rows} have no finite maximum: {best_N[bad].tolist()}")
+    return ids_N
+
+
+def _alter(logits_V: torch.Tensor, row: SampleRow) -> None:
+    """Apply bias, penalties and minimum length of one row, in place."""
+    params, device = row.params, logits_V.device
+    if params.logit_bias:
+        logits_V[_ids(params.logit_bias, device)] += torch.tensor(list(params.logit_bias.values()), device=device)
+    if params.repetition_penalty != 1.0:
+        seen = torch.cat((_ids(row.prompt_ids, device), _ids(row.output_ids, device))).unique()
+        values = logits_V[seen]
+        penalty = params.repetition_penalty
+        logits_V[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    if params.frequency_penalty or params.presence_penalty:
+        emitted, counts = _ids(row.output_ids, device).unique(return_counts=True)
+        logits_V[emitted] -= params.frequency_penalty * counts + params.presence_penalty
+    if row.output_len < params.min_tokens:
+        barred = set(params.stop_token_ids) | (set() if params.ignore_eos else row.eos_token_ids)
+        logits_V[_ids((token for token in barred if token < len(logits_V)), device)] = -math.inf
+
+
+def _ids(token_ids: Iterable[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(list(token_ids), dtype=torch.int64, device=device)
+
+
+def _draw(logits_RV: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
+    """One token id per row, drawn after temperature and cuts. Overwrites `logits_RV`."""
+    device = logits_RV.device
+    params = [row.params for row in rows]
+    temperatures = torch.tensor([p.temperature for p in params], device=device).clamp_min(_MIN_TEMPERATURE)
+    # Relative to the greatest, which becomes 0, so that no temperature overflows.
+    logits_RV.sub_(logits_RV.max(dim=-1, keepdim=True).values).div_(temperatures[:, None])
+    _cut_top_k(logits_RV, [p.top_k for p in params])
+    _cut_top_p(logits_RV, [p.top_p for p in params])
+    _cut_min_p(logits_RV, [p.min_p for p in params])
+    seeds_R = torch.tensor([_as_int64(p.seed) for p in params], dtype=torch.int64, device=device)
+    positions_R = torch.tensor([row.position for row in rows], dtype=torch.int64, device=device)
+    return _gumbel_max(logits_RV, seeds_R, positions_R)
+
+
+def _gumbel_max(logits_RV: torch.Tensor, seeds_R: torch.Tensor, positions_R: torch.Tensor) -> torch.Tensor:
+    buckets_RNC = F.pad(logits_RV, (0, -logits_RV.shape[1] % _BUCKET), value=-math.inf).unflatten(1, (-1, _BUCKET))
+    mass_RN = buckets_RNC.logsumexp(dim=-1).double()
+    bucket_R = (mass_RN + gumbel(seeds_R, positions_R, 0, mass_RN.shape[1])).argmax(dim=-1)
+    within_RC = buckets_RNC[torch.arange(len(bucket_R), device=bucket_R.device), bucket_R].double()
+    return bucket_R * _BUCKET + (within_RC + gumbel(seeds_R, positions_R, 1, _BUCKET)).argmax(dim=-1)
+
+
+def _cut_top_k(logits_RV: torch.Tensor, top_k: Sequence[int]) -> None:
+    """Bar all but the k likeliest tokens of each row; 0 is no cut."""
+    cut = [i for i, k in enumerate(top_k) if 0 < k < logits_RV.shape[1]]
+    if cut:
+        ks = torch.tensor([top_k[i] for i in cut], device=logits_RV.device)
+        head = _select(logits_RV, cut).topk(int(ks.max())).values
+        _bar_below(logits_RV, cut, head.gather(1, ks[:, None] - 1))
+
+
+def _cut_top_p(logits_RV: torch.Tensor, top_p: Sequence[float]) -> None:
+    """Bar all but the smallest set of likeliest tokens that has a probability of at least `top_p`; 1 is no cut.
+
+    Only as many of the likeliest tokens are sorted as turn out to be needed.
+    """
+    cut = [i for i, p in enumerate(top_p) if p < 1.0]
+    width = min(_HEAD, logits_RV.shape[1])
+    while cut:
+        wanted = torch.tensor([top_p[i] for i in cut], dtype=torch.float64, device=logits_RV.device)[:, None]
+        logits = _select(logits_RV, cut)
+        head = logits.topk(width).values
+        reached = (head - logits.logsumexp(dim=-1, keepdim=True)).double().exp().cumsum(dim=-1) >= wanted
+        if width == logits_RV.shape[1]:
+            reached[:, -1] = True  # all of it is enough, whatever rounding says
+        found = reached.any(dim=-1)
+        least = head.gather(1, reached.int().argmax(dim=-1, keepdim=True))
+        done = found.tolist()
+        _bar_below(logits_RV, [i for i, ok in zip(cut, done, strict=True) if ok], least[found])
+        cut = [i for i, ok in zip(cut, done, strict=True) if not ok]
+        width = min(width * _HEAD_GROWTH, logits_RV.shape[1])
+
+
+def _cut_min_p(logits_RV: torch.Tensor, min_p: Sequence[float]) -> None:
+    """Bar tokens less likely than `min_p` times the likeliest, whose logit is 0; 0 is no cut."""
+    cut = [i for i, p in enumerate(min_p) if p > 0.0]
+    if cut:
+        _bar_below(logits_RV, cut, torch.tensor([[math.log(min_p[i])] for i in cut], device=logits_RV.device))
+
+
+def _select(logits_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """These rows, in rising order; no copy when they are all."""
+    return logits_RV if len(rows) == len(logits_RV) else logits_RV[rows]
+
+
+def _bar_below(logits_RV: torch.Tensor, rows: Sequence[int], least_C1: torch.Tensor) -> None:
+    least_R1 = logits_RV.new_full((len(logits_RV), 1), -math.inf)
+    least_R1[rows] = least_C1
+    logits_RV.masked_fill_(logits_RV < least_R1, -math.inf)
+
+
+def _row_logprobs(
+    logits: torch.Tensor, token_ids: torch.Tensor, rows: Sequence[SampleRow]
+) -> list[TokenLogprob | None]:
+    result: list[TokenLogprob | None] = [None] * len(rows)
+    wanted = [(i, row.params.top_logprobs) for i, row in enumerate(rows) if row.params.top_logprobs is not None]
+    if wanted:
+        picked = [i for i, _ in wanted]
+        found = _logprobs(logits[picked], token_ids[picked], [k for _, k in wanted])
+        for i, logprob in zip(picked, found, strict=True):
+            result[i] = logprob
+    return result
+
+
+def _logprobs(logits_LV: torch.Tensor, token_ids_L: torch.Tensor, top: Sequence[int]) -> list[TokenLogprob]:
+    """Raw log-softmax of the given tokens, and of the `top[i]` likeliest of row i."""
+    if not top:
+        return []
+    total_L1 = logits_LV.logsumexp(dim=-1, keepdim=True)
+    chosen = (logits_LV.gather(1, token_ids_L[:, None]) - total_L1)[:, 0].tolist()
+    head = logits_LV.topk(min(max(top), logits_LV.shape[1]))
+    values, ids = (head.values - total_L1).tolist(), head.indices.tolist()
+    return [
+        TokenLogprob(token, chosen[i], tuple(zip(ids[i][: top[i]], values[i][: top[i]], strict=True)))
+        for i, token in enumerate(token_ids_L.tolist())
+    ]
+
+
+def _as_int64(seed: int) -> int:
+    """The signed integer with the same low 64 bits."""
+    seed &= SEED_MASK
+    return seed - (1 << 64) if seed >> 63 else seed

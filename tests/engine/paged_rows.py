@@ -1,0 +1,82 @@
+"""Hand-made steps for tests of the model: rows in a pool whose pages are shuffled and were left dirty."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.engine.batch import StepBatch
+
+
+def make_batch(rows: Sequence[tuple[Sequence[int], int, Sequence[int]]], page_size: int, all_logits: bool) -> StepBatch:
+    """A step of rows (new token ids, cached_len, page ids); logits of all new tokens, or of each row's last."""
+    token_ids, positions, slots, starts, logit_rows = [], [], [], [0], []
+    for new, cached, pages in rows:
+        where = range(cached, cached + len(new))
+        token_ids += new
+        positions += where
+        slots += [pages[p // page_size] * page_size + p % page_size for p in where]
+        logit_rows += range(starts[-1] if all_logits else starts[-1] + len(new) - 1, starts[-1] + len(new))
+        starts.append(starts[-1] + len(new))
+    width = max(len(pages) for _, _, pages in rows)
+    seq_lens = [cached + len(new) for new, cached, _ in rows]
+    return StepBatch(
+        token_ids=torch.tensor(token_ids),
+        positions=torch.tensor(positions),
+        slots=torch.tensor(slots),
+        q_starts=torch.tensor(starts, dtype=torch.int32),
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
+        page_table=torch.tensor([[*pages, *[0] * (width - len(pages))] for _, _, pages in rows], dtype=torch.int32),
+        logit_rows=torch.tensor(logit_rows),
+        q_lens_host=[len(new) for new, _, _ in rows],
+        seq_lens_host=seq_lens,
+    )
+
+
+@dataclass
+class Row:
+    tokens: list[int]
+    cached: int = 0
+    pages: list[int] = field(default_factory=list)
+
+
+class PagedModel:
+    """A runner over its own pool, whose every byte was NaN before: reading a slot nobody wrote shows at once."""
+
+    def __init__(self, runner, pages: int = 400, seed: int = 0) -> None:
+        layout: KvLayout = runner.layout
+        shape = (layout.layers, pages, 2, layout.page_size, layout.kv_heads, layout.head_dim)
+        self.pool = torch.full(shape, float("nan"), dtype=getattr(torch, layout.dtype))
+        runner.bind_pool(self.pool)
+        self.runner = runner
+        self._free = random.Random(seed).sample(range(RESERVED_PAGES, pages), pages - RESERVED_PAGES)
+
+    def step(
+        self,
+        work: Sequence[tuple[Row, int]],
+        all_logits: bool = False,
+        on_layer: Callable[[int], None] | None = None,
+    ) -> torch.Tensor:
+        """Run the next `n` tokens of each row in one step; logits [L, V]."""
+        batch_rows = []
+        for row, n in work:
+            while len(row.pages) * self.runner.layout.page_size < row.cached + n:
+                row.pages.append(self._free.pop())
+            batch_rows.append((row.tokens[row.cached : row.cached + n], row.cached, row.pages))
+            assert len(batch_rows[-1][0]) == n
+        logits = self.runner.forward(make_batch(batch_rows, self.runner.layout.page_size, all_logits), on_layer)
+        for row, n in work:
+            row.cached += n
+        return logits
+
+    def greedy(self, row: Row, count: int) -> list[int]:
+        """Extend the row and append `count` greedy tokens, one step each."""
+        start = len(row.tokens)
+        while len(row.tokens) < start + count:
+            logits = self.step([(row, len(row.tokens) - row.cached)])
+            row.tokens.append(int(logits[-1].argmax()))
+        return row.tokens[start:]
