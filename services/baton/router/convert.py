@@ -1,0 +1,93 @@
+"""Worker messages <-> the router's own nouns (ports.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from baton.router.ports import AgentInfo, Assignment, Fetch, Finish, Load, Offer, Row, WorkerInfo
+from baton.rpc.convert import attempt_to_pb, layout_from_pb, sampling_to_pb
+from baton.rpc.v1 import common_pb2, worker_pb2
+
+_FINISH = {
+    common_pb2.FINISH_REASON_UNSPECIFIED: None,
+    common_pb2.FINISH_REASON_STOP: Finish.STOP,
+    common_pb2.FINISH_REASON_LENGTH: Finish.LENGTH,
+    common_pb2.FINISH_REASON_CANCELLED: Finish.CANCELLED,
+}
+FINISH_TO_PB = {finish: number for number, finish in _FINISH.items()}
+
+
+def worker_info(message: worker_pb2.WorkerDescription) -> WorkerInfo:
+    agent = message.agent
+    return WorkerInfo(
+        worker_id=message.worker_id,
+        epoch=message.epoch,
+        role=message.role,
+        model=message.model,
+        layout=layout_from_pb(message.layout),
+        pages=message.pages,
+        max_context_tokens=message.max_context_tokens,
+        max_running=message.max_running,
+        agent=AgentInfo(agent.address, agent.epoch, agent.transport) if message.HasField("agent") else None,
+        address=message.address,
+    )
+
+
+def load(message: worker_pb2.Load) -> Load:
+    return Load(
+        running=message.running,
+        waiting=message.waiting,
+        free_pages=message.free_pages,
+        evictable_pages=message.evictable_pages,
+        waiting_extend_tokens=message.waiting_extend_tokens,
+        extend_tokens_per_s=message.extend_tokens_per_s,
+        decode_step_s=message.decode_step_s,
+        handoff_bytes_per_s=message.handoff_bytes_per_s,
+    )
+
+
+def rows(frame: worker_pb2.StepFrame) -> Iterator[tuple[int, Row]]:
+    """(ref, row) of a packed frame. Raises ValueError when its arrays do not fit together."""
+    token_ids = list(frame.token_ids)
+    if len(token_ids) != sum(frame.counts):
+        raise ValueError(f"frame {frame.step} counts {sum(frame.counts)} tokens and holds {len(token_ids)}")
+    logprobs = {entry.ref: entry for entry in frame.logprobs}
+    start = 0
+    for ref, count, finish in zip(frame.refs, frame.counts, frame.finish, strict=True):
+        entry = logprobs.get(ref)
+        yield (
+            ref,
+            Row(
+                token_ids[start : start + count],
+                _FINISH[finish],
+                entry.tokens if entry else (),
+                entry.prompt if entry else (),
+            ),
+        )
+        start += count
+
+
+def assign_message(ref: int, assignment: Assignment) -> worker_pb2.WorkerRequest:
+    message = worker_pb2.Assign(
+        ref=ref,
+        attempt=attempt_to_pb(assignment.attempt),
+        token_ids=assignment.token_ids,
+        prompt_tokens=assignment.prompt_tokens,
+        sampling=sampling_to_pb(assignment.sampling),
+        priority=assignment.priority,
+        deadline_ms=max(1, int(assignment.deadline_s * 1000)),
+        cache_salt=assignment.cache_salt,
+        lora=assignment.lora,
+    )
+    match assignment.stage:
+        case Offer(decode_worker_id):
+            message.offer.decode_worker_id = decode_worker_id
+        case Fetch(worker_id, worker_epoch, agent):
+            message.fetch.worker_id = worker_id
+            message.fetch.worker_epoch = worker_epoch
+            message.fetch.agent.CopyFrom(
+                worker_pb2.AgentDescription(address=agent.address, epoch=agent.epoch, transport=agent.transport)
+            )
+        case _:
+            message.run_all.SetInParent()
+    return worker_pb2.WorkerRequest(assign=message)

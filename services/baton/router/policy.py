@@ -1,0 +1,280 @@
+"""Placement: which workers run a request. Pure: no I/O, no clock, no state; a simulator runs the same code.
+
+A request runs on a pair (prefill, decode), or whole on one worker: any unified one, a decode worker that holds all but
+a short suffix of it (or when no pair exists), a prefill worker when only one token is wanted.
+
+The price of a candidate is in seconds:
+
+    prefill work ahead and the request's own uncached tokens, at the worker's measured rate
+  + the part of the handoff that the prompt's computation does not hide (reads overlap layer by layer)
+  + the decode side: queue, missing pages, the step time over the target for the next tokens
+  + what running whole costs others: the decoding requests of that worker wait while it extends
+  + a penalty for workers that failed or fell silent lately
+
+The cheapest wins; candidates within a hair of it share by turns. A request that has failed somewhere goes to the
+candidates that failed it least, and rather waits for one of those than tries the others again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+# Used until a worker has measured its own: they only matter relative to each other.
+PRIOR_EXTEND_TOKENS_PER_S = 2_000.0
+PRIOR_DECODE_STEP_S = 0.02
+PRIOR_HANDOFF_BYTES_PER_S = 1e9
+
+PRICED_STEPS = 32  # how many tokens' time a crowded decode batch is charged for
+PAGES_AHEAD_TOKENS = 256  # output that a decode worker should have room for at once
+PAGE_WAIT_STEPS = 128  # steps until somebody else's pages come free
+OTHERS_SHARE = 0.5  # chunked prefill slows the running requests down to about half
+TIE_S = 0.0005
+TIE_SHARE = 0.02
+PAIRED = 8  # of each role, the best ones are tried with each other
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """One connected worker. `pending_*`: decisions that its load report does not show yet.
+
+    `transport` is empty while it has no agent. `role`: prefill | decode | unified.
+    """
+
+    worker_id: str
+    role: str
+    model: str
+    fingerprint: str
+    token_limit: int
+    page_size: int = 16
+    layers: int = 1
+    kv_bytes_per_token: int = 0
+    transport: str = ""
+    max_running: int = 0
+    running: int = 0
+    waiting: int = 0
+    free_pages: int = 0
+    evictable_pages: int = 0
+    waiting_extend_tokens: int = 0
+    extend_tokens_per_s: float = 0.0
+    decode_step_s: float = 0.0
+    handoff_bytes_per_s: float = 0.0
+    pending_requests: int = 0
+    pending_extend_tokens: int = 0
+    pending_pages: int = 0
+    penalty_s: float = 0.0
+
+    @property
+    def requests(self) -> int:
+        return self.running + self.waiting + self.pending_requests
+
+    @property
+    def extend_rate(self) -> float:
+        return self.extend_tokens_per_s or PRIOR_EXTEND_TOKENS_PER_S
+
+    @property
+    def backlog_s(self) -> float:
+        """Prefill work ahead of a new request."""
+        return (self.waiting_extend_tokens + self.pending_extend_tokens) / self.extend_rate
+
+    @property
+    def step_s(self) -> float:
+        return self.decode_step_s or PRIOR_DECODE_STEP_S
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """`tokens`: prompt and what was emitted. `remaining`: tokens still wanted. `failed`: by worker, how often."""
+
+    model: str
+    tokens: int
+    remaining: int
+    failed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The settings that placement knows (settings.py)."""
+
+    backlog_s: float = 4.0
+    local_extend_tokens: int = 64
+    inter_token_s: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """`prefill` extends the prompt; `decode` is None when the same worker runs the request to its end.
+
+    `extend_tokens` are to be computed; `predicted_s` is the time to the first token.
+    """
+
+    prefill: str
+    decode: str | None
+    reason: str
+    predicted_s: float
+    extend_tokens: int
+    price_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoPlacement:
+    """`busy`: there are workers, all full. Otherwise nobody can run it now, for `reason`."""
+
+    busy: bool
+    reason: str
+
+
+def place(
+    request: RequestFacts,
+    fleet: Sequence[WorkerFacts],
+    cached_tokens: Mapping[str, int],
+    limits: Limits,
+    turn: int,
+) -> Placement | NoPlacement:
+    """Choose. `cached_tokens`: leading tokens of the request that each worker holds. `turn` spreads ties."""
+    able = [w for w in fleet if w.model == request.model and w.token_limit > request.tokens]
+    if not able:
+        return NoPlacement(busy=False, reason=f"no worker for model {request.model!r} is connected")
+    costs = {w.worker_id: _Costs.of(w, request, cached_tokens.get(w.worker_id, 0), limits) for w in able}
+    candidates = _candidates(request, able, costs, limits)
+    if not candidates:
+        return NoPlacement(busy=False, reason="only prefill workers are connected; a decode or unified one is missing")
+    least = min(candidate.failures for candidate in candidates)
+    open_ones = [c for c in candidates if c.has_room and (c.failures == least or not request.failed)]
+    if not open_ones:
+        return NoPlacement(busy=True, reason="every worker is full")
+    return _cheapest(open_ones, turn).placement
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What one worker would cost, apart from its partner. All in seconds but `extend_tokens`."""
+
+    worker: WorkerFacts
+    extend_tokens: int
+    extend_s: float
+    first_token_s: float
+    decode_s: float
+    transfer_tokens: int
+    has_slot: bool
+    backlogged: bool
+
+    @classmethod
+    def of(cls, worker: WorkerFacts, request: RequestFacts, cached: int, limits: Limits) -> _Costs:
+        extend_tokens = request.tokens - min(cached, request.tokens - 1)  # the last token is always computed
+        extend_s = extend_tokens / worker.extend_rate
+        slots = worker.max_running + max(2, worker.max_running // 4)
+        return cls(
+            worker=worker,
+            extend_tokens=extend_tokens,
+            extend_s=extend_s,
+            first_token_s=worker.backlog_s + extend_s,
+            decode_s=_decode_s(worker, request, cached, limits),
+            transfer_tokens=request.tokens - cached // worker.page_size * worker.page_size,
+            has_slot=not worker.max_running or worker.requests < slots,
+            backlogged=worker.backlog_s > limits.backlog_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    placement: Placement
+    failures: int
+    has_room: bool
+
+
+def _decode_s(worker: WorkerFacts, request: RequestFacts, cached: int, limits: Limits) -> float:
+    """Queue, pages and pressure of one more request on a decode batch."""
+    batch = worker.running + worker.pending_requests
+    step_s = worker.step_s * (1 + 1 / (8 + batch))  # a step is dominated by the weights, not by one more row
+    steps = min(request.remaining, PRICED_STEPS)
+    pressure_s = steps * max(0.0, step_s - limits.inter_token_s)
+    fullness_s = step_s * (batch + 1) / (worker.max_running or 64)
+    queue_s = worker.waiting * step_s * PRICED_STEPS / (worker.max_running or 64)
+    tokens = request.tokens + min(request.remaining, PAGES_AHEAD_TOKENS) - cached
+    free_pages = worker.free_pages + worker.evictable_pages - worker.pending_pages
+    short_of_pages = tokens > max(0, free_pages) * worker.page_size
+    return pressure_s + fullness_s + queue_s + (PAGE_WAIT_STEPS * step_s if short_of_pages else 0.0)
+
+
+def _candidates(
+    request: RequestFacts, able: Sequence[WorkerFacts], costs: Mapping[str, _Costs], limits: Limits
+) -> list[_Candidate]:
+    whole = [(costs[w.worker_id], "unified") for w in able if w.role == "unified"]
+    if request.remaining == 1:
+        whole += [(costs[w.worker_id], "one token") for w in able if w.role == "prefill"]
+    pairs = _pairs(able, costs) if request.remaining > 1 else []
+    found = [_whole(cost, request, reason, 0) for cost, reason in whole] + [
+        _pair(prefill, decode, request) for prefill, decode in pairs
+    ]
+    for worker in able:
+        cost = costs[worker.worker_id]
+        if worker.role != "decode":
+            continue
+        if cost.extend_tokens < request.tokens and cost.extend_tokens <= limits.local_extend_tokens:
+            found.append(_whole(cost, request, "short suffix", 0))
+        elif not whole and (not pairs or request.failed):
+            # A decode worker can do it all; that is the way out when nothing can be handed over to it.
+            found.append(_whole(cost, request, "no pair" if not pairs else "pair failed", 1 if pairs else 0))
+    return found
+
+
+def _pairs(able: Sequence[WorkerFacts], costs: Mapping[str, _Costs]) -> list[tuple[_Costs, _Costs]]:
+    """Pairs that can hand over to each other: equal layout and transport."""
+    groups: dict[tuple[str, str], list[WorkerFacts]] = defaultdict(list)
+    for worker in able:
+        if worker.transport:
+            groups[worker.fingerprint, worker.transport].append(worker)
+    pairs = []
+    for group in groups.values():
+        prefills = _best((costs[w.worker_id] for w in group if w.role == "prefill"), prefill=True)
+        decodes = _best((costs[w.worker_id] for w in group if w.role == "decode"), prefill=False)
+        pairs += [(prefill, decode) for prefill in prefills for decode in decodes]
+    return pairs
+
+
+def _best(costs: Iterable[_Costs], *, prefill: bool) -> list[_Costs]:
+    """The few that are worth pairing: with room first, then by price."""
+
+    def key(cost: _Costs) -> tuple[bool, float, str]:
+        price_s = cost.first_token_s if prefill else cost.decode_s
+        full = not cost.has_slot or (prefill and cost.backlogged)
+        return full, price_s + cost.worker.penalty_s, cost.worker.worker_id
+
+    return sorted(costs, key=key)[:PAIRED]
+
+
+def _pair(prefill: _Costs, decode: _Costs, request: RequestFacts) -> _Candidate:
+    source, sink = prefill.worker, decode.worker
+    transfer_s = (
+        decode.transfer_tokens * sink.kv_bytes_per_token / (sink.handoff_bytes_per_s or PRIOR_HANDOFF_BYTES_PER_S)
+    )
+    layers = max(1, source.layers)
+    hidden_s = prefill.extend_s * (layers - 1) / layers
+    exposed_s = max(transfer_s / layers, transfer_s - hidden_s)
+    price_s = prefill.first_token_s + exposed_s + decode.decode_s + source.penalty_s + sink.penalty_s
+    placement = Placement(
+        source.worker_id, sink.worker_id, "pair", prefill.first_token_s, prefill.extend_tokens, price_s
+    )
+    failures = request.failed.get(source.worker_id, 0) + request.failed.get(sink.worker_id, 0)
+    return _Candidate(placement, failures, prefill.has_slot and not prefill.backlogged and decode.has_slot)
+
+
+def _whole(cost: _Costs, request: RequestFacts, reason: str, handicap: int) -> _Candidate:
+    worker = cost.worker
+    others_s = OTHERS_SHARE * worker.running * cost.extend_s
+    price_s = cost.first_token_s + cost.decode_s + others_s + worker.penalty_s
+    placement = Placement(worker.worker_id, None, reason, cost.first_token_s, cost.extend_tokens, price_s)
+    failures = request.failed.get(worker.worker_id, 0) + handicap
+    return _Candidate(placement, failures, cost.has_slot and not cost.backlogged)
+
+
+def _cheapest(candidates: Sequence[_Candidate], turn: int) -> _Candidate:
+    best_s = min(candidate.placement.price_s for candidate in candidates)
+    limit_s = best_s * (1 + TIE_SHARE) + TIE_S
+    ties = sorted(
+        (c for c in candidates if c.placement.price_s <= limit_s),
+        key=lambda c: (c.placement.prefill, c.placement.decode or ""),
+    )
+    return ties[turn % len(ties)]

@@ -1,0 +1,150 @@
+"""The Router gRPC service: validate, call the domain, map errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from baton.core.errors import BatonError, InvalidRequest
+from baton.router.fleet import Fleet
+from baton.router.index import PrefixIndex
+from baton.router.lifecycle import Lifecycle
+from baton.router.outbox import Outbox, OutboxSink
+from baton.router.placer import Placer
+from baton.router.settings import RouterSettings
+from baton.router.validation import submission
+from baton.rpc.convert import error_from_pb
+from baton.rpc.v1 import router_pb2 as pb
+from baton.rpc.v1 import router_pb2_grpc
+from baton.runtime.lifecycle import cancel_and_wait
+
+
+class RouterServicer(router_pb2_grpc.RouterServicer):
+    """Streams in, requests and their events out. A caller that goes away cancels what came by its stream."""
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        lifecycle: Lifecycle,
+        placer: Placer,
+        fleet: Fleet,
+        index: PrefixIndex,
+        redis_connected: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._placer = placer
+        self._fleet = fleet
+        self._index = index
+        self._redis_connected = redis_connected
+
+    async def Stream(
+        self, requests: AsyncIterator[pb.StreamRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateEvents]:
+        outbox = Outbox()
+        reader = asyncio.create_task(self._read(requests, outbox))
+        try:
+            while events := await outbox.take():
+                yield pb.GenerateEvents(events=events)
+        finally:
+            await cancel_and_wait(reader)
+            self._cancel_all(outbox)
+
+    async def Generate(
+        self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateEvent]:
+        outbox = Outbox()
+        self._submit(message, outbox)
+        outbox.close_when_done()
+        try:
+            while events := await outbox.take():
+                for event in events:
+                    if event.HasField("error"):
+                        raise error_from_pb(event.error)
+                    yield event
+        finally:
+            self._cancel_all(outbox)
+
+    async def Complete(self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> pb.GenerateResponse:
+        answer = pb.GenerateResponse()
+        async for event in self.Generate(message, context):
+            answer.request_id = event.request_id
+            if event.HasField("tokens"):
+                answer.tokens.MergeFrom(event.tokens)
+            else:
+                answer.finished.CopyFrom(event.finished)
+        return answer
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListModelsResponse:
+        answer = pb.ListModelsResponse()
+        for name, revision in sorted(self._fleet.models.items()):
+            limits = [state.info.token_limit for state in self._fleet.of_model(name)]
+            answer.models.add(
+                name=name,
+                max_context_tokens=min(limits, default=0),
+                revision=revision,
+                ready=self._placer.can_place(name),
+            )
+        return answer
+
+    async def Fleet(self, request: pb.FleetRequest, context: grpc.aio.ServicerContext) -> pb.FleetResponse:
+        return pb.FleetResponse(
+            workers=[
+                pb.FleetWorker(
+                    worker_id=state.info.worker_id,
+                    role=state.info.role,
+                    address=state.info.address,
+                    epoch=state.info.epoch,
+                    connected=True,
+                    has_agent=state.info.agent is not None,
+                    pages=state.info.pages,
+                    free_pages=state.load.free_pages,
+                    evictable_pages=state.load.evictable_pages,
+                    running=state.load.running,
+                    waiting=state.load.waiting,
+                    model=state.info.model,
+                    transport=state.info.agent.transport if state.info.agent else "",
+                )
+                for state in sorted(self._fleet.workers, key=lambda state: state.info.worker_id)
+            ],
+            redis_connected=self._redis_connected(),
+            index_blocks=self._index.blocks,
+            queued=self._lifecycle.queued,
+            in_flight=self._lifecycle.in_flight,
+        )
+
+    async def _read(self, requests: AsyncIterator[pb.StreamRequest], outbox: Outbox) -> None:
+        async for request in requests:
+            match request.WhichOneof("message"):
+                case "submit":
+                    self._submit_on_stream(request.submit, outbox)
+                case "cancel":
+                    known = outbox.live.get(request.cancel.request_id)
+                    if known is not None:
+                        self._lifecycle.cancel(known)
+        outbox.close_when_done()
+
+    def _submit_on_stream(self, message: pb.GenerateRequest, outbox: Outbox) -> None:
+        """Refusals are events of the request: the stream belongs to others too."""
+        try:
+            if not message.request_id:
+                raise InvalidRequest("request_id is missing: on a stream the caller chooses it", param="request_id")
+            self._submit(message, outbox)
+        except BatonError as error:
+            OutboxSink(outbox, message.request_id).on_error(message.first_attempt, error)
+
+    def _submit(self, message: pb.GenerateRequest, outbox: Outbox) -> None:
+        asked = submission(message, self._settings, self._fleet)
+        if asked.request_id in outbox.live:
+            raise InvalidRequest(f"request_id {asked.request_id!r} is in use", param="request_id")
+        request = self._lifecycle.submit(asked, OutboxSink(outbox, asked.request_id))
+        if not request.is_over:
+            outbox.live[asked.request_id] = request
+
+    def _cancel_all(self, outbox: Outbox) -> None:
+        for request in list(outbox.live.values()):
+            self._lifecycle.cancel(request)
