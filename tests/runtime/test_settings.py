@@ -105,7 +105,7 @@ def test_bad_input_names_source_value_and_remedy(given: dict[str, object], messa
         ("[router", r"baton.toml is not valid TOML"),
         (
             "[router]\nmetrics_port = true",
-            r"key router.metrics_port: bad value True: a value of type int is expected, not a boolean",
+            r"key router.metrics_port: bad value True: a value of type int",
         ),
         ("[router]\npeers = [1]", r"key router.peers"),
     ],

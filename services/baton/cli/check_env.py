@@ -47,12 +47,8 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"fit": not lacking, "for": given.purpose, "checks": [asdict(check) for check in checks]}))
     else:
         print("\n".join(_line(check) for check in checks))
-        verdict = (
-            f"missing for baton {given.purpose}: {', '.join(lacking)}"
-            if lacking
-            else f"baton {given.purpose} can run here"
-        )
-        print(f"\n{verdict}")
+        good, bad = f"baton {given.purpose} can run here", f"baton {given.purpose} cannot run here"
+        print(f"\n{bad}; missing: {', '.join(lacking)}" if lacking else f"\n{good}")
     return 1 if lacking else 0
 
 

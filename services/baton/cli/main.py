@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 from collections.abc import Callable
 
-from baton.cli.services import SERVICES
+from baton.cli.services import SERVICES, import_or_explain
 from baton.core.errors import BatonError, ConfigError
 from baton.runtime.sources import nearest
 
@@ -53,11 +52,11 @@ def main(argv: list[str] | None = None) -> int:
 def find(name: str) -> Callable[[list[str]], int]:
     """The function of a command. Raises ConfigError with the nearest name when there is none."""
     if name in SERVICES:
-        serve = importlib.import_module("baton.cli.serve")
-        command: Callable[[list[str]], int] = functools.partial(serve.main, name)
-        return command
+        from baton.cli import serve
+
+        return functools.partial(serve.main, name)
     if name in OWN_COMMANDS:
-        main: Callable[[list[str]], int] = importlib.import_module(OWN_COMMANDS[name][0]).main
+        main: Callable[[list[str]], int] = import_or_explain(OWN_COMMANDS[name][0], "embedded").main
         return main
     raise ConfigError(f"unknown command {name!r}{nearest(name, SUMMARIES)} (baton --help lists all)")
 

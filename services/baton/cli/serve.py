@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 from baton.cli import flags
-from baton.cli.services import SERVICES, Service
-from baton.core.errors import ConfigError
+from baton.cli.services import SERVICES, import_or_explain
 from baton.runtime import environ, logs
 from baton.runtime.lifecycle import run_service
 from baton.runtime.settings import ServiceSettings, load
@@ -21,24 +17,12 @@ def main(name: str, argv: list[str]) -> int:
     # Before anything numeric is imported; services without a thread setting compute nothing that would need more.
     environ.limit_threads(settings.model_dump().get("threads", 1))
     logs.configure(name, settings.log_level, settings.log_format)
-    run = _import(service, service.main).run
+    run = import_or_explain(service.main, service.extra).run
     return run_service(lambda: run(settings))
 
 
 def settings_class(name: str) -> type[ServiceSettings]:
     """The settings class of a service. Raises ConfigError when its requirements are not installed."""
     module, _, cls = SERVICES[name].settings.partition(":")
-    found: type[ServiceSettings] = vars(_import(SERVICES[name], module))[cls]
+    found: type[ServiceSettings] = vars(import_or_explain(module, SERVICES[name].extra))[cls]
     return found
-
-
-def _import(service: Service, module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if missing.split(".")[0] == "baton":
-            raise  # a defect of ours, not of the installation
-        raise ConfigError(
-            f"{missing} is not installed; it comes with: pip install 'baton-serving[{service.extra}]'"
-        ) from error

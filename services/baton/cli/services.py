@@ -1,8 +1,12 @@
-"""The services that `baton` can start, by command: plain data, nothing of theirs is imported here."""
+"""The services that `baton` can start, by command: plain data, nothing of theirs is imported before it is needed."""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
+
+from baton.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +36,14 @@ SERVICES = {
     "unified": _service("unified", _WORKER, "worker", "worker that does both on one device"),
     "kv-agent": _service("kv_agent", _KV_AGENT, "kv-agent", "moves KV pages between the workers of different nodes"),
 }
+
+
+def import_or_explain(module: str, extra: str) -> Any:
+    """Import a module of ours. Raises ConfigError when a requirement that comes with `extra` is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing == "baton":
+            raise  # a defect of ours, not of the installation
+        raise ConfigError(f"{missing} is not installed; it comes with: pip install 'baton-serving[{extra}]'") from error

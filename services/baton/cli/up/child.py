@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from baton.runtime.lifecycle import cancel_and_wait
@@ -44,23 +44,44 @@ async def run_child(
     `on_start` gets the pid, `on_line` each line of stdout and stderr. When cancelled, the process gets SIGTERM and,
     after `grace_s`, SIGKILL. Whatever else is in its process group is killed once it has ended.
     """
-    process = await asyncio.create_subprocess_exec(
-        *tied_command(list(spec.command)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    reading = asyncio.create_task(_read_lines(process.stdout, on_line))
+    async with _output_pipe() as (reader, write_end):
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *tied_command(list(spec.command)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=write_end,
+                start_new_session=True,
+            )
+        finally:
+            os.close(write_end)
+        reading = asyncio.create_task(_read_lines(reader, on_line))
+        try:
+            on_start(process.pid)
+            return await process.wait()
+        finally:
+            await _end(process, grace_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(reading), _DRAIN_S)
+            await cancel_and_wait(reading)
+
+
+@contextlib.asynccontextmanager
+async def _output_pipe() -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
+    """A reader and the descriptor that a process writes to, which the caller closes.
+
+    Not asyncio's own pipe of a subprocess: with that one, `wait` waits for all who hold the pipe, which may be the
+    process's children that outlive it.
+    """
+    read_end, write_end = os.pipe()
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=_LONGEST_LINE_BYTES)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(read_end, "rb", buffering=0))
     try:
-        on_start(process.pid)
-        return await process.wait()
+        yield reader, write_end
     finally:
-        await _end(process, grace_s)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(reading), _DRAIN_S)
-        await cancel_and_wait(reading)
+        transport.close()
 
 
 async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
