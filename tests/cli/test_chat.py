@@ -129,10 +129,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_came(
 
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("builtins.input", typed)
-    received = chat._receive
-    monkeypatch.setattr(
-        chat, "_receive", lambda *args: (monkeypatch.setattr(chat, "_receive", received), interrupted(*args))
-    )
+    behaviours = iter([interrupted, chat._receive])
+    monkeypatch.setattr(chat, "_receive", lambda *arguments: next(behaviours)(*arguments))
     assert main.main(["chat", "--url", server.url]) == 0
     assert "(stopped, first token 10 ms" in capsys.readouterr().out
     assert [message["content"] for message in server.requests[0]["messages"]] == ["a b c", "a ", "next"]

@@ -42,9 +42,11 @@ async def run(settings: UpSettings, config: str | None = None) -> None:
     port = settings.port or free_port(settings.host)
     model = await find_model(settings, output)
     with runtime_dir(settings.runtime_dir) as folder:
-        planner = Planner(settings, config, folder, model, port)
-        await _System(settings, planner, folder, model, port, output).run()
-    output.say("all services have ended")
+        system = _System(settings, Planner(settings, config, folder, model, port), folder, model, port, output)
+        try:
+            await system.run()
+        finally:
+            output.say("all services have ended")
 
 
 class _System:
@@ -53,7 +55,6 @@ class _System:
     def __init__(
         self, settings: UpSettings, planner: Planner, folder: Path, model: Model, port: int, output: Output
     ) -> None:
-        self._settings = settings
         self._model = model
         self._port = port
         self._host = _ANY_HOST.get(settings.host, settings.host)
