@@ -118,7 +118,7 @@ async def test_a_reader_that_is_slow_gets_everything_and_one_that_stops_is_dropp
             received.append(message.reason)
             if len(received) == 8:
                 all_received.set()
-                return await asyncio.Event().wait()
+                await asyncio.Event().wait()
 
     async with serving(path, handle), Worker(path) as worker:
         await worker.connections.get()

@@ -42,7 +42,7 @@ class Welcome(Message, frozen=True):
 
 
 class Offer(Message, frozen=True):
-    """Prefill: this attempt will be handed over; its pages follow as they are computed. `tokens`: the prompt's length."""
+    """Prefill: this attempt will be handed over, its pages follow as they are computed. `tokens`: prompt length."""
 
     attempt: Attempt
     tokens: int

@@ -78,7 +78,7 @@ class PoolMemory:
     def page(self, layer: int, page: int) -> memoryview:
         """The bytes of one page of one layer, writable, not copied."""
         if not (0 <= layer < self.layout.layers and 0 <= page < self.pages):
-            raise IndexError(f"(layer {layer}, page {page}) is not in {self.layout.layers} x {self.pages} (layer, page)s")
+            raise IndexError(f"layer {layer}, page {page} of {self.layout.layers} layers of {self.pages} pages")
         start = self.offset(layer, page)
         return self.buffer[start : start + self.layout.page_bytes]
 

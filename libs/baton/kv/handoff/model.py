@@ -1,0 +1,223 @@
+"""What both sides of a handoff share: states, the two records that cross the wire, and the actions that they return.
+
+Page ids and generations are uint32 arrays, one entry per page. A "peer" names one connection between two agents (any
+hashable value): a new connection is a new peer, so messages of an old one never match.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from baton.core.attempt import Attempt
+
+Pages: TypeAlias = npt.NDArray[np.uint32]
+Peer: TypeAlias = Hashable
+
+
+class State(enum.Enum):
+    OFFERED = "offered"
+    RESERVED = "reserved"
+    READING = "reading"
+    COMMITTED = "committed"
+    RELEASED = "released"
+    ABORTED = "aborted"
+    EXPIRED = "expired"
+
+    @property
+    def ended(self) -> bool:
+        return self in (State.RELEASED, State.ABORTED, State.EXPIRED)
+
+
+class Failure(enum.StrEnum):
+    """Why a handoff failed: the part of a reason before its colon."""
+
+    LAYOUT = "layout"  # the two pools cannot exchange pages
+    EPOCH = "epoch"  # a process is not the incarnation that was agreed with
+    TRANSPORT = "transport"  # the agents share no transport, or a read failed
+    CANARY = "canary"  # the pair's first read brought other bytes than the source has
+    NOT_OFFERED = "not_offered"  # the source was not told of the attempt in time
+    PEER_LOST = "peer_lost"  # the other agent, or its worker, is gone
+    STALL = "stall"  # the other side did not react within a stage's time
+    TIMEOUT = "timeout"  # the whole handoff took too long
+    LEASE = "lease"  # the pages were not promised any more when the last read had finished
+    CHECKSUM = "checksum"  # bytes arrived other than they were sent
+    RECORD = "record"  # the commit record does not fit what was announced or asked for
+    PROTOCOL = "protocol"  # a message that no correct peer sends
+    CANCELLED = "cancelled"  # nobody wants it any more
+
+    def because(self, detail: str) -> str:
+        return f"{self}: {detail}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Announcement:
+    """Pages `page_start ...` of the request hold the final bytes of layers [layer_start, layer_end); read them.
+
+    `checksum` is the XOR over (layer, page) of `baton.kv.checksum.page_checksum`; 0 = none.
+    """
+
+    seq: int
+    layer_start: int
+    layer_end: int
+    page_start: int
+    page_ids: Pages
+    generations: Pages
+    checksum: int
+    computed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """What the source vouches for: everything that belongs to the handoff."""
+
+    tokens: int
+    pages: int
+    layers: int
+    bytes_per_layer: int
+    announcements: int
+    checksum: int
+    state: bytes
+    computed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class SendAnnounce:
+    peer: Peer
+    attempt: Attempt
+    announcement: Announcement
+
+
+@dataclass(frozen=True, slots=True)
+class SendCommit:
+    peer: Peer
+    attempt: Attempt
+    record: CommitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SendConfirmed:
+    peer: Peer
+    attempt: Attempt
+    alive: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendAborted:
+    peer: Peer
+    attempt: Attempt
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportReleased:
+    """To the source's worker: no lease is left on the attempt's pages. `outcome` is the state that it ended in."""
+
+    attempt: Attempt
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendOpen:
+    peer: Peer
+    attempt: Attempt
+    first_page: int
+    worker_epoch: int
+    credits: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StartRead:
+    """Read layers [layer_start, layer_end) of `remote_pages` into `local_pages`; report the end by `read_finished`.
+
+    `first_index` is the place of the first page in the request: checksums depend on it.
+    """
+
+    peer: Peer
+    attempt: Attempt
+    seq: int
+    layer_start: int
+    layer_end: int
+    first_index: int
+    local_pages: Pages
+    remote_pages: Pages
+
+
+@dataclass(frozen=True, slots=True)
+class CancelReads:
+    """No byte of the attempt's reads is wanted any more. Each still reports its end, once it moves no byte."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class SendReadDone:
+    peer: Peer
+    attempt: Attempt
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendConfirm:
+    peer: Peer
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class SendClose:
+    peer: Peer
+    attempt: Attempt
+    released: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFetched:
+    """To the reader's worker: all bytes are there and good. Times are the source's and this agent's wall clocks."""
+
+    attempt: Attempt
+    tokens: int
+    state: bytes
+    bytes_read: int
+    computed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFailed:
+    """To the reader's worker: failed, and no read of the attempt is in flight."""
+
+    attempt: Attempt
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FencePeer:
+    """A read from this peer does not end: cut the connection, so that it moves no byte any more."""
+
+    peer: Peer
+    reason: str
+
+
+Action: TypeAlias = (
+    SendAnnounce
+    | SendCommit
+    | SendConfirmed
+    | SendAborted
+    | ReportReleased
+    | SendOpen
+    | StartRead
+    | CancelReads
+    | SendReadDone
+    | SendConfirm
+    | SendClose
+    | ReportFetched
+    | ReportFailed
+    | FencePeer
+)

@@ -1,0 +1,246 @@
+"""One handoff as its reader sees it: which reads are in flight, what has arrived, and whether it may be used."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from baton.core.attempt import Attempt
+from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.kv.handoff.model import (
+    Action,
+    Announcement,
+    CancelReads,
+    CommitRecord,
+    Failure,
+    FencePeer,
+    Pages,
+    Peer,
+    ReportFailed,
+    ReportFetched,
+    SendClose,
+    SendConfirm,
+    SendOpen,
+    SendReadDone,
+    StartRead,
+    State,
+)
+
+
+class ReaderHandoff:
+    """The receiver's view. Methods return actions; None: the event does not fit and was dropped.
+
+    After a failure the handoff stays until it is `quiet`: none of its reads is in flight, `ReportFailed` is out. Only
+    then, or after `ReportFetched`, do its pages belong to the worker again.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        attempt: Attempt,
+        tokens: int,
+        first_page: int,
+        local_pages: Pages,
+        layout: KvLayout,
+        worker_epoch: int,
+        *,
+        now: float,
+        timeout_s: float,
+        stall_timeout_s: float,
+        credits: int,
+    ) -> None:
+        self.peer = peer
+        self.attempt = attempt
+        self.state = State.RESERVED
+        self.reason = ""
+        self.quiet = False
+        self._tokens = tokens
+        self._pages = layout.pages_for(tokens)
+        self._first_page = first_page
+        self._local_pages = local_pages
+        self._layout = layout
+        self._worker_epoch = worker_epoch
+        self._source_pool_pages = 0
+        self._opened = False
+        self._end_by = now + timeout_s
+        self._stall_timeout_s = stall_timeout_s
+        self._credits = credits
+        self._in_flight: dict[int, tuple[Announcement, float]] = {}  # seq -> what is read, stall deadline
+        self._next_seq = 0
+        self._announced = np.zeros((layout.layers, self._pages - first_page), bool)
+        self._remote_pages: Pages = np.zeros(self._pages, np.uint32)  # 0 = not known yet
+        self._generations: Pages = np.zeros(self._pages, np.uint32)
+        self._checksum = 0
+        self._bytes_read = 0
+        self._record: CommitRecord | None = None
+        self._confirm_by = math.inf
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` has something to do at the earliest."""
+        stalls = [stall for _, stall in self._in_flight.values()]
+        stages = [] if self.state.ended else [self._end_by, self._confirm_by]
+        return min([*stalls, *stages], default=math.inf)
+
+    def open(self, worker_epoch: int, source_pool_pages: int) -> list[Action] | None:
+        """The source's agent is there, with this worker behind it."""
+        if self._opened or self.state.ended:
+            return None
+        if worker_epoch != self._worker_epoch:
+            detail = f"the source worker's epoch is {worker_epoch}, not {self._worker_epoch}"
+            return self.fail(Failure.EPOCH.because(detail))
+        self._opened = True
+        self._source_pool_pages = source_pool_pages
+        return [SendOpen(self.peer, self.attempt, self._first_page, worker_epoch, self._credits)]
+
+    def announced(self, announcement: Announcement, now: float) -> list[Action] | None:
+        if self.state not in (State.RESERVED, State.READING) or announcement.seq < self._next_seq:
+            return None
+        wrong = self._check(announcement)
+        if wrong:
+            return self.fail(Failure.PROTOCOL.because(wrong))
+        first, last = announcement.page_start, announcement.page_start + len(announcement.page_ids)
+        own_first, own_last = first - self._first_page, last - self._first_page
+        self._announced[announcement.layer_start : announcement.layer_end, own_first:own_last] = True
+        self._remote_pages[first:last] = announcement.page_ids
+        self._generations[first:last] = announcement.generations
+        self._checksum ^= announcement.checksum
+        self._next_seq += 1
+        self._in_flight[announcement.seq] = (announcement, now + self._stall_timeout_s)
+        self.state = State.READING
+        local_pages = self._local_pages[own_first:own_last]
+        return [
+            StartRead(
+                self.peer,
+                self.attempt,
+                announcement.seq,
+                announcement.layer_start,
+                announcement.layer_end,
+                first,
+                local_pages,
+                announcement.page_ids,
+            )
+        ]
+
+    def read_finished(self, seq: int, checksum: int, error: str, now: float) -> list[Action] | None:
+        """A read ended and moves no byte any more. `checksum`: of the bytes that arrived; 0 = not computed."""
+        if seq not in self._in_flight:
+            return None
+        announcement, _ = self._in_flight.pop(seq)
+        if self.state.ended:
+            return self._settle()
+        if error:
+            return self.fail(Failure.TRANSPORT.because(error))
+        if announcement.checksum and checksum != announcement.checksum:
+            layers = f"layers {announcement.layer_start}:{announcement.layer_end}"
+            return self.fail(Failure.CHECKSUM.because(f"what arrived of {layers} is not what the source announced"))
+        size = announcement.layer_end - announcement.layer_start
+        self._bytes_read += size * len(announcement.page_ids) * self._layout.page_bytes
+        return [SendReadDone(self.peer, self.attempt, seq), *self._advance(now)]
+
+    def recorded(self, record: CommitRecord, now: float) -> list[Action] | None:
+        if self.state not in (State.RESERVED, State.READING) or self._record is not None:
+            return None
+        wrong = self._differs(record)
+        if wrong:
+            return self.fail(Failure.RECORD.because(wrong))
+        self._record = record
+        return self._advance(now)
+
+    def confirmed(self, alive: bool, reason: str) -> list[Action] | None:
+        if self.state is not State.COMMITTED:
+            return None
+        if not alive:
+            return self.fail(reason or Failure.LEASE.because("the source does not vouch for the pages"))
+        assert self._record is not None and not self._in_flight
+        self.state = State.RELEASED
+        self.quiet = True
+        record = self._record
+        return [
+            SendClose(self.peer, self.attempt, True, ""),
+            ReportFetched(self.attempt, record.tokens, record.state, self._bytes_read, record.computed_at),
+        ]
+
+    def fail(self, reason: str, state: State = State.ABORTED, *, tell_source: bool = True) -> list[Action] | None:
+        """Give up. The source may reuse its pages at once: what still arrives is not used."""
+        if self.state.ended:
+            return None
+        self.state = state
+        self.reason = reason
+        actions: list[Action] = []
+        if tell_source and self._opened:
+            actions.append(SendClose(self.peer, self.attempt, False, reason))
+        if self._in_flight:
+            actions.append(CancelReads(self.attempt))
+        return actions + self._settle()
+
+    def tick(self, now: float) -> list[Action]:
+        """Act on the deadlines that have passed."""
+        actions: list[Action] = []
+        if any(stall <= now for _, stall in self._in_flight.values()):
+            why = Failure.STALL.because(f"a read did not end in {self._stall_timeout_s:g} s")
+            actions += self.fail(why) or []
+            actions.append(FencePeer(self.peer, why))
+            self._in_flight = {seq: (item, math.inf) for seq, (item, _) in self._in_flight.items()}
+        if self._confirm_by <= now:
+            why = Failure.STALL.because(f"the source did not confirm the lease in {self._stall_timeout_s:g} s")
+            actions += self.fail(why) or []
+        if self._end_by <= now:
+            why = Failure.TIMEOUT.because("the handoff was not complete in its time")
+            actions += self.fail(why, State.EXPIRED) or []
+        return actions
+
+    def _settle(self) -> list[Action]:
+        """Report the failure once no read is in flight."""
+        if self._in_flight:
+            return []
+        self.quiet = True
+        return [ReportFailed(self.attempt, self.reason)]
+
+    def _advance(self, now: float) -> list[Action]:
+        """When the record is here and all reads have ended, ask whether the lease was alive until now."""
+        if self._record is None or self._in_flight:
+            return []
+        self.state = State.COMMITTED
+        self._confirm_by = now + self._stall_timeout_s
+        return [SendConfirm(self.peer, self.attempt)]
+
+    def _check(self, announcement: Announcement) -> str:
+        """What is wrong with an announcement; empty when nothing is."""
+        layers = slice(announcement.layer_start, announcement.layer_end)
+        first, last = announcement.page_start, announcement.page_start + len(announcement.page_ids)
+        if announcement.seq != self._next_seq:
+            return f"announcement {announcement.seq} came where {self._next_seq} was due"
+        layers_fit = 0 <= layers.start < layers.stop <= self._layout.layers
+        if not (layers_fit and self._first_page <= first < last <= self._pages):
+            return f"layers {layers.start}:{layers.stop} x pages {first}:{last} were not asked for"
+        if len(announcement.generations) != len(announcement.page_ids):
+            return f"{len(announcement.page_ids)} page ids came with {len(announcement.generations)} generations"
+        if announcement.page_ids.min() < RESERVED_PAGES or announcement.page_ids.max() >= self._source_pool_pages:
+            return f"a page id is outside {RESERVED_PAGES} to {self._source_pool_pages - 1}"
+        if len(self._in_flight) >= self._credits:
+            return f"more than {self._credits} announcements are unanswered"
+        if self._announced[layers, first - self._first_page : last - self._first_page].any():
+            return f"layers {layers.start}:{layers.stop} x pages {first}:{last} were announced twice"
+        known = self._remote_pages[first:last] != 0
+        same_page = self._remote_pages[first:last] == announcement.page_ids
+        same_generation = self._generations[first:last] == announcement.generations
+        if not (same_page & same_generation)[known].all():
+            return f"pages {first}:{last} are other pool pages than they were for earlier layers"
+        return ""
+
+    def _differs(self, record: CommitRecord) -> str:
+        """How the commit record differs from what was asked for and announced; empty when it does not."""
+        expected = {
+            "tokens": (record.tokens, self._tokens),
+            "pages": (record.pages, self._pages),
+            "layers": (record.layers, self._layout.layers),
+            "bytes per layer": (record.bytes_per_layer, (self._pages - self._first_page) * self._layout.page_bytes),
+            "announcements": (record.announcements, self._next_seq),
+            "checksum": (record.checksum, self._checksum),
+        }
+        wrong = [f"{name}: {theirs}, not {own}" for name, (theirs, own) in expected.items() if theirs != own]
+        if not self._announced.all():
+            wrong.append(f"{int((~self._announced).sum())} (layer, page)s were never announced")
+        return ", ".join(wrong)

@@ -1,0 +1,269 @@
+"""One handoff as its source sees it: what was produced, what was announced, and how long the lease lasts."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from baton.core.attempt import Attempt
+from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.kv.handoff.model import (
+    Action,
+    Announcement,
+    CommitRecord,
+    Failure,
+    Pages,
+    Peer,
+    ReportReleased,
+    SendAborted,
+    SendAnnounce,
+    SendCommit,
+    SendConfirmed,
+    State,
+)
+
+# (layer_start, layer_end, index of the first page in the request, page ids) -> checksum, or 0 for none
+Digest = Callable[[int, int, int, Pages], int]
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Produced and not announced: layers x pages of the request."""
+
+    layer_start: int
+    layer_end: int
+    page_start: int
+    page_end: int
+    computed_at: float
+
+
+class SourceHandoff:
+    """The sender's view. Methods return actions; None: the event does not fit and was dropped.
+
+    Every (layer, page) of the prompt is produced exactly once; a worker that breaks this loses the handoff. Pages
+    before the reader's `first_page` are never announced. At most `credits` announcements are unanswered, each of at
+    most `max_announce_bytes` (but at least one page of one layer); what waits is announced in fewer, larger pieces.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        tokens: int,
+        layout: KvLayout,
+        pool_pages: int,
+        *,
+        now: float,
+        lease_s: float,
+        max_announce_bytes: int,
+        digest: Digest,
+    ) -> None:
+        self.attempt = attempt
+        self.state = State.OFFERED
+        self.reason = ""
+        self.peer: Peer | None = None
+        self.first_page = 0
+        self.pages = layout.pages_for(tokens)
+        self.page_ids: Pages = np.zeros(self.pages, np.uint32)  # 0 = not known yet
+        self.generations: Pages = np.zeros(self.pages, np.uint32)
+        self.outstanding: set[int] = set()
+        self._tokens = tokens
+        self._layout = layout
+        self._pool_pages = pool_pages
+        self._lease_s = lease_s
+        self._max_announce_bytes = max_announce_bytes
+        self._digest = digest
+        self._touched = now
+        self._credits = 0
+        self._seq = 0
+        self._checksum = 0
+        self._produced = np.zeros((layout.layers, self.pages), bool)
+        self._pieces: deque[_Piece] = deque()
+        self._worker_commit: tuple[bytes, float] | None = None
+        self._confirmed = False
+
+    @property
+    def deadline(self) -> float:
+        """When the lease ends. While the worker still computes for a reader that has opened, it has no end."""
+        if self.peer is not None and self._worker_commit is None:
+            return math.inf
+        return self._touched + self._lease_s
+
+    def produced(
+        self,
+        layer_start: int,
+        layer_end: int,
+        page_start: int,
+        page_ids: Pages,
+        generations: Pages,
+        computed_at: float,
+        now: float,
+    ) -> list[Action]:
+        page_end = page_start + len(page_ids)
+        wrong = self._check(layer_start, layer_end, page_start, page_ids, generations)
+        if wrong:
+            return self.end(State.ABORTED, Failure.PROTOCOL.because(wrong))
+        if self.peer is None:
+            self._touched = now
+        self._produced[layer_start:layer_end, page_start:page_end] = True
+        self.page_ids[page_start:page_end] = page_ids
+        self.generations[page_start:page_end] = generations
+        self._pieces.append(_Piece(layer_start, layer_end, page_start, page_end, computed_at))
+        return self._advance()
+
+    def commit(self, tokens: int, state: bytes, computed_at: float, now: float) -> list[Action]:
+        if tokens != self._tokens or not self._produced.all():
+            missing = int(self._produced.size - self._produced.sum())
+            detail = f"the worker committed {tokens} tokens with {missing} (layer, page)s not produced"
+            return self.end(State.ABORTED, Failure.PROTOCOL.because(f"{detail}; it had offered {self._tokens} tokens"))
+        self._worker_commit = (state, computed_at)
+        self._touched = now
+        return self._advance()
+
+    def open(self, peer: Peer, first_page: int, credits: int, now: float) -> list[Action] | None:
+        if self.peer is not None:
+            return None
+        self.peer = peer
+        if first_page > self.pages or credits < 1:
+            detail = f"opened from page {first_page} of {self.pages} with {credits} credits"
+            return self.end(State.ABORTED, Failure.PROTOCOL.because(detail))
+        self.state = State.RESERVED
+        self.first_page = first_page
+        self._credits = credits
+        self._touched = now
+        return self._advance()
+
+    def read_done(self, seq: int, now: float) -> list[Action] | None:
+        if seq not in self.outstanding:
+            return None
+        self.outstanding.discard(seq)
+        self._touched = now
+        return self._advance()
+
+    def confirm(self, intact: bool, now: float) -> list[Action] | None:
+        """The reader asks whether the lease was alive until now. `intact`: no page was seen with another generation."""
+        if self.state is not State.COMMITTED:
+            return None
+        if not intact:
+            return self.end(State.ABORTED, Failure.LEASE.because("a page was reused before its lease had ended"))
+        self._touched = now
+        self._confirmed = True
+        return [SendConfirmed(self.peer, self.attempt, True, "")]
+
+    def close(self, released: bool, reason: str) -> list[Action]:
+        if released and self._confirmed:
+            return self.end(State.RELEASED, "")
+        return self.end(State.ABORTED, reason, tell_reader=False)
+
+    def end(self, state: State, reason: str, *, tell_reader: bool = True) -> list[Action]:
+        """End the lease now. Whatever a reader still reads from these pages can never be confirmed."""
+        actions: list[Action] = []
+        if tell_reader and self.peer is not None and state is not State.RELEASED:
+            actions.append(SendAborted(self.peer, self.attempt, reason))
+        self.state = state
+        self.reason = reason
+        self.outstanding.clear()
+        self._pieces.clear()
+        return [*actions, ReportReleased(self.attempt, state.value, reason)]
+
+    def _check(self, layer_start: int, layer_end: int, page_start: int, page_ids: Pages, generations: Pages) -> str:
+        """What is wrong with a produced range; empty when nothing is."""
+        page_end = page_start + len(page_ids)
+        if not (0 <= layer_start < layer_end <= self._layout.layers and 0 <= page_start < page_end <= self.pages):
+            return f"layers {layer_start}:{layer_end} x pages {page_start}:{page_end} are not in the attempt"
+        if len(generations) != len(page_ids):
+            return f"{len(page_ids)} page ids came with {len(generations)} generations"
+        if page_ids.min() < RESERVED_PAGES or page_ids.max() >= self._pool_pages:
+            return f"a page id is outside {RESERVED_PAGES} to {self._pool_pages - 1}"
+        if self._produced[layer_start:layer_end, page_start:page_end].any():
+            return f"layers {layer_start}:{layer_end} x pages {page_start}:{page_end} were produced twice"
+        known = self.page_ids[page_start:page_end] != 0
+        same = (self.page_ids[page_start:page_end] == page_ids) & (self.generations[page_start:page_end] == generations)
+        if not same[known].all():
+            return f"pages {page_start}:{page_end} are other pool pages than they were for earlier layers"
+        return ""
+
+    def _advance(self) -> list[Action]:
+        """Announce what credits allow; when nothing is left and the worker has committed, send the record."""
+        if self.peer is None:
+            return []
+        actions: list[Action] = []
+        while len(self.outstanding) < self._credits and (piece := self._next_piece()) is not None:
+            actions.append(self._announce(piece))
+        if self._worker_commit is not None and not self._pieces and self.state is not State.COMMITTED:
+            self.state = State.COMMITTED
+            actions.append(SendCommit(self.peer, self.attempt, self._record(*self._worker_commit)))
+        return actions
+
+    def _next_piece(self) -> _Piece | None:
+        """The next layers x pages to announce: as many layers of the same pages as fit."""
+        while self._pieces and self._pieces[0].page_end <= self.first_page:
+            self._pieces.popleft()
+        if not self._pieces:
+            return None
+        head = self._pieces.popleft()
+        head.page_start = max(head.page_start, self.first_page)
+        page_budget = max(1, self._max_announce_bytes // self._layout.page_bytes)
+        width = head.page_end - head.page_start
+        if width > page_budget:
+            return self._cut(head, page_budget)
+        layer_budget = max(1, page_budget // width)
+        while self._follows(head) and head.layer_end - head.layer_start < layer_budget:
+            following = self._pieces.popleft()
+            head.layer_end = following.layer_end
+            head.computed_at = following.computed_at
+        middle = head.layer_start + layer_budget
+        if head.layer_end > middle:
+            self._pieces.appendleft(replace(head, layer_start=middle))
+            head.layer_end = middle
+        return head
+
+    def _follows(self, head: _Piece) -> bool:
+        """True when the next piece is the layers after `head`'s of the same pages."""
+        if not self._pieces:
+            return False
+        piece = self._pieces[0]
+        start = max(piece.page_start, self.first_page)
+        return (piece.layer_start, start, piece.page_end) == (head.layer_end, head.page_start, head.page_end)
+
+    def _cut(self, piece: _Piece, page_budget: int) -> _Piece:
+        """Some pages of the piece's first layer; the rest goes back."""
+        layer, middle = piece.layer_start, piece.page_start + page_budget
+        if piece.layer_end > layer + 1:
+            self._pieces.appendleft(replace(piece, layer_start=layer + 1))
+        self._pieces.appendleft(replace(piece, layer_end=layer + 1, page_start=middle))
+        return replace(piece, layer_end=layer + 1, page_end=middle)
+
+    def _announce(self, piece: _Piece) -> Action:
+        page_ids = self.page_ids[piece.page_start : piece.page_end].copy()
+        checksum = self._digest(piece.layer_start, piece.layer_end, piece.page_start, page_ids)
+        announcement = Announcement(
+            self._seq,
+            piece.layer_start,
+            piece.layer_end,
+            piece.page_start,
+            page_ids,
+            self.generations[piece.page_start : piece.page_end].copy(),
+            checksum,
+            piece.computed_at,
+        )
+        self.state = State.READING
+        self.outstanding.add(self._seq)
+        self._checksum ^= checksum
+        self._seq += 1
+        return SendAnnounce(self.peer, self.attempt, announcement)
+
+    def _record(self, state: bytes, computed_at: float) -> CommitRecord:
+        return CommitRecord(
+            tokens=self._tokens,
+            pages=self.pages,
+            layers=self._layout.layers,
+            bytes_per_layer=(self.pages - self.first_page) * self._layout.page_bytes,
+            announcements=self._seq,
+            checksum=self._checksum,
+            state=state,
+            computed_at=computed_at,
+        )

@@ -1,0 +1,220 @@
+"""All handoffs of which one worker is the source."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from baton.core.attempt import Attempt
+from baton.core.layout import KvLayout
+from baton.kv.handoff.model import Action, Failure, Pages, Peer, ReportReleased, SendAborted, SendConfirmed, State
+from baton.kv.handoff.source import Digest, SourceHandoff
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLimits:
+    """`open_timeout_s`: how long a reader may wait for an attempt that the worker has not offered yet."""
+
+    lease_s: float = 30.0
+    open_timeout_s: float = 30.0
+    max_announce_bytes: int = 8 << 20
+    ended_remembered: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _EarlyOpen:
+    """A reader that came before the worker's offer: both are told at once by the router."""
+
+    peer: Peer
+    first_page: int
+    credits: int
+    deadline: float
+
+
+class SourceSide:
+    """Events of one source worker, of its readers, and of time. Not thread-safe; returns actions to carry out in order.
+
+    `digest` gives the checksum of an announcement; it is called when the announcement is made.
+    """
+
+    def __init__(
+        self, layout: KvLayout, pages: int, worker_epoch: int, digest: Digest, limits: SourceLimits | None = None
+    ) -> None:
+        self.stale = 0
+        self._layout = layout
+        self._pool_pages = pages
+        self._worker_epoch = worker_epoch
+        self._digest = digest
+        self._limits = limits or SourceLimits()
+        self._active: dict[Attempt, SourceHandoff] = {}
+        self._early: dict[Attempt, _EarlyOpen] = {}
+        self._ended: OrderedDict[Attempt, str] = OrderedDict()
+        self._generations: Pages = np.zeros(pages, np.uint32)  # newest generation seen of each pool page
+
+    @property
+    def active(self) -> int:
+        """Handoffs that hold a lease."""
+        return len(self._active)
+
+    @property
+    def outstanding(self) -> int:
+        """Announcements that readers have not answered: how many reads may be going on."""
+        return sum(len(handoff.outstanding) for handoff in self._active.values())
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do at the earliest; infinity when never."""
+        deadlines = [item.deadline for group in (self._active, self._early) for item in group.values()]
+        return min(deadlines, default=float("inf"))
+
+    # From the worker
+
+    def offer(self, attempt: Attempt, tokens: int, now: float) -> list[Action]:
+        if attempt in self._active:
+            return self._drop()
+        if attempt in self._ended:  # its reader gave up before it began
+            return [ReportReleased(attempt, State.ABORTED.value, self._ended[attempt])]
+        handoff = SourceHandoff(
+            attempt,
+            tokens,
+            self._layout,
+            self._pool_pages,
+            now=now,
+            lease_s=self._limits.lease_s,
+            max_announce_bytes=self._limits.max_announce_bytes,
+            digest=self._digest,
+        )
+        self._active[attempt] = handoff
+        early = self._early.pop(attempt, None)
+        if early is None:
+            return []
+        return self._after(handoff, handoff.open(early.peer, early.first_page, early.credits, now))
+
+    def produced(
+        self,
+        attempt: Attempt,
+        layer_start: int,
+        layer_end: int,
+        page_start: int,
+        page_ids: Pages,
+        generations: Pages,
+        computed_at: float,
+        now: float,
+    ) -> list[Action]:
+        handoff = self._active.get(attempt)
+        if handoff is None:
+            return self._drop()
+        actions = handoff.produced(layer_start, layer_end, page_start, page_ids, generations, computed_at, now)
+        if not handoff.state.ended:
+            self._generations[page_ids] = np.maximum(self._generations[page_ids], generations)
+        return self._after(handoff, actions)
+
+    def commit(self, attempt: Attempt, tokens: int, state: bytes, computed_at: float, now: float) -> list[Action]:
+        handoff = self._active.get(attempt)
+        if handoff is None:
+            return self._drop()
+        return self._after(handoff, handoff.commit(tokens, state, computed_at, now))
+
+    def abort(self, attempt: Attempt, reason: str) -> list[Action]:
+        handoff = self._active.get(attempt)
+        if handoff is None:
+            return self._drop()
+        return self._after(handoff, handoff.end(State.ABORTED, Failure.CANCELLED.because(reason)))
+
+    def worker_lost(self, reason: str) -> list[Action]:
+        """The worker is gone: nothing is promised any more."""
+        why = Failure.PEER_LOST.because(reason)
+        actions: list[Action] = [SendAborted(early.peer, attempt, why) for attempt, early in self._early.items()]
+        self._early.clear()
+        for handoff in list(self._active.values()):
+            actions += self._after(handoff, handoff.end(State.ABORTED, why))
+        return actions
+
+    # From readers
+
+    def open(
+        self, peer: Peer, attempt: Attempt, first_page: int, worker_epoch: int, credits: int, now: float
+    ) -> list[Action]:
+        if worker_epoch != self._worker_epoch:
+            detail = f"the source worker's epoch is {self._worker_epoch}, not {worker_epoch}"
+            return [SendAborted(peer, attempt, Failure.EPOCH.because(detail))]
+        if attempt in self._ended:
+            return [SendAborted(peer, attempt, self._ended[attempt])]
+        held = self._active.get(attempt) or self._early.get(attempt)
+        if held is not None and held.peer not in (None, peer):
+            return [SendAborted(peer, attempt, Failure.PROTOCOL.because("another reader has opened this attempt"))]
+        if isinstance(held, SourceHandoff):
+            return self._after(held, held.open(peer, first_page, credits, now))
+        if held is not None:
+            return self._drop()
+        self._early[attempt] = _EarlyOpen(peer, first_page, credits, now + self._limits.open_timeout_s)
+        return []
+
+    def read_done(self, peer: Peer, attempt: Attempt, seq: int, now: float) -> list[Action]:
+        handoff = self._of_reader(peer, attempt)
+        return self._drop() if handoff is None else self._after(handoff, handoff.read_done(seq, now))
+
+    def confirm(self, peer: Peer, attempt: Attempt, now: float) -> list[Action]:
+        handoff = self._of_reader(peer, attempt)
+        if handoff is None:
+            reason = self._ended.get(attempt, "no such attempt here")
+            return [*self._drop(), SendConfirmed(peer, attempt, False, Failure.LEASE.because(reason))]
+        intact = bool((self._generations[handoff.page_ids] == handoff.generations).all())
+        return self._after(handoff, handoff.confirm(intact, now))
+
+    def close(self, peer: Peer, attempt: Attempt, released: bool, reason: str) -> list[Action]:
+        handoff = self._of_reader(peer, attempt)
+        if handoff is not None:
+            return self._after(handoff, handoff.close(released, reason))
+        early = self._early.get(attempt)
+        if early is None or early.peer != peer:
+            return self._drop()
+        del self._early[attempt]
+        self._remember(attempt, reason)
+        return []
+
+    def reader_lost(self, peer: Peer, reason: str) -> list[Action]:
+        """A reader's connection ended: what it had opened is over."""
+        why = Failure.PEER_LOST.because(reason)
+        for attempt in [attempt for attempt, early in self._early.items() if early.peer == peer]:
+            del self._early[attempt]
+            self._remember(attempt, why)
+        actions: list[Action] = []
+        for handoff in [handoff for handoff in self._active.values() if handoff.peer == peer]:
+            actions += self._after(handoff, handoff.end(State.ABORTED, why, tell_reader=False))
+        return actions
+
+    def tick(self, now: float) -> list[Action]:
+        """End what has outlived its time."""
+        actions: list[Action] = []
+        for attempt, early in [item for item in self._early.items() if item[1].deadline <= now]:
+            del self._early[attempt]
+            why = Failure.NOT_OFFERED.because(f"the worker did not offer it in {self._limits.open_timeout_s:g} s")
+            self._remember(attempt, why)
+            actions.append(SendAborted(early.peer, attempt, why))
+        for handoff in [handoff for handoff in self._active.values() if handoff.deadline <= now]:
+            detail = f"nothing was heard of the reader for {self._limits.lease_s:g} s"
+            actions += self._after(handoff, handoff.end(State.EXPIRED, Failure.LEASE.because(detail)))
+        return actions
+
+    def _of_reader(self, peer: Peer, attempt: Attempt) -> SourceHandoff | None:
+        handoff = self._active.get(attempt)
+        return handoff if handoff is not None and handoff.peer == peer else None
+
+    def _after(self, handoff: SourceHandoff, actions: list[Action] | None) -> list[Action]:
+        if actions is None:
+            return self._drop()
+        if handoff.state.ended:
+            del self._active[handoff.attempt]
+            self._remember(handoff.attempt, handoff.reason or handoff.state.value)
+        return actions
+
+    def _remember(self, attempt: Attempt, reason: str) -> None:
+        self._ended[attempt] = reason
+        while len(self._ended) > self._limits.ended_remembered:
+            self._ended.popitem(last=False)
+
+    def _drop(self) -> list[Action]:
+        self.stale += 1
+        return []
