@@ -145,4 +145,3 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     named = {name: config.get(name) for name in _SPECIAL_TOKENS} | (extra if isinstance(extra, dict) else {})
     texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
-

@@ -32,7 +32,7 @@ class Detokenizer(Protocol):
 
 
 class ByteDetokenizer:
-    """`token_bytes(id)`: a token's bytes, empty for one that is not shown. The first `strip_spaces` spaces are dropped."""
+    """`token_bytes(id)`: bytes of a token, none if it is not shown. `strip_spaces`: leading ones that are dropped."""
 
     def __init__(self, token_bytes: Callable[[int], bytes], strip_spaces: int = 0) -> None:
         self._token_bytes = token_bytes

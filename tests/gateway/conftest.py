@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fake_router import NAME, FakeRouterClient
+
+from baton.gateway.app import create_app
+from baton.gateway.server import listen, serve
+from baton.gateway.service import Service
+from baton.gateway.settings import GatewaySettings
+from baton.gateway.text_model import TextModel
+from baton.runtime import logs
+from baton.runtime.lifecycle import cancel_and_wait
+from baton.testing.checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs() -> None:
+    logs.configure("gateway", level="warning")
+
+
+@pytest.fixture(scope="session")
+def conformance() -> Path:
+    """Recorded material of other projects; see BATON_CONFORMANCE_DIR."""
+    default = Path(__file__).parents[2] / ".." / "shared" / "conformance"
+    folder = Path(os.environ.get("BATON_CONFORMANCE_DIR") or default)
+    if not folder.is_dir():
+        pytest.skip("no conformance material: BATON_CONFORMANCE_DIR is not set, and ../shared/conformance is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / NAME, layers=1, hidden=16, heads=2, vocab=800)
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path) -> TextModel:
+    return TextModel.load(checkpoint)
+
+
+@pytest.fixture
+def router(model: TextModel) -> FakeRouterClient:
+    """Answers with tokens that are plain ASCII text."""
+    tokenizer = model.tokenizer
+    words = [id for id in range(tokenizer.size) if (data := tokenizer.token_bytes(id)) and data.isascii()]
+    return FakeRouterClient(words)
+
+
+def make_service(client: object, model: TextModel, **settings: object) -> Service:
+    return Service(client, model, NAME, GatewaySettings(**settings))
+
+
+@pytest.fixture
+def service(router: FakeRouterClient, model: TextModel) -> Service:
+    return make_service(router, model, aliases=("other-name",), max_body_bytes=1 << 20)
+
+
+@pytest.fixture
+async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """The application without a server."""
+    transport = httpx.ASGITransport(create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+@asynccontextmanager
+async def running(service: Service, drain_s: float = 0.0) -> AsyncIterator[str]:
+    """The application on a real server of an ephemeral port. Yields its URL."""
+    listener = listen("127.0.0.1", 0)
+    serving = asyncio.create_task(serve(create_app(service), listener, drain_s))
+    try:
+        yield "http://{}:{}".format(*listener.getsockname())
+    finally:
+        await cancel_and_wait(serving)
+
+
+@pytest.fixture
+def start() -> Callable[..., AbstractAsyncContextManager[str]]:
+    return running
+
+
+@pytest.fixture
+async def url(service: Service) -> AsyncIterator[str]:
+    async with running(service) as address:
+        yield address
