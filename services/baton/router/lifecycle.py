@@ -7,6 +7,7 @@ what an abandoned one still says is dropped at the link. The router owns the tot
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -57,6 +58,8 @@ class Lifecycle:
         self._admission = Admission(settings, fleet, clock, is_settled)
         self._requests: dict[str, Request] = {}
         self._pump_due = False
+        self.idle = asyncio.Event()  # set while no request is in flight
+        self.idle.set()
         fleet.listener = self
 
     # --- callers ------------------------------------------------------------------------------------------------
@@ -80,6 +83,7 @@ class Lifecycle:
         self._admission.check(asked)
         request = Request.of(asked, sink, self._clock.time())
         self._requests[asked.request_id] = request
+        self.idle.clear()
         if request.remaining <= 0:
             self._finish(request, Finish.LENGTH)
             return request
@@ -248,6 +252,8 @@ class Lifecycle:
         if request.timer is not None:
             request.timer.cancel()
         del self._requests[request.request_id]
+        if not self._requests:
+            self.idle.set()
         metrics.REQUESTS.labels(outcome=outcome).inc()
         metrics.COMPLETION_TOKENS.inc(request.usage.completion_tokens - len(request.asked.emitted))
         self._set_gauges()
@@ -256,6 +262,8 @@ class Lifecycle:
             request_id=request.request_id,
             outcome=outcome,
             attempts=request.usage.attempts,
+            prefill=request.usage.prefill_worker,
+            decode=request.usage.decode_worker,
             completion_tokens=request.usage.completion_tokens,
             seconds=round(self._clock.time() - request.arrived_at, 4),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from baton.core.errors import BatonError
 from baton.router.convert import FINISH_TO_PB
@@ -15,17 +16,22 @@ MAX_EVENTS = 100_000  # a caller that does not read loses its stream, not the ro
 
 
 class Outbox:
-    """What one stream has still to send, and the requests that came by it. One event loop."""
+    """What one stream has still to send, and the requests that came by it. One event loop.
 
-    def __init__(self) -> None:
+    `on_overflow` is called when the caller has left MAX_EVENTS unread; what comes then is dropped.
+    """
+
+    def __init__(self, on_overflow: Callable[[], object]) -> None:
         self.live: dict[str, Request] = {}
+        self._on_overflow = on_overflow
         self._events: list[router_pb2.GenerateEvent] = []
         self._changed = asyncio.Event()
         self._closing = False
 
     def put(self, event: router_pb2.GenerateEvent) -> None:
         if len(self._events) >= MAX_EVENTS:
-            self._closing = True
+            self._on_overflow()
+            return
         self._events.append(event)
         self._changed.set()
 
@@ -41,8 +47,6 @@ class Outbox:
                 return []
             await self._changed.wait()
             self._changed.clear()
-        if len(self._events) >= MAX_EVENTS:
-            return []
         events, self._events = self._events, []
         return events
 

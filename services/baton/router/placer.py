@@ -64,7 +64,7 @@ class Placer:
         run = request.run = Run(attempt, placement, is_verified=placement.decode is None)
         metrics.ATTEMPTS.inc()
         metrics.PLACEMENTS.labels(reason=placement.reason).inc()
-        log.info(
+        log.debug(
             "placed",
             request_id=attempt.request_id,
             attempt=attempt.n,

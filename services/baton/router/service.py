@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import suppress
 
 import structlog
 
@@ -74,9 +75,9 @@ class RouterService:
     async def stop(self, drain_s: float) -> None:
         """Say "not serving", let running requests end for `drain_s`, then cut the streams: callers go elsewhere."""
         await self._server.set_ready(False)
-        deadline = self._loop.time() + drain_s
-        while self.lifecycle.in_flight and self._loop.time() < deadline:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                await self.lifecycle.idle.wait()
         await self._server.stop(_CUT_S if self.lifecycle.in_flight else 0.0)
         await cancel_and_wait(self._watching)
         await self._links.stop()

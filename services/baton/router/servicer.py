@@ -43,7 +43,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def Stream(
         self, requests: AsyncIterator[pb.StreamRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateEvents]:
-        outbox = Outbox()
+        outbox = Outbox(on_overflow=_cancel_this_call())
+        await context.send_initial_metadata(())  # the caller knows now that the stream is open
         reader = asyncio.create_task(self._read(requests, outbox))
         try:
             while events := await outbox.take():
@@ -55,7 +56,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def Generate(
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateEvent]:
-        outbox = Outbox()
+        outbox = Outbox(on_overflow=_cancel_this_call())
         self._submit(message, outbox)
         outbox.close_when_done()
         try:
@@ -148,3 +149,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def _cancel_all(self, outbox: Outbox) -> None:
         for request in list(outbox.live.values()):
             self._lifecycle.cancel(request)
+
+
+def _cancel_this_call() -> Callable[[], object]:
+    """Ends the call that is being handled, also while it waits for its caller to read."""
+    task = asyncio.current_task()
+    assert task is not None, "handlers run in tasks"
+    return task.cancel

@@ -1,0 +1,121 @@
+"""One connection to one router: a multiplexed `Stream` that carries all requests sent there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from baton.rpc.channel import open_channel
+from baton.rpc.v1 import router_pb2 as pb
+from baton.rpc.v1 import router_pb2_grpc
+from baton.runtime.lifecycle import cancel_and_wait
+
+log = structlog.get_logger(__name__)
+
+_SERVICE = "baton.rpc.v1.Router"
+_RECONNECT_S = 0.05
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
+
+Inbox: TypeAlias = "asyncio.Queue[pb.GenerateEvent | None]"
+
+
+class RouterLink:
+    """Keeps a stream to `address` open, and hands its events to the requests they belong to.
+
+    An inbox gets None when the stream breaks. `on_change` is called when `connected` or `serving` has changed.
+    """
+
+    def __init__(self, address: str, on_change: Callable[[], None]) -> None:
+        self.address = address
+        self.channel = open_channel(address)
+        self.stub = router_pb2_grpc.RouterStub(self.channel)
+        self.connected = False
+        self.serving = False  # False while the router drains: new requests go elsewhere if they can
+        self._on_change = on_change
+        self._inboxes: dict[str, Inbox] = {}
+        self._outgoing: asyncio.Queue[pb.StreamRequest] = asyncio.Queue()
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._inboxes)
+
+    async def close(self) -> None:
+        await cancel_and_wait(self._task)
+        await self.channel.close(None)
+
+    @contextmanager
+    def submit(self, message: pb.GenerateRequest) -> Iterator[Inbox]:
+        """Send a request; its events come to the inbox. Leaving the context before the last event cancels it."""
+        inbox: Inbox = asyncio.Queue()
+        self._inboxes[message.request_id] = inbox
+        outgoing = self._outgoing
+        outgoing.put_nowait(pb.StreamRequest(submit=message))
+        try:
+            yield inbox
+        finally:
+            if self._inboxes.get(message.request_id) is inbox:
+                del self._inboxes[message.request_id]
+                cancel = pb.CancelRequest(request_id=message.request_id)
+                outgoing.put_nowait(pb.StreamRequest(cancel=cancel))
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._connection()
+            except grpc.aio.AioRpcError as error:
+                log.debug("router connection lost", address=self.address, reason=error.details())
+            await asyncio.sleep(_RECONNECT_S)
+
+    async def _connection(self) -> None:
+        """One stream, from its opening (waited for) to its end."""
+        self._outgoing = asyncio.Queue()
+        call = self.stub.Stream(self._requests(self._outgoing), wait_for_ready=True)
+        watch: asyncio.Task[None] | None = None
+        try:
+            await call.wait_for_connection()
+            self.connected = self.serving = True
+            self._on_change()
+            watch = asyncio.create_task(self._watch_health())
+            while (events := await call.read()) is not _EOF:
+                for event in events.events:
+                    self._deliver(event)
+        finally:
+            call.cancel()
+            self._broken()
+            await cancel_and_wait(watch)
+
+    async def _requests(self, outgoing: asyncio.Queue[pb.StreamRequest]) -> AsyncIterator[pb.StreamRequest]:
+        while True:
+            yield await outgoing.get()
+
+    async def _watch_health(self) -> None:
+        """Hear of it when the router drains. A router that cannot tell counts as serving while its stream is open."""
+        request = health_pb2.HealthCheckRequest(service=_SERVICE)
+        try:
+            async for answer in health_pb2_grpc.HealthStub(self.channel).Watch(request):
+                self.serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+                self._on_change()
+        except grpc.aio.AioRpcError as error:
+            log.debug("health watch ended", address=self.address, reason=error.details())
+
+    def _deliver(self, event: pb.GenerateEvent) -> None:
+        inbox = self._inboxes.get(event.request_id)
+        if inbox is None:
+            return  # cancelled meanwhile
+        if not event.HasField("tokens"):
+            del self._inboxes[event.request_id]
+        inbox.put_nowait(event)
+
+    def _broken(self) -> None:
+        self.connected = self.serving = False
+        inboxes, self._inboxes = self._inboxes, {}
+        for inbox in inboxes.values():
+            inbox.put_nowait(None)
+        self._on_change()
