@@ -100,6 +100,9 @@ def test_eos(tmp_path, generation, config, expected) -> None:
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type"),
         ({"rope_parameters": [1]}, "must be an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rms_norm_eps": "tiny"}, "of the wrong kind .*tiny"),
+        ({"rope_theta": [1]}, "of the wrong kind"),
+        ({"architectures": 5}, "of the wrong kind"),
         ({"eos_token_id": ["</s>"]}, "eos_token_id is"),
         (
             {"architectures": ["MistralForCausalLM"], "layer_types": ["full_attention"] * 2 + ["sliding_attention"]},
@@ -132,6 +135,6 @@ def test_rope_equals_transformers(tmp_path, kind: str, style: str) -> None:
     runner = TorchModelRunner.load(tmp_path)
     ours = PagedModel(runner).step([(Row(tokens), 250)], all_logits=True)
     with torch.inference_mode():
-        theirs = AutoModelForCausalLM.from_pretrained(tmp_path)(torch.tensor([tokens])).logits[0]
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")(torch.tensor([tokens])).logits[0]
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
     assert runner.max_context_tokens == (1024 if kind == "yarn without original" else 256)

@@ -40,7 +40,7 @@ class Pair:
 
         make_checkpoint(folder, **options)
         self.folder = folder
-        self.theirs = AutoModelForCausalLM.from_pretrained(folder)
+        self.theirs = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         self.ours = TorchModelRunner.load(folder)
 
     @torch.inference_mode()

@@ -164,19 +164,27 @@ class TorchAttention:
         rows, tokens, first_pages, counts = (
             torch.tensor(column, dtype=torch.int64, device=device) for column in zip(*members, strict=True)
         )
-        # Padding repeats the row's first page: a page that is not the row's own might hold anything, NaN too.
+        # Padding repeats the row's first page, which is full since the row has another one: a page that is not the
+        # row's own might hold anything, NaN too.
         columns = torch.arange(longest, device=device).expand(len(members), longest)
         columns = columns.masked_fill(columns >= counts[:, None], 0) + first_pages[:, None]
         pages_BP = batch.page_table[rows[:, None], columns].long()
-        seq_lens = torch.tensor([batch.seq_lens_host[member[0]] for member in members], device=device)
+        seq_lens = [batch.seq_lens_host[row] for row, _, _, _ in members]
+        tail = [
+            i * longest * page_size + position
+            for i, (_, _, first_page, count) in enumerate(members)
+            for position in range(seq_lens[i] - first_page * page_size, count * page_size)
+        ]
+        seq_lens_B1 = torch.tensor(seq_lens, device=device)[:, None]
         positions_BS = first_pages[:, None] * page_size + torch.arange(longest * page_size, device=device)
-        hidden_BS = positions_BS >= seq_lens[:, None]
-        tail = (hidden_BS & (positions_BS < (first_pages + counts)[:, None] * page_size)).flatten().nonzero()[:, 0]
+        hidden_BS = positions_BS >= seq_lens_B1
         if window is not None:
-            hidden_BS |= positions_BS < seq_lens[:, None] - window
+            hidden_BS |= positions_BS < seq_lens_B1 - window
         mask_BS = torch.zeros(hidden_BS.shape, dtype=self._scratch.dtype, device=device)
         mask_BS.masked_fill_(hidden_BS, float("-inf"))
-        return _DecodeGroup(tokens, pages_BP.flatten() * 2, mask_BS[:, None, None], tail)
+        return _DecodeGroup(
+            tokens, pages_BP.flatten() * 2, mask_BS[:, None, None], torch.tensor(tail, dtype=torch.int64, device=device)
+        )
 
     def _run_decode(self, layer: int, group: _DecodeGroup, q_THD: torch.Tensor) -> torch.Tensor:
         k_BSKD, v_BSKD = self._gather(layer, group.k_pages_BP, len(group.tokens_B))

@@ -85,6 +85,8 @@ def load_config(path: str | Path) -> DecoderConfig:
         return _parse(raw, eos)
     except CheckpointError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error.message}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: a value is of the wrong kind ({error})") from None
 
 
 def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
