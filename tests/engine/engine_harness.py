@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
+
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError
 from baton.core.sampling import SamplingParams
@@ -123,7 +125,7 @@ class Baton:
     def __init__(self, pool: KvPool | None = None) -> None:
         self.pool = pool
         self.tokens: dict[Attempt, int] = {}
-        self.bytes: dict[Attempt, dict[tuple[int, int], object]] = defaultdict(dict)
+        self.bytes: dict[Attempt, dict[tuple[int, int], torch.Tensor]] = defaultdict(dict)
         self.named: dict[Attempt, dict[int, tuple[int, int]]] = defaultdict(dict)
         self.calls: list[tuple[Attempt, int, int, int, int]] = []
 
@@ -155,6 +157,15 @@ class Baton:
         layers = self.pool.layout.layers  # type: ignore[union-attr]
         assert set(self.bytes[attempt]) == {(layer, page) for layer in range(layers) for page in range(pages)}
 
+    def assert_unchanged(self, attempt: Attempt) -> None:
+        """All that was announced is still where it was."""
+        assert self.pool is not None
+        for (layer, index), was in self.bytes[attempt].items():
+            page, generation = self.named[attempt][index]
+            assert self.pool.allocator.generations([page]) == [generation]
+            assert page in self.pool.allocator.lent()
+            assert torch.equal(self.pool.tensor[layer, page], was)
+
 
 class Pair:
     """A prefill and a decode engine, and the handoff between them as a copy of the announced bytes."""
@@ -175,6 +186,7 @@ class Pair:
     def hand_over(self, attempt: Attempt) -> None:
         """Copy, activate, release: what agents and workers do once the prefill has drawn its first token."""
         self.baton.assert_whole(attempt)
+        self.baton.assert_unchanged(attempt)
         reserved = self.decode.reserved[attempt]
         assert len(reserved.page_ids) == self.pages(attempt) - reserved.first_page
         for index, page in enumerate(reserved.page_ids, start=reserved.first_page):

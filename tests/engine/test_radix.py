@@ -79,7 +79,8 @@ def test_use_of_an_evicted_leaf_counts_for_its_parent() -> None:
     cached(cache, [1], 10)
     cached(cache, [2], 20)
     cached(cache, [1, 3], 11)  # a later use of [1], too
-    assert cache.evict(3) == [20, 11, 10]
+    cached(cache, [4], 40)
+    assert cache.evict(4) == [20, 11, 10, 40]
 
 
 def test_events_are_net() -> None:

@@ -9,7 +9,7 @@ import pytest
 from baton.core.attempt import Attempt
 from baton.core.errors import ConfigError
 from baton.core.sampling import SamplingParams
-from baton.engine.api import EngineRequest, Stage
+from baton.engine.api import EngineRequest, Finish, Stage
 from baton.engine.ledger import PageLedger
 from baton.engine.plan import EngineConfig, StepPlan
 from baton.engine.pool import PageAllocator
@@ -197,6 +197,13 @@ def test_admission_leaves_a_page_for_each_that_decodes() -> None:
     assert begun(desk.step()) == ["c"]
 
 
+def test_admission_leaves_a_page_for_each_newcomer_of_the_same_step() -> None:
+    desk = Desk(usable_pages=4)
+    desk.submit("a", 8)
+    desk.submit("b", 8)
+    assert begun(desk.step()) == ["a"]
+
+
 def test_preemption_takes_from_the_least_important_and_most_recent() -> None:
     desk = Desk(usable_pages=8)
     desk.submit("high", 4, priority=1)
@@ -206,7 +213,9 @@ def test_preemption_takes_from_the_least_important_and_most_recent() -> None:
     seen: list[str] = []
     while len(seen) < 2:
         desk.step()
-        seen += [name for name in ("new", "old", "high") if desk.names[name].phase is Phase.WAITING and name not in seen]
+        seen += [
+            name for name in ("new", "old", "high") if desk.names[name].phase is Phase.WAITING and name not in seen
+        ]
     assert seen == ["new", "old"]
     assert desk.names["high"].phase is Phase.DECODING
 
@@ -228,28 +237,36 @@ def test_a_preempted_request_comes_back_with_its_tokens_and_is_admitted_only_onc
     assert {request.output_len for request in desk.names.values()} == {14}
 
 
-def test_announced_and_fetching_requests_keep_their_pages() -> None:
-    desk = Desk(usable_pages=10)
+def test_a_request_that_waits_for_its_handoff_keeps_its_pages() -> None:
+    desk = Desk(usable_pages=6)
     desk.submit("decoding", 4)
     desk.settle("decoding")
     desk.submit("fetch", 8, stage=Stage.FETCH)
     plan = desk.step()
     held = plan.reserved[0].page_ids
     assert (plan.reserved[0].first_page, len(held)) == (0, 2)
-    offer = desk.submit("offer", 16, stage=Stage.OFFER)
-    desk.step()
-    offer.announced = True
-    pages = offer.pages.view.tolist()
-    assert len(pages) == 4
     while desk.names["decoding"].phase is Phase.DECODING:  # until it has only itself to preempt
         desk.step()
-    assert offer.pages.view.tolist() == pages
     assert desk.names["fetch"].pages.view.tolist() == held
     desk.step()
     assert not desk.scheduler.has_work
-    desk.scheduler.end(offer)
+    desk.scheduler.end(desk.names["fetch"])
     assert desk.scheduler.has_work
     assert begun(desk.step()) == ["decoding"]
+
+
+def test_an_announced_prompt_keeps_its_pages_while_it_is_computed() -> None:
+    desk = Desk(usable_pages=13, config=EngineConfig(max_running=2, max_batch_tokens=32, chunk_tokens=4))
+    desk.submit("decoding", 4)
+    desk.settle("decoding")
+    offer = desk.submit("offer", 40, stage=Stage.OFFER)
+    assert begun(desk.step()) == ["offer"]
+    offer.announced = True
+    pages = offer.pages.view.tolist()
+    while desk.names["decoding"].phase is Phase.DECODING:
+        desk.step()
+    assert offer.phase is Phase.EXTENDING
+    assert offer.pages.view.tolist() == pages
 
 
 def test_a_fetch_reserves_only_what_the_cache_lacks() -> None:
@@ -272,6 +289,28 @@ def test_one_token_at_least_is_computed_of_a_prompt_that_is_cached_whole() -> No
     plan = desk.step()
     assert plan.admitted[0].cached_tokens == 4
     assert spans(plan) == [("same", 4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "params", "finish"),
+    [
+        ([5], {}, Finish.STOP),
+        ([5], {"ignore_eos": True}, None),
+        ([6], {"stop_token_ids": (6,), "ignore_eos": True}, Finish.STOP),
+        ([5], {"min_tokens": 1}, None),
+        ([4, 5], {"min_tokens": 1}, Finish.STOP),
+        ([4, 4, 4], {"max_tokens": 3}, Finish.LENGTH),
+        ([4, 4, 5], {"max_tokens": 3}, Finish.STOP),
+        ([4, 4, 4], {}, None),
+        ([4, 4, 4, 4], {}, Finish.LENGTH),
+    ],
+)
+def test_what_ends_a_request(tokens: list[int], params: dict, finish: Finish | None) -> None:
+    sampling = SamplingParams(**{"max_tokens": 100, **params})
+    state = RequestState.of(EngineRequest(Attempt("a"), [9] * 4, 4, sampling, b"root"), 0, 0.0, PAGE)
+    for token in tokens:
+        state.append(token)
+    assert state.finish(frozenset({5}), token_limit=8) is finish
 
 
 @pytest.mark.parametrize(
@@ -301,6 +340,7 @@ def test_random_loads_stay_within_the_limits_and_all_end(seed: int) -> None:
         plan = desk.step()
         assert sum(row.end - row.start for row in plan.rows) <= config.max_batch_tokens
         assert desk.scheduler.running <= config.max_running
+        assert not (plan.preempted and plan.begun)
         for row in plan.rows:
             assert row.end - row.start <= config.chunk_tokens
             assert row.draws or row.end % PAGE == 0

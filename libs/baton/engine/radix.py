@@ -45,7 +45,7 @@ class Node:
         self.parent = parent
         self.children = 0
         self.holds = 0
-        self.used = 0  # last use of this node, or of a descendant that was evicted since
+        self.used = 0  # last time that a lock on this very node was taken or dropped
         self.ticket = 0  # its valid entry in the eviction heap; 0 = none
 
     @property
@@ -145,13 +145,17 @@ class RadixCache:
         self._unlock(node)
 
     def evict(self, count: int) -> list[int]:
-        """Remove up to `count` pages that nobody holds, least recently used first, leaves before their parents."""
+        """Remove up to `count` pages that nobody holds, least recently used first, leaves before their parents.
+
+        A use of a block is one of all blocks before it, but only the last is marked. That is enough: when the oldest
+        leaf goes, its parent is as old, and older than all other leaves, unless it was used by itself since.
+        """
         pages: list[int] = []
         while len(pages) < count and self._leaves:
-            used, ticket, node = heapq.heappop(self._heap)
+            _, ticket, node = heapq.heappop(self._heap)
             if node.ticket != ticket:
                 continue
-            self._remove(node, used)
+            self._remove(node)
             pages.append(node.page)
         return pages
 
@@ -202,7 +206,7 @@ class RadixCache:
             self._stored[block_hash] = None
         return node
 
-    def _remove(self, node: Node, used: int) -> None:
+    def _remove(self, node: Node) -> None:
         node.ticket = 0
         self._leaves -= 1
         del self._nodes[node.block_hash]
@@ -212,7 +216,6 @@ class RadixCache:
             self._removed[node.block_hash] = None
         parent = _parent(node)
         parent.children -= 1
-        parent.used = max(parent.used, used)
         self._offer(parent)
 
     def _lock(self, node: Node) -> None:
