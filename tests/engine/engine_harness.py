@@ -11,6 +11,7 @@ from baton.core.attempt import Attempt
 from baton.core.errors import BatonError
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Finish, HandoffListener, Reserved, RowOutput, Stage, StepOutput
+from baton.engine.batch import ModelRunner
 from baton.engine.engine import EngineCore
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
@@ -35,7 +36,7 @@ class Harness:
         self,
         pages: int = 64,
         config: EngineConfig = SMALL,
-        runner: ToyRunner | None = None,
+        runner: ModelRunner | None = None,
         listener: HandoffListener | None = None,
     ) -> None:
         self.runner = runner or ToyRunner()
@@ -170,11 +171,18 @@ class Baton:
 class Pair:
     """A prefill and a decode engine, and the handoff between them as a copy of the announced bytes."""
 
-    def __init__(self, prefill_pages: int = 64, decode_pages: int = 64, config: EngineConfig = SMALL) -> None:
+    def __init__(
+        self,
+        prefill_pages: int = 64,
+        decode_pages: int = 64,
+        config: EngineConfig = SMALL,
+        runners: tuple[ModelRunner, ModelRunner] | None = None,
+    ) -> None:
         self.baton = Baton()
-        self.prefill = Harness(prefill_pages, config, listener=self.baton)
+        for_prefill, for_decode = runners or (ToyRunner(), ToyRunner())
+        self.prefill = Harness(prefill_pages, config, for_prefill, self.baton)
         self.baton.pool = self.prefill.pool
-        self.decode = Harness(decode_pages, config)
+        self.decode = Harness(decode_pages, config, for_decode)
 
     def submit(self, name: str, tokens: Sequence[int], n: int, **options: object) -> Attempt:
         self.prefill.submit(name, tokens, n, stage=Stage.OFFER, **options)  # type: ignore[arg-type]
