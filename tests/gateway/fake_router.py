@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from baton.client import (
     Event,
@@ -23,6 +23,13 @@ from baton.core.errors import BatonError
 
 NAME = "toy"
 PAGE = 16
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another task or thread brings about."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 class FakeRouterClient:

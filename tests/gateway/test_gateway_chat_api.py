@@ -25,7 +25,7 @@ def chunks(response: httpx.Response) -> list[dict]:
 
 
 def script(router: FakeRouterClient, model: TextModel, text: str) -> list[int]:
-    router.script = model.tokenizer.encode_now([text], False)[0]
+    router.script = model.tokenizer.encode([text], add_special_tokens=False)[0]
     return router.script
 
 
@@ -66,10 +66,13 @@ async def test_streamed_text_equals_the_whole(http: httpx.AsyncClient, router: F
     assert finish == [None] * (len(finish) - 1) + ["length"]
 
 
-async def test_characters_stay_whole_in_a_stream(http: httpx.AsyncClient, router: FakeRouterClient, model: TextModel) -> None:
+async def test_characters_stay_whole_in_a_stream(
+    http: httpx.AsyncClient, router: FakeRouterClient, model: TextModel
+) -> None:
     text = "Grüße aus 東京 👋🏽 — œuvre"
     script(router, model, text)
-    pieces = [c["choices"][0]["delta"].get("content", "") for c in chunks(await chat(http, max_tokens=200, stream=True))]
+    got = chunks(await chat(http, max_tokens=200, stream=True))
+    pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in got]
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
 

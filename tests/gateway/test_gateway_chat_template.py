@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def test_every_recorded_template_compiles_and_shows_the_user(conformance: Path) 
 
 
 def test_content_parts_where_the_template_wants_them() -> None:
-    source = "{% for m in messages %}{% for part in m.content %}{% if part.type == 'text' %}[{{ part.text }}]{% endif %}{% endfor %}{% endfor %}"
+    shown = "{% if part.type == 'text' %}[{{ part.text }}]{% endif %}"
+    source = "{% for m in messages %}{% for part in m.content %}" + shown + "{% endfor %}{% endfor %}"
     template = ChatTemplate(source, {})
     assert template.wants_parts
     assert template.render([{"role": "user", "content": "hello"}]) == "[hello]"
@@ -106,10 +108,8 @@ def test_deep_values_do_not_overflow() -> None:
     for _ in range(900):
         value = [value]
     template = ChatTemplate("{{ messages[0].content }}{{ deep | tojson }}", {})
-    try:
+    with contextlib.suppress(InvalidRequest):
         template.render([{"role": "user", "content": "x"}], {"deep": value})
-    except InvalidRequest:
-        pass
 
 
 def test_the_sandbox_holds() -> None:
@@ -134,7 +134,8 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, content", [("chat_template.jinja", "{% if %}"), ("tokenizer_config.json", "{"), ("tokenizer_config.json", "[]")]
+    "name, content",
+    [("chat_template.jinja", "{% if %}"), ("tokenizer_config.json", "{"), ("tokenizer_config.json", "[]")],
 )
 def test_a_broken_template_is_an_error_at_start(tmp_path: Path, name: str, content: str) -> None:
     write(tmp_path, name, content)

@@ -27,7 +27,7 @@ async def test_the_whole_answer(http: httpx.AsyncClient, router: FakeRouterClien
     assert (choice["index"], choice["finish_reason"], choice["logprobs"]) == (0, "length", None)
     assert body["usage"]["completion_tokens"] == 16
     prompt = router.requests[0].prompt_token_ids
-    assert prompt[0] == model.tokenizer.encode_now(["<|begin|>"], False)[0][0]
+    assert prompt[0] == model.tokenizer.encode(["<|begin|>"], add_special_tokens=False)[0][0]
     assert model.tokenizer.decode(prompt) == "Once upon"
 
 
@@ -62,7 +62,7 @@ async def test_echo(http: httpx.AsyncClient) -> None:
 
 
 async def test_echo_of_token_ids(http: httpx.AsyncClient, model: TextModel) -> None:
-    ids = model.tokenizer.encode_now(["Once upon"], False)[0]
+    ids = model.tokenizer.encode(["Once upon"], add_special_tokens=False)[0]
     assert (await complete(http, prompt=ids, echo=True)).json()["choices"][0]["text"].startswith("Once upon")
 
 
@@ -99,7 +99,7 @@ async def test_logprobs_of_an_echoed_prompt(http: httpx.AsyncClient, router: Fak
 async def test_tokens_that_are_no_characters_have_names_of_their_own(
     http: httpx.AsyncClient, router: FakeRouterClient, model: TextModel
 ) -> None:
-    router.script = model.tokenizer.encode_now(["東"], False)[0]
+    router.script = model.tokenizer.encode(["東"], add_special_tokens=False)[0]
     choice = (await complete(http, logprobs=0)).json()["choices"][0]
     if len(router.script) == 3:
         assert choice["logprobs"]["tokens"] == ["bytes:\\xe6", "bytes:\\x9d", "bytes:\\xb1"]
@@ -107,7 +107,7 @@ async def test_tokens_that_are_no_characters_have_names_of_their_own(
 
 
 async def test_stop(http: httpx.AsyncClient, router: FakeRouterClient, model: TextModel) -> None:
-    router.script = model.tokenizer.encode_now(["one two three"], False)[0]
+    router.script = model.tokenizer.encode(["one two three"], add_special_tokens=False)[0]
     choice = (await complete(http, stop=["two"])).json()["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("one ", "stop")
 

@@ -57,7 +57,7 @@ def qwen2(conformance: Path) -> Tokenizer:
 @quick
 @given(text=TEXT)
 def test_byte_level_text(model: TextModel, text: str) -> None:
-    ids = model.tokenizer.encode_now([text], False)[0]
+    ids = model.tokenizer.encode([text], add_special_tokens=False)[0]
     assert whole(model.tokenizer, ids) == text
 
 
@@ -70,7 +70,7 @@ def test_byte_level_any_tokens(model: TextModel, ids: list[int]) -> None:
 @quick
 @given(text=TEXT)
 def test_qwen2_text(qwen2: Tokenizer, text: str) -> None:
-    ids = qwen2.encode_now([text], False)[0]
+    ids = qwen2.encode([text], add_special_tokens=False)[0]
     assert whole(qwen2, ids) == qwen2.decode(ids)
 
 
@@ -90,14 +90,14 @@ WORD_PIECE = Tokenizer(word_piece())
 def test_sentencepiece_text(text: str) -> None:
     for tokenizer in (SENTENCEPIECE, GEMMA_LIKE):
         assert isinstance(tokenizer.detokenizer(), ByteDetokenizer)
-        ids = tokenizer.encode_now([text], False)[0]
+        ids = tokenizer.encode([text], add_special_tokens=False)[0]
         assert whole(tokenizer, ids) == tokenizer.decode(ids)
 
 
 @quick
 @given(ids=st.lists(st.integers(0, SENTENCEPIECE.size - 1), max_size=60))
 def test_sentencepiece_any_tokens(ids: list[int]) -> None:
-    """The library shows each byte of an undecodable run as U+FFFD, even the good ones; here only what is undecodable."""
+    """The library shows every byte of a run with a bad one as U+FFFD; here only the bad ones are."""
     expected = SENTENCEPIECE.decode(ids)
     if "\ufffd" not in expected:
         assert whole(SENTENCEPIECE, ids) == expected
@@ -106,11 +106,11 @@ def test_sentencepiece_any_tokens(ids: list[int]) -> None:
 
 
 def test_a_continuation_keeps_its_first_space() -> None:
-    prompt, more = (SENTENCEPIECE.encode_now([text], False)[0] for text in ("the lazy", "dog"))
+    prompt, more = (SENTENCEPIECE.encode([text], add_special_tokens=False)[0] for text in ("the lazy", "dog"))
     assert whole(SENTENCEPIECE, more) == "dog"
     assert whole(SENTENCEPIECE, more, context=prompt) == " dog"
 
-    prompt, more = (WORD_PIECE.encode_now([text], False)[0] for text in ("the lazy", "dog"))
+    prompt, more = (WORD_PIECE.encode([text], add_special_tokens=False)[0] for text in ("the lazy", "dog"))
     assert whole(WORD_PIECE, more) == "dog"
     assert whole(WORD_PIECE, more, context=prompt) == " dog"
 
@@ -125,7 +125,7 @@ def test_other_tokenizers_go_by_windows(ids: list[int]) -> None:
 @quick
 @given(text=TEXT)
 def test_windows_keep_characters_whole(model: TextModel, text: str) -> None:
-    ids = model.tokenizer.encode_now([text], False)[0]
+    ids = model.tokenizer.encode([text], add_special_tokens=False)[0]
     detokenizer = WindowDetokenizer(model.tokenizer.decode)
     assert "".join(map(detokenizer.push, ids)) + detokenizer.flush() == text
 
@@ -156,7 +156,7 @@ def test_windows_flush_what_never_becomes_text() -> None:
 
 
 def test_special_tokens_are_not_shown(model: TextModel) -> None:
-    ids = model.tokenizer.encode_now(["<|begin|>hello<|end|>"], False)[0]
+    ids = model.tokenizer.encode(["<|begin|>hello<|end|>"], add_special_tokens=False)[0]
     assert model.tokenizer.is_special(ids[0]) and model.tokenizer.is_special(ids[-1])
     assert whole(model.tokenizer, ids) == "hello"
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
-from fake_router import FakeRouterClient
+from fake_router import FakeRouterClient, until
 
 from baton.core.errors import Overloaded, Unavailable
 
@@ -94,12 +94,6 @@ async def test_an_error_in_mid_stream(client: openai.AsyncOpenAI, router: FakeRo
     with pytest.raises(openai.APIError, match="the last worker is gone"):
         async for _ in stream:
             pass
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -7,29 +7,25 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 from conftest import make_service, running
-from fake_router import FakeRouterClient
+from fake_router import FakeRouterClient, until
 
 from baton.core.errors import CheckpointError, ConfigError
 from baton.gateway import main
+from baton.gateway.openai.chat import ChatEndpoint
 from baton.gateway.server import listen
+from baton.gateway.service import Service
 from baton.gateway.settings import GatewaySettings
 from baton.gateway.text_model import TextModel
-from baton.gateway.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 BODY = {"model": "toy", "messages": HELLO, "max_tokens": 4000, "stream": True}
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def test_the_gateway_imports_no_torch_and_starts_fast() -> None:
@@ -82,7 +78,7 @@ def test_impossible_sampling_defaults(checkpoint: Path, tmp_path: Path, name: st
         TextModel.load(tmp_path)
 
 
-async def test_sampling_defaults_are_the_checkpoints(checkpoint: Path, tmp_path: Path, router: FakeRouterClient) -> None:
+async def test_the_checkpoints_sampling_defaults(checkpoint: Path, tmp_path: Path, router: FakeRouterClient) -> None:
     (tmp_path / "tokenizer.json").symlink_to(checkpoint / "tokenizer.json")
     defaults = {"temperature": 0.6, "top_k": 20, "eos_token_id": [1, 2]}
     (tmp_path / "generation_config.json").write_text(json.dumps(defaults))
@@ -141,11 +137,11 @@ async def test_a_silent_router_keeps_the_stream_alive(router: FakeRouterClient, 
     router.gate = asyncio.Event()
     service = make_service(router, model, keep_alive_s=0.02)
     async with running(service) as url, httpx.AsyncClient(base_url=url) as http:
-        async with http.stream("POST", "/v1/chat/completions", json={**BODY, "max_tokens": 2}) as response:
-            lines = response.aiter_lines()
-            assert [await anext(lines) for _ in range(4)] == [": keep-alive", ""] * 2
-            router.gate.set()
-            assert [line async for line in lines if line][-1] == "data: [DONE]"
+        request = http.build_request("POST", "/v1/chat/completions", json={**BODY, "max_tokens": 2})
+        lines = (await http.send(request, stream=True)).aiter_lines()
+        assert [await anext(lines) for _ in range(4)] == [": keep-alive", ""] * 2
+        router.gate.set()
+        assert [line async for line in lines if line][-1] == "data: [DONE]"
 
 
 async def test_stopping_ends_streams_with_an_error_event(router: FakeRouterClient, model: TextModel) -> None:
@@ -173,22 +169,23 @@ async def test_stopping_lets_short_answers_end(router: FakeRouterClient, model: 
     assert response.json()["usage"]["completion_tokens"] == 3
 
 
-async def test_the_loop_runs_while_a_long_prompt_is_tokenized(model: TextModel) -> None:
-    text = "hello world, this is a text. " * 40_000
+async def test_the_loop_runs_while_a_long_prompt_is_prepared(service: Service) -> None:
+    """Ten thousand turns and a million characters: parsing, template and tokenizer together take a second or more."""
+    messages = [{"role": "user", "content": "hello world, this is a text. " * 4}] * 10_000
+    body = json.dumps({"model": "toy", "messages": messages}).encode()
+    read = ChatEndpoint(service)._read
     longest, last = 0.0, time.perf_counter()
-    task = asyncio.create_task(model.tokenizer.encode([text], add_special_tokens=True))
+    task = asyncio.create_task(service.prepare(body, read))
     while not task.done():
         await asyncio.sleep(0.001)
         now = time.perf_counter()
         longest, last = max(longest, now - last), now
     started = time.perf_counter()
-    expected = model.tokenizer.encode_now([text], True)
-    assert task.result() == expected
+    assert read(body)[1] == task.result()[1]
     assert longest < max(0.1, (time.perf_counter() - started) / 2)
 
 
-async def test_short_prompts_stay_on_the_loop(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread would cost more than the tokenizing."""
-    tokenizer = Tokenizer(model.tokenizer._inner)
-    monkeypatch.setattr(tokenizer, "_threads", None)
-    assert len(await tokenizer.encode(["hello", "you"], add_special_tokens=False)) == 2
+async def test_short_prompts_stay_on_the_loop(service: Service) -> None:
+    """A thread would cost more than the work."""
+    assert await service.prepare(b"x", lambda body: threading.current_thread()) is threading.main_thread()
+    assert await service.prepare(b"x" * 100_000, lambda body: threading.current_thread()) is not threading.main_thread()

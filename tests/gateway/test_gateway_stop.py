@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ def brute_force(text: str, stops: list[str]) -> tuple[str, str | None]:
 def run(text: str, stops: list[str], cuts: list[int]) -> tuple[str, str | None, list[str]]:
     matcher, shown = StopMatcher(stops), []
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         matched = matcher.push(text[start:end])
         shown.append(matched.text)
         if matched.stop is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import structlog
@@ -14,6 +15,7 @@ from baton.gateway.server import listen, serve
 from baton.gateway.service import Service
 from baton.gateway.settings import GatewaySettings
 from baton.gateway.text_model import TextModel
+from baton.runtime import metrics
 from baton.runtime.lifecycle import cancel_and_wait
 
 log = structlog.get_logger(__name__)
@@ -25,15 +27,14 @@ async def run(settings: GatewaySettings) -> None:
         raise ConfigError("the gateway needs a checkpoint folder: --model or BATON_GATEWAY_MODEL")
     if not settings.routers:
         raise ConfigError("the gateway needs the address of at least one router: --routers or BATON_GATEWAY_ROUTERS")
-    with listen(settings.host, settings.port) as listener:
-        folder = Path(settings.model)
-        model = await asyncio.to_thread(TextModel.load, folder)
-        async with BatonClient(settings.routers) as client:
-            service = Service(client, model, settings.served_name or model.name, settings)
-            watching = asyncio.create_task(service.catalog.run())
-            host, port = listener.getsockname()[:2]
-            log.info("gateway listens", url=f"http://{host}:{port}", models=service.names, routers=settings.routers)
-            try:
-                await serve(create_app(service), listener, settings.drain_s)
-            finally:
-                await cancel_and_wait(watching)
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        if settings.metrics_port:
+            await stack.enter_async_context(metrics.serve(settings.metrics_host, settings.metrics_port))
+        model = await asyncio.to_thread(TextModel.load, Path(settings.model))
+        client = await stack.enter_async_context(BatonClient(settings.routers))
+        service = Service(client, model, settings.served_name or model.name, settings)
+        stack.push_async_callback(cancel_and_wait, asyncio.create_task(service.catalog.run()))
+        host, port = listener.getsockname()[:2]
+        log.info("gateway listens", url=f"http://{host}:{port}", models=service.names, routers=settings.routers)
+        await serve(create_app(service), listener, settings.drain_s)

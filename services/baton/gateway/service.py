@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from baton.core.errors import InvalidRequest, ModelNotFound, PromptTooLong, Unavailable
 from baton.gateway.catalog import Catalog
 from baton.gateway.generation import Generator, RouterClient
 from baton.gateway.settings import GatewaySettings
 from baton.gateway.text_model import TextModel
+
+_INLINE_BYTES = 16 << 10  # parsing and tokenizing this much keeps the event loop for some 10 ms
+_THREADS = 2
+
+T = TypeVar("T")
 
 
 class Service:
@@ -22,6 +30,13 @@ class Service:
         self.generator = Generator(client, model, name, settings.request_timeout_s)
         self.names = (name, *(alias for alias in settings.aliases if alias != name))
         self.started_at = int(time.time())
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="requests")
+
+    async def prepare(self, body: bytes, work: Callable[[bytes], T]) -> T:
+        """`work(body)`: parsing, templates, tokenizing. Large bodies go to a thread; few of them run at a time."""
+        if len(body) <= _INLINE_BYTES:
+            return work(body)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, body)
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFound when `name` is not served here."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,6 @@ import tokenizers
 from baton.core.errors import CheckpointError
 from baton.gateway.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 
-# Longer texts are tokenized on a thread: this many characters keep the event loop for about 5 ms.
-INLINE_CHARACTERS = 8_192
-_THREADS = 2
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPIECE_SPACE = "\u2581"
 
@@ -33,7 +28,6 @@ class Tokenizer:
         self._scheme = _scheme_of(inner)
         self._special = {id for id, token in inner.get_added_tokens_decoder().items() if token.special}
         self._bytes: dict[int, bytes] = {}
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
         self.size = inner.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -52,15 +46,12 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
             raise CheckpointError(f"{path} is not a usable tokenizer: {error}") from error
 
-    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
-        """Ids of each text. `add_special_tokens`: with those that the tokenizer puts around a text, such as BOS."""
-        if sum(map(len, texts)) <= INLINE_CHARACTERS:
-            return self.encode_now(texts, add_special_tokens)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.encode_now, texts, add_special_tokens)
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Ids of each text. `add_special_tokens`: with those that the tokenizer puts around a text, such as BOS.
 
-    def encode_now(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-        """The same on the caller's thread. Only the batch call of the library lets other threads run meanwhile."""
+        Takes about half a second per million characters, in which other threads run: only the batch call of the
+        library lets them.
+        """
         encode = self._inner.encode_batch_fast
         return [encode([text], add_special_tokens=add_special_tokens)[0].ids for text in texts]
 

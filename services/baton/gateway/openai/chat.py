@@ -13,7 +13,7 @@ from baton.core.errors import InvalidRequest
 from baton.core.sampling import MAX_TOP_LOGPROBS
 from baton.gateway import metrics
 from baton.gateway.generation import Choice
-from baton.gateway.http.body import read_json_object
+from baton.gateway.http.body import json_object, read_body
 from baton.gateway.http.context import context_of
 from baton.gateway.openai.fields import parse, refuse_unsupported
 from baton.gateway.openai.logprobs import chat_logprobs
@@ -68,17 +68,18 @@ class ChatEndpoint:
         self._service = service
 
     async def create(self, request: Request) -> Response:
-        body = await read_json_object(request, self._service.settings.max_body_bytes)
-        refuse_unsupported(body, _UNSUPPORTED)
-        asked = parse(ChatRequest, body)
-        self._service.check_model(asked.model)
-        prompt = await self._prompt(asked)
+        body = await read_body(request, self._service.settings.max_body_bytes)
+        asked, prompt = await self._service.prepare(body, self._read)
         choices = self._choices(asked, prompt, context_of(request.scope).unique_id)
         responder = Responder(self._service, request, ChatShape(self._service.model.tokenizer), asked.model)
-        include_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return await responder.respond(choices, stream=bool(asked.stream), include_usage=include_usage)
+        return await responder.respond(choices, stream=bool(asked.stream), include_usage=asked.include_usage)
 
-    async def _prompt(self, asked: ChatRequest) -> list[int]:
+    def _read(self, body: bytes) -> tuple[ChatRequest, list[int]]:
+        """The request, validated, and its prompt's token ids."""
+        fields = json_object(body)
+        refuse_unsupported(fields, _UNSUPPORTED)
+        asked = parse(ChatRequest, fields)
+        self._service.check_model(asked.model)
         template = self._service.model.template
         if template is None:
             raise InvalidRequest(
@@ -86,7 +87,8 @@ class ChatEndpoint:
             )
         with metrics.tokenizing():
             text = template.render([message.for_template() for message in asked.messages], asked.template_variables())
-            return (await self._service.model.tokenizer.encode([text], add_special_tokens=False))[0]
+            [prompt] = self._service.model.tokenizer.encode([text], add_special_tokens=False)
+        return asked, prompt
 
     def _choices(self, asked: ChatRequest, prompt: list[int], request_id: str) -> list[Choice]:
         room = self._service.room(prompt, "messages")

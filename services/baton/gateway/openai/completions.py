@@ -15,7 +15,7 @@ from baton.core.errors import InvalidRequest
 from baton.core.sampling import MAX_TOP_LOGPROBS
 from baton.gateway import metrics
 from baton.gateway.generation import Choice
-from baton.gateway.http.body import read_json_object
+from baton.gateway.http.body import json_object, read_body
 from baton.gateway.http.context import context_of
 from baton.gateway.openai.fields import parse, refuse_unsupported
 from baton.gateway.openai.logprobs import CompletionLogprobs
@@ -64,23 +64,27 @@ class CompletionEndpoint:
         self._service = service
 
     async def create(self, request: Request) -> Response:
-        body = await read_json_object(request, self._service.settings.max_body_bytes)
-        refuse_unsupported(body, _UNSUPPORTED)
-        asked = parse(CompletionRequest, body)
-        _check(asked)
-        self._service.check_model(asked.model)
-        with metrics.tokenizing():
-            prompts = await self._encode(asked)
+        body = await read_body(request, self._service.settings.max_body_bytes)
+        asked, prompts = await self._service.prepare(body, self._read)
         choices = self._choices(asked, prompts, context_of(request.scope).unique_id)
         shape = CompletionShape(self._service.model.tokenizer, prompts if asked.echo else None)
         responder = Responder(self._service, request, shape, asked.model)
-        include_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return await responder.respond(choices, stream=bool(asked.stream), include_usage=include_usage)
+        return await responder.respond(choices, stream=bool(asked.stream), include_usage=asked.include_usage)
 
-    async def _encode(self, asked: CompletionRequest) -> list[EncodedPrompt]:
+    def _read(self, body: bytes) -> tuple[CompletionRequest, list[EncodedPrompt]]:
+        """The request, validated, and its prompts."""
+        fields = json_object(body)
+        refuse_unsupported(fields, _UNSUPPORTED)
+        asked = parse(CompletionRequest, fields)
+        _check(asked)
+        self._service.check_model(asked.model)
+        with metrics.tokenizing():
+            return asked, self._encode(asked)
+
+    def _encode(self, asked: CompletionRequest) -> list[EncodedPrompt]:
         model = self._service.model
         if isinstance(asked.prompt[0], str):
-            encoded = await model.tokenizer.encode(asked.prompt, add_special_tokens=True)
+            encoded = model.tokenizer.encode(asked.prompt, add_special_tokens=True)
             return [EncodedPrompt(text, token_ids) for text, token_ids in zip(asked.prompt, encoded, strict=True)]
         for token in itertools.chain.from_iterable(asked.prompt):
             if not 0 <= token < model.vocab_size:

@@ -64,6 +64,10 @@ class GenerationFields(Body):
     def _no_stop_token_ids(cls, value: Any) -> Any:
         return [] if value is None else value
 
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationFields:
         if self.stream_options is not None and not self.stream:
