@@ -38,3 +38,15 @@ def limit_threads(threads: int) -> None:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ["KMP_BLOCKTIME"] = "0"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def quiet_libraries() -> None:
+    """Keep libraries loaded after this call from telling what only their makers understand. What is set stays."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def set_defaults(values: Mapping[str, str]) -> None:
+    """Set variables for libraries that read them when they are loaded; what the user has set stays."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)

@@ -16,7 +16,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from baton.runtime import environ
 
 # Libraries that report at `info` what a service already says in its own words.
-_QUIET = ("httpx", "httpcore", "uvicorn.access", "asyncio", "grpc", "transformers")
+_QUIET = ("httpx", "httpcore", "uvicorn.access", "uvicorn.error", "asyncio", "grpc", "transformers")
 
 
 def configure(service: str, level: str = "info", format: str = "console", stream: IO[str] | None = None) -> None:

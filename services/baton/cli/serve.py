@@ -16,6 +16,7 @@ def main(name: str, argv: list[str]) -> int:
     settings = load(cls, flags=given.flags, config=given.config)
     # Before anything numeric is imported; services without a thread setting compute nothing that would need more.
     environ.limit_threads(settings.model_dump().get("threads", 1))
+    environ.quiet_libraries()
     logs.configure(name, settings.log_level, settings.log_format)
     run = import_or_explain(service.main, service.extra).run
     return run_service(lambda: run(settings))

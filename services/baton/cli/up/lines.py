@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 _NOT_FIELDS = ("event", "level", "timestamp", "service", "exception")
-_READY = re.compile(r"^ready\b|(?<!not )\bready$|\bReady to accept connections")
+_READY = re.compile(r"^ready\b|(?<!not )\bready$|\blistens$|\bready to accept connections", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class LogLine:
 
     @property
     def says_ready(self) -> bool:
-        """Every service logs one event that starts or ends with `ready` once it serves; so does a Redis server."""
+        """Every service logs one event like `worker ready` or `router listens` once it serves; so does Redis."""
         return _READY.search(self.event) is not None
 
     @property
