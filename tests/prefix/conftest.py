@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 from baton.prefix.records import Namespace
 from baton.prefix.redis_store import RedisStore
 from baton.testing.redis_server import RedisServer, bundled_redis_server
+
+# Shared machines pause: an example's time says nothing.
+settings.register_profile("baton", deadline=None)
+settings.load_profile("baton")
 
 
 def _servers() -> dict[str, Path]:

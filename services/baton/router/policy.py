@@ -31,7 +31,6 @@ PAGES_AHEAD_TOKENS = 256  # output that a decode worker should have room for at 
 PAGE_WAIT_STEPS = 128  # steps until somebody else's pages come free
 OTHERS_SHARE = 0.5  # chunked prefill slows the running requests down to about half
 TIE_S = 0.0005
-TIE_SHARE = 0.02
 PAIRED = 8  # of each role, the best ones are tried with each other
 
 
@@ -272,7 +271,7 @@ def _whole(cost: _Costs, request: RequestFacts, reason: str, handicap: int) -> _
 
 def _cheapest(candidates: Sequence[_Candidate], turn: int) -> _Candidate:
     best_s = min(candidate.placement.price_s for candidate in candidates)
-    limit_s = best_s * (1 + TIE_SHARE) + TIE_S
+    limit_s = best_s + TIE_S
     ties = sorted(
         (c for c in candidates if c.placement.price_s <= limit_s),
         key=lambda c: (c.placement.prefill, c.placement.decode or ""),

@@ -15,7 +15,7 @@ class RouterSettings(ServiceSettings):
     router_id: str = setting("", "name that workers see in their logs; empty = host and process", rare=True)
     deadline_s: float = setting(600.0, "total time of a request that names none", unit="s", gt=0)
     queue_s: float = setting(
-        30.0, "longest wait for a worker with room; longer than a worker's restart takes", unit="s", gt=0
+        60.0, "longest wait for a worker with room; longer than a worker's restart takes", unit="s", gt=0
     )
     first_token_s: float = setting(
         60.0, "longest wait for the first token, on top of four times what was predicted", unit="s", gt=0
@@ -25,7 +25,7 @@ class RouterSettings(ServiceSettings):
     suspect_s: float = setting(
         5.0, "a connected worker silent for longer gets new requests only when no other can", unit="s", gt=0
     )
-    max_attempts: int = setting(6, "placements of one request before it fails", ge=1)
+    max_attempts: int = setting(8, "placements of one request before it fails", ge=1)
     max_queued: int = setting(2048, "requests that wait for a worker; further ones are refused at once", ge=1)
     backlog_s: float = setting(
         4.0, "prefill work queued at one worker before requests wait here, where tenants share fairly", unit="s", gt=0
