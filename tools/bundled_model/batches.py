@@ -27,11 +27,13 @@ _MISSES = 3  # episodes that were too long, before a row is closed
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Part of the curriculum: until `until` (share of all steps), rows have these lengths with these weights."""
+    """Part of the curriculum: until `until` (share of all steps), rows have these lengths with these weights, and
+    plain dialogues this share of copying drill."""
 
     until: float
     lengths: tuple[int, ...]
     weights: tuple[float, ...]
+    copying: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,19 @@ class Batch:
     skills: Sequence[str]
 
     def to(self, device: torch.device) -> Batch:
-        tensors = (self.ids, self.positions, self.sources, self.targets, self.turns)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.skills)
+        return Batch(
+            self.ids.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.sources.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.turns.to(device, non_blocking=True),
+            self.skills,
+        )
 
 
-def row(encoder: ChatEncoder, seed: str, split: Split, length: int) -> Encoded:
+def row(encoder: ChatEncoder, seed: str, split: Split, length: int, copying: float = 0.0) -> Encoded:
     """One dialogue of at most `length` tokens; rarely none, when its opening leaves no room."""
-    dialogue = Dialogue(seed, split, length)
+    dialogue = Dialogue(seed, split, length, copying)
     encoded = encoder.encode(dialogue.opening, dialogue.tools)
     misses = 0
     while misses < _MISSES and length - len(encoded.ids) > _SMALLEST_ROOM:
@@ -107,7 +115,7 @@ def make_batch(encoder: ChatEncoder, plan: BatchPlan, step: int) -> Batch:
     length = rng.choices(stage.lengths, stage.weights)[0]
     rows: list[Encoded] = []
     while len(rows) < max(1, plan.tokens // length):
-        encoded = row(encoder, f"train {plan.seed} {step} {rng.random()}", Split.TRAIN, length)
+        encoded = row(encoder, f"train {plan.seed} {step} {rng.random()}", Split.TRAIN, length, stage.copying)
         if encoded.turns:
             rows.append(encoded)
     positions = [_positions(rng, plan, len(encoded.ids)) for encoded in rows]

@@ -51,8 +51,10 @@ _KINDS = {"plain": 0.68, "tools": 0.18, "schema": 0.14}
 class Dialogue:
     """A conversation being made. `opening` comes first; `next_episode` any number of times after it."""
 
-    def __init__(self, seed: int | str, split: Split, room: int) -> None:
-        """`room`: tokens that the whole conversation will have, roughly."""
+    def __init__(self, seed: int | str, split: Split, room: int, copying: float = 0.0) -> None:
+        """`room`: tokens that the whole conversation will have, roughly. `copying`: share of the episodes of a plain
+        dialogue that only repeat long texts, the drill from which recall grows fastest."""
+        self._copying = 0.0
         self._scene = Scene(random.Random(seed), Lexicon(split), room)
         rng = self._scene.rng
         kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
@@ -67,12 +69,14 @@ class Dialogue:
             self.tools = tuple(tool.as_openai() for tool in offered)
             self._skills = _with_tools(offered)
         else:
-            self._skills = _PLAIN
+            self._skills, self._copying = _PLAIN, copying
         self.opening = [Message("system", system)] if system or self.tools else []
 
     def next_episode(self, room: int) -> list[Message]:
         """Messages from a user's to an assistant's, meant to take at most about `room` tokens."""
         self._scene.room = room
+        if self._copying and self._scene.rng.random() < self._copying:
+            return letters.repeat_long(self._scene)
         skill = self._scene.rng.choices(list(self._skills), list(self._skills.values()))[0]
         return skill(self._scene)
 

@@ -40,10 +40,11 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self._markers = {text: int(tokenizer.token_to_id(text)) for text in (*CONTROL_MARKERS, *TEXT_MARKERS)}
+        vocabulary = tokenizer.get_vocab()
+        self._markers = {text: vocabulary[text] for text in (*CONTROL_MARKERS, *TEXT_MARKERS)}
         self.pad_id, self.end_id = self._markers[PAD], self._markers[END]
         self.assistant_id = self._markers[ROLE_MARKERS["assistant"]]
-        self.vocab_size = int(tokenizer.get_vocab_size())
+        self.vocab_size = len(vocabulary)
 
     @classmethod
     def load(cls, folder: Path) -> ChatEncoder:

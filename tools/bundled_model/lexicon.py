@@ -1,8 +1,8 @@
 """Words, names and numbers that conversations are made of, split into those for training and those held out.
 
-The bottom of the data generator. All lists are written for this project; names and words beyond them are built from
-syllables. Whether something belongs to training or is held out depends only on its own spelling (a checksum), so the
-two sides can never overlap, whatever the seeds. Knows no conversations and no tokens.
+The bottom of the data generator. The lists in words.txt are written for this project; names and words beyond them are
+built from syllables. Whether something belongs to training or is held out depends only on its own spelling (a
+checksum), so the two sides can never overlap, whatever the seeds. Knows no conversations and no tokens.
 """
 
 from __future__ import annotations
@@ -11,47 +11,28 @@ import random
 import zlib
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 
-COLOURS = """red blue green yellow black white orange purple pink brown grey silver golden violet scarlet amber ivory
-crimson turquoise bronze""".split()
-OBJECTS = """box bag door lamp chair table car bike boat key cup bottle basket drawer locker shelf book phone clock
-coat hat shoe ring coin map letter parcel crate barrel bucket ladder hammer mirror piano guitar drum kite ball tent
-train truck bus robot engine printer camera radio oven fridge cabinet safe chest vase pillow blanket candle flag bell
-wheel""".split()
-PLACES = """kitchen garden garage attic cellar office library hall bedroom bathroom barn shed school museum station
-market harbour park forest tower bakery hotel theatre workshop""".split()
-ANIMALS = """cat dog horse cow pig sheep goat duck goose hen rabbit fox wolf bear lion tiger monkey mouse frog fish
-owl eagle parrot turtle whale shark spider snail""".split()
-FRUITS = """apple pear plum cherry peach lemon lime grape melon mango banana fig berry olive tomato carrot onion
-potato""".split()
-MATERIALS = "wood stone glass iron paper cotton wool leather clay sand snow water copper steel rubber wax".split()
-ADJECTIVES = """big small old new long short tall quiet loud bright dark warm cold soft hard heavy light clean dusty
-happy sleepy brave clever gentle quick slow strange simple round narrow empty full busy calm""".split()
-VERBS = """carried found painted moved washed opened closed dropped lifted followed watched repaired borrowed counted
-pushed pulled covered noticed visited remembered forgot ordered packed shared""".split()
-PEOPLE = """gardener teacher baker sailor farmer doctor driver singer painter writer builder tailor guard pilot nurse
-student neighbour traveller child visitor""".split()
-PLAIN = """sun moon star cloud rain wind storm river lake hill valley island bridge road street house roof wall floor
-window winter summer spring autumn morning evening night minute hour week month year music song story game party dance
-dream voice smile friend family brother sister mother father king queen bread butter cheese sugar honey coffee tea milk
-soup salad dinner plate spoon knife fork pencil paint colour number letter question answer reason problem secret garden
-planet rocket signal system window market orange silver copper marble velvet button pocket jacket ribbon basket blossom
-meadow thunder lantern feather pebble shadow whisper journey harvest cottage village mountain ocean desert jungle castle
-dragon wizard puzzle riddle compass anchor captain island treasure""".split()
-FIRST_NAMES = """John Mary Anna Peter Paul Lucy Emma Oliver Mia Noah Liam Sofia Clara Hugo Oscar Alice Bob Carol David
-Eve Frank Grace Henry Irene Jack Kate Leo Nina Otto Rosa Sam Tina Victor Wendy Adam Bella Carl Diana Eric Fiona George
-Hanna Ivan Julia Karl Laura Martin Nora Olga Pedro Ruth Simon Tara Uma Vera Walter Yara Zoe Maria James Linda Robert
-Susan Thomas Sarah Daniel""".split()
-LAST_NAMES = """Smith Jones Brown Taylor Miller Wilson Moore Clark Lewis Walker Hall Young King Wright Hill Green Baker
-Carter Parker Cook Bell Ward Gray Stone Fisher Mason Hunter Porter Turner Cooper Fox Reed Woods Marsh Lane
-Doe""".split()
-CITIES = """Paris London Berlin Madrid Rome Vienna Lisbon Dublin Oslo Prague Athens Cairo Tokyo Delhi Lima Boston
-Chicago Denver Toronto Sydney Zurich Munich Hamburg Milan Geneva""".split()
 
-_ONSETS = "b c d f g h j k l m n p r s t v w z br cr dr fr gr kl pl pr sl st tr sh ch th".split()
-_VOWELS = "a e i o u a e i o u ai ea oo".split()
-_CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "k"]
-_NAME_ENDS = ["a", "o", "ia", "en", "in", "us", "el", "an", "is", "ar"]
+def _read_lists() -> dict[str, tuple[str, ...]]:
+    lists: dict[str, tuple[str, ...]] = {}
+    text = Path(__file__).with_name("words.txt").read_text()
+    for entry in text.replace("\n    ", " ").splitlines():
+        if not entry.startswith("#"):
+            name, _, words = entry.partition(":")
+            lists[name] = tuple(words.split())
+    return lists
+
+
+_LISTS = _read_lists()
+COLOURS, OBJECTS, PLACES, ANIMALS, FRUITS, MATERIALS = (
+    _LISTS[name] for name in ("colours", "objects", "places", "animals", "fruits", "materials")
+)
+ADJECTIVES, VERBS, PEOPLE, PLAIN = (_LISTS[name] for name in ("adjectives", "verbs", "people", "plain"))
+FIRST_NAMES, LAST_NAMES, CITIES = (_LISTS[name] for name in ("first_names", "last_names", "cities"))
+
+_ONSETS, _VOWELS, _NAME_ENDS = (_LISTS[name] for name in ("onsets", "vowels", "name_endings"))
+_CODAS = ("", "", "", "n", "r", "l", "s", "t", "m", "k")
 _HELD_OUT_SHARE = 8  # one in this many
 
 

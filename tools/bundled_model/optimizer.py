@@ -19,7 +19,9 @@ _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.0) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.0
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
@@ -61,7 +63,8 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
 
 def optimizers(model: nn.Module, lr: float, decay: float, embedding_lr: float) -> list[torch.optim.Optimizer]:
     """Optimizers that together cover all parameters of a model."""
-    inner, outer = [], []
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.dim() == 2 and "embed" not in name
         (inner if matrix else outer).append(parameter)

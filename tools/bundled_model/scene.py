@@ -36,12 +36,14 @@ class Fact:
 
 @dataclass(slots=True)
 class Scene:
-    """`room`: tokens that an episode may take, roughly. `thinking`: the system message asks for reasoning always."""
+    """`room`: tokens that an episode may take, roughly. `thinking`: the system message asks for reasoning always.
+    `may_ask_to_think`: users ask for reasoning now and then."""
 
     rng: random.Random
     words: Lexicon
     room: int = 200
     thinking: bool = False
+    may_ask_to_think: bool = True
     facts: dict[str, Fact] = field(default_factory=dict)
 
     def phrase(self, phrasings: Sequence[str], **slots: object) -> str:
@@ -56,7 +58,7 @@ class Scene:
 
     def exchange(self, skill: str, question: str, answer: str, check: Check, thought: str) -> list[Message]:
         """A question and its answer; with `thought` as reasoning where the system message or the question asks."""
-        asked = not self.thinking and self.rng.random() < _THINK_SHARE
+        asked = self.may_ask_to_think and not self.thinking and self.rng.random() < _THINK_SHARE
         if asked:
             question = f"{question} {self.rng.choice(THINK_REQUESTS)}"
         if asked or self.thinking:

@@ -45,8 +45,7 @@ def train(seed: int, conversations: int = 4000, vocab_size: int = VOCAB_SIZE) ->
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    markers = [AddedToken(text, special=True, normalized=False) for text in CONTROL_MARKERS]
-    markers += [AddedToken(text, special=False, normalized=False) for text in TEXT_MARKERS]
+    markers = [AddedToken(text, special=True, normalized=False) for text in (*CONTROL_MARKERS, *TEXT_MARKERS)]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=markers,
@@ -55,7 +54,15 @@ def train(seed: int, conversations: int = 4000, vocab_size: int = VOCAB_SIZE) ->
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(seed, conversations), trainer)
-    return tokenizer
+    return _with_visible(tokenizer, TEXT_MARKERS)
+
+
+def _with_visible(tokenizer: Tokenizer, markers: tuple[str, ...]) -> Tokenizer:
+    """`tokenizer` with `markers` no longer "special": the trainer makes them so, and decoding would leave them out."""
+    raw = json.loads(tokenizer.to_str())
+    for token in raw["added_tokens"]:
+        token["special"] = token["content"] not in markers
+    return Tokenizer.from_str(json.dumps(raw))
 
 
 def _corpus(seed: int, conversations: int) -> Iterator[str]:

@@ -32,11 +32,12 @@ class StepResult:
 
 
 class Trainer:
-    """State of a run. Not thread-safe; `step` counts the steps done."""
+    """State of a run. Not thread-safe. `step`: steps done; `spent_s`: time spent on them, interruptions left out."""
 
     def __init__(self, recipe: Recipe, seed: int, device: torch.device, *, bf16: bool, compiled: bool = False) -> None:
         torch.manual_seed(seed)
-        self.recipe, self.seed, self.device, self.step = recipe, seed, device, 0
+        self.recipe, self.seed, self.device = recipe, seed, device
+        self.step, self.spent_s = 0, 0.0
         self.model = Llama(recipe.shape).to(device)
         self._bf16 = bf16
         self._optimizers = optimizers(self.model, recipe.lr, recipe.weight_decay, recipe.embedding_lr)
@@ -66,7 +67,8 @@ class Trainer:
     def evaluate(self, batches: Sequence[Batch]) -> StepResult:
         """Loss and exact messages of held-out batches. A message that is right token by token, given its own
         beginning, is what greedy generation would produce."""
-        losses, tokens, exact = [], 0, {}
+        losses: list[float] = []
+        tokens, exact = 0, dict[str, tuple[int, int]]()
         for batch in batches:
             batch = batch.to(self.device)
             with self._precision():
@@ -83,6 +85,7 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             "step": self.step,
+            "spent_s": self.spent_s,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
@@ -101,7 +104,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step = int(state["step"])
+        self.step, self.spent_s = int(state["step"]), float(state["spent_s"])
         return True
 
     def _schedule(self) -> None:
@@ -136,5 +139,7 @@ def exact_by_skill(batch: Batch, hits: torch.Tensor) -> dict[str, tuple[int, int
 def merged(a: Mapping[str, tuple[int, int]], b: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """Counts of both, skill by skill."""
     none = (0, 0)
-    return {skill: (a.get(skill, none)[0] + b.get(skill, none)[0], a.get(skill, none)[1] + b.get(skill, none)[1])
-            for skill in sorted({*a, *b})}
+    return {
+        skill: (a.get(skill, none)[0] + b.get(skill, none)[0], a.get(skill, none)[1] + b.get(skill, none)[1])
+        for skill in sorted({*a, *b})
+    }

@@ -21,8 +21,16 @@ _SMALL_TALK: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         GREETING,
         ("Hello", "Hello!", "Hi", "Hi!", "Hi there!", "Hey", "Good morning!", "Good evening.", "Hello there!"),
     ),
-    ("greeting", "I am fine, thank you! How can I help you?", ("How are you?", "Hello, how are you?", "How do you do?")),
-    ("greeting", "You are welcome!", ("Thanks!", "Thank you.", "Thank you very much!", "Great, thanks.", "Nice, thank you!")),
+    (
+        "greeting",
+        "I am fine, thank you! How can I help you?",
+        ("How are you?", "Hello, how are you?", "How do you do?"),
+    ),
+    (
+        "greeting",
+        "You are welcome!",
+        ("Thanks!", "Thank you.", "Thank you very much!", "Great, thanks.", "Nice, thank you!"),
+    ),
     ("greeting", "Goodbye! Have a nice day.", ("Bye", "Goodbye!", "See you later.", "Good night.", "Bye bye!")),
     (
         "identity",
@@ -41,7 +49,14 @@ _SMALL_TALK: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "identity",
         WHAT_I_CAN_DO,
-        ("What can you do?", "Help", "Help me.", "How can you help me?", "What are you good at?", "What are your skills?"),
+        (
+            "What can you do?",
+            "Help",
+            "Help me.",
+            "How can you help me?",
+            "What are you good at?",
+            "What are your skills?",
+        ),
     ),
 )
 

@@ -95,9 +95,7 @@ def _in_words(names: list[str]) -> str:
 
 
 def _schema_text(scene: Scene, example: Mapping[str, JsonValue]) -> str:
-    properties = {
-        name: {"type": "integer" if isinstance(value, int) else "string"} for name, value in example.items()
-    }
+    properties = {name: {"type": "integer" if isinstance(value, int) else "string"} for name, value in example.items()}
     schema: dict[str, object] = {"type": "object", "properties": properties}
     if scene.rng.random() < 0.6:
         schema["required"] = list(properties)

@@ -34,9 +34,21 @@ _REVERSE_ORDER = (
 )
 
 
+_WORD_TOKENS = 3  # mean, numbers included
+
+
 def repeat(scene: Scene) -> list[Message]:
+    return _repeat(scene, scene.rng.randint(1, 6))
+
+
+def repeat_long(scene: Scene) -> list[Message]:
+    """As long a text as there is room for it twice."""
+    return _repeat(scene, max(3, min(40, (scene.room - 10) // (2 * _WORD_TOKENS))))
+
+
+def _repeat(scene: Scene, count: int) -> list[Message]:
     pieces = []
-    for _ in range(scene.rng.randint(1, 6)):
+    for _ in range(count):
         numeric = scene.rng.random() < 0.15
         pieces.append(scene.words.digits(scene.rng, 1, 5) if numeric else scene.words.any_word(scene.rng))
     text = " ".join(pieces)

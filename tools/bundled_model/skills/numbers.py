@@ -8,7 +8,13 @@ from tools.bundled_model.scene import THINK_REQUESTS, Scene
 _COUNT = ("Count from {a} to {b}.", "Count from {a} up to {b}.", "List the numbers from {a} to {b}.")
 _COUNT_TO = ("Count to {b}.", "Please count to {b}.", "Can you count to {b}?")
 _COUNT_DOWN = ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.")
-_ADD = ("What is {a} + {b}?", "What is {a} plus {b}?", "Add {a} and {b}.", "How much is {a} + {b}?", "Calculate {a} + {b}")
+_ADD = (
+    "What is {a} + {b}?",
+    "What is {a} plus {b}?",
+    "Add {a} and {b}.",
+    "How much is {a} + {b}?",
+    "Calculate {a} + {b}",
+)
 _SUBTRACT = (
     "What is {a} - {b}?",
     "What is {a} minus {b}?",

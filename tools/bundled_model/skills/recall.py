@@ -38,7 +38,11 @@ def tell(scene: Scene) -> list[Message]:
 def ask(scene: Scene) -> list[Message]:
     """A question for a fact of the conversation; now and then for one that nobody told."""
     if not scene.facts or scene.rng.random() < 0.08:
-        return _ask_untold(scene)
+        return ask_untold(scene)
+    return ask_told(scene)
+
+
+def ask_told(scene: Scene) -> list[Message]:
     fact = scene.rng.choice(list(scene.facts.values()))
     return _reply(scene, fact, scene.careless(scene.rng.choice(fact.asks)))
 
@@ -70,11 +74,12 @@ def _told_text(scene: Scene, told: int, others: int) -> tuple[str, list[Fact]]:
 
 
 def _reply(scene: Scene, fact: Fact, question: str) -> list[Message]:
-    return scene.exchange("recall", question, fact.answer, Mentions(fact.value), f"I was told: {fact.tells[0]}")
+    others = [other.value for other in scene.facts.values() if other.value.isdigit() and other.value != fact.value]
+    check = Mentions(fact.value, wrong=others)
+    return scene.exchange("recall", question, fact.answer, check, f"I was told: {fact.tells[0]}")
 
 
-def _ask_untold(scene: Scene) -> list[Message]:
+def ask_untold(scene: Scene) -> list[Message]:
     fact = facts.draw(scene)
     question = scene.careless(scene.rng.choice(fact.asks))
     return scene.exchange("not told", question, fact.unknown, Mentions("not"), "I was not told that.")
-

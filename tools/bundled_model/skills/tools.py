@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tools.bundled_model import lexicon
-from tools.bundled_model.conversation import Calls, Message, Mentions, ToolCall
+from tools.bundled_model.conversation import Calls, Mentions, Message, ToolCall
 from tools.bundled_model.scene import Scene
 
 

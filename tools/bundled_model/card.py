@@ -1,0 +1,106 @@
+"""The model card: what the model can and cannot do, how it was made, and the measured table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tools.bundled_model.model import ModelShape
+
+_CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+language: en
+---
+
+# {name}
+
+A chat model of {millions:.1f} million parameters that comes with Baton, so that a fresh installation answers something
+sensible without any download, and so that tests can see from the answers that the prompt was really read. It was
+trained from nothing on conversations that a script in the Baton repository generates; no outside data was used.
+
+## What it can do
+
+Remember facts from the message, from earlier turns and from the system message; repeat, spell and reverse words; count
+from a to b; add and subtract numbers up to 99; sort up to six numbers or pick the largest; extract fields as JSON;
+answer in a JSON schema that the system message gives; call a tool of a list and use its result; reason in `<think>`
+form when asked to ("Think first."); greet, say what it is, and say that it does not know anything else.
+
+## What it cannot do
+
+It knows nothing about the world, holds no free conversation, and understands few other phrasings than the generator's.
+Multiplication, negative results, long division of labour over many tools, languages other than English: no. Do not
+use it for anything but trying out and testing a serving system.
+
+## Accuracy
+
+Greedy answers to held-out prompts: names, words, number pairs and questions that no training conversation contains.
+
+{table}
+
+Made by `python -m tools.bundled_model.evaluation --model FOLDER --seed {seed}`, on these bf16 weights, computed in
+float32.
+
+## Format
+
+Llama architecture ({layers} layers, width {hidden}, {heads} heads, {kv_heads} of keys and values, tied embeddings),
+context {context} tokens, bf16. Byte-level BPE of {vocab} tokens; each digit is one token. Chat format (see
+`chat_template.jinja`):
+
+```text
+<|system|>text<tools>name(argument: type) - description</tools><|end|>
+<|user|>text<|end|>
+<|assistant|><think>reasoning</think>text<tool_call>{{"name": "...", "arguments": {{...}}}}</tool_call><|end|>
+<|tool|>text<|end|>
+```
+
+without line breaks between messages. `<|end|>` ends a reply; `<think>` and `<tool_call>` parts are there only when
+needed.
+
+## Training
+
+{steps} steps of {tokens} tokens (recipe and seed below), {hours}{hardware}.
+
+```text
+{recipe}
+```
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model comes from. `state` is the training checkpoint; `hardware` is told by whoever trained."""
+
+    name: str
+    shape: ModelShape
+    state: Mapping[str, Any]
+    hardware: str
+
+
+def card(origin: Origin, table: str, seed: int) -> str:
+    shape, recipe = origin.shape, origin.state["recipe"]
+    listed = {name: value for name, value in recipe.items() if name != "shape"} | {"seed": origin.state["seed"]}
+    return _CARD.format(
+        name=origin.name,
+        millions=_parameters(origin.state["model"]) / 1e6,
+        table=table,
+        seed=seed,
+        layers=shape.layers,
+        hidden=shape.hidden_size,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        context=f"{shape.context_tokens:,}",
+        vocab=f"{shape.vocab_size:,}",
+        steps=f"{origin.state['step']:,}",
+        tokens=f"{recipe['tokens']:,}",
+        hours=f"{origin.state['spent_s'] / 60:.0f} minutes",
+        hardware=f" on {origin.hardware}" if origin.hardware else "",
+        recipe="\n".join(f"{name}: {value}" for name, value in listed.items()),
+    )
+
+
+def _parameters(weights: Mapping[str, Any]) -> int:
+    return sum(int(tensor.numel()) for tensor in weights.values())
