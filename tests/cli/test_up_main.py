@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,8 @@ WORKER = '''
 import signal, sys
 print('{"event": "loading weights", "level": "info", "percent": 50}', flush=True)
 if sys.argv[1] == "bad":
-    sys.exit("error: no such model") if False else (print("error: no such model", flush=True), sys.exit(2))
+    print("error: no such model", flush=True)
+    sys.exit(2)
 print('{"event": "ready", "level": "info"}', flush=True)
 signal.pause()
 '''
@@ -81,11 +82,24 @@ def short_dir() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "up", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `baton up` with arguments; what a failed test leaves running is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROGRAM, "up", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
@@ -98,7 +112,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
     return lines
 
 
-def test_from_start_to_ctrl_c(model: Path, short_dir: Path) -> None:
+def test_from_start_to_ctrl_c(start: Start, model: Path, short_dir: Path) -> None:
     folder = short_dir / "run"
     process = start("--model", str(model), "--port", "0", "--runtime-dir", str(folder))
     lines = read_until(process, "Ctrl-C here ends everything")
@@ -123,7 +137,7 @@ def test_from_start_to_ctrl_c(model: Path, short_dir: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_a_service_with_wrong_settings_stops_it_with_its_message(tmp_path: Path) -> None:
+def test_a_service_with_wrong_settings_stops_it_with_its_message(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
