@@ -1,0 +1,325 @@
+"""The fallback transport: plain TCP sockets on the event loop, where UCX does not load.
+
+A reader connects to the source, proves with the address's token that it means this very pool, and asks for layers x
+pages; the source answers with a status byte and their bytes in that order. Answers keep the order of questions. Both
+ends move bytes between socket and mapped pool without a copy of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Coroutine, Iterator
+
+import msgspec
+import numpy as np
+import structlog
+
+from baton.core.layout import KvLayout
+from baton.kv.memory import PoolMemory
+from baton.kv.transport import PageIds, PeerKey, TransportError
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+_TOKEN_BYTES = 16
+_REQUEST = struct.Struct("<III")  # layer_start, layer_end, pages
+_OK, _REFUSED = b"\x00", b"\x01"
+_VIEWS_PER_CALL = 128
+_BYTES_PER_TURN = 4 << 20  # then others on the loop have theirs
+_SCRAP_BYTES = 256 << 10
+
+
+class TcpTransport:
+    """Implements `baton.kv.transport.Transport`. `host` is where to listen, as peers reach it."""
+
+    name = "tcp"
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._pool: PoolMemory | None = None
+        self._listener: socket.socket | None = None
+        self._address = b""
+        self._server: set[asyncio.Task[None]] = set()
+        self._peers: dict[PeerKey, _Peer] = {}
+
+    async def register(self, pool: PoolMemory) -> None:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.create_server((self._host, 0), family=family, backlog=128)
+        listener.setblocking(False)
+        token = os.urandom(_TOKEN_BYTES)
+        self._pool, self._listener = pool, listener
+        self._address = msgspec.msgpack.encode((self._host, listener.getsockname()[1], token))
+        self._spawn(self._accept(listener, token, pool))
+
+    async def unregister(self) -> None:
+        for key in list(self._peers):
+            await self.remove_peer(key)
+        tasks = list(self._server)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+        self._pool = self._listener = None
+        self._address = b""
+
+    def address(self) -> bytes:
+        return self._address
+
+    async def add_peer(self, key: PeerKey, address: bytes, layout: KvLayout, pages: int) -> None:
+        if self._pool is None:
+            raise TransportError("no pool is registered")
+        await self.remove_peer(key)
+        self._peers[key] = await _Peer.connect(address, self._pool)
+
+    async def remove_peer(self, key: PeerKey) -> None:
+        peer = self._peers.pop(key, None)
+        if peer is not None:
+            await peer.close(TransportError("the peer was removed"))
+
+    async def read(
+        self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds
+    ) -> int:
+        peer = self._peers.get(key)
+        if peer is None:
+            raise TransportError(f"no connection to agent {key[0]}, epoch {key[1]}")
+        return await peer.read(layer_start, layer_end, local_pages, remote_pages) if len(local_pages) else 0
+
+    def serving(self, active: int) -> None:
+        """The event loop serves by itself."""
+
+    async def close(self) -> None:
+        await self.unregister()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._server.add(task)
+        task.add_done_callback(self._server.discard)
+
+    async def _accept(self, listener: socket.socket, token: bytes, pool: PoolMemory) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            self._spawn(_serve(sock, token, pool))
+
+
+async def _serve(sock: socket.socket, token: bytes, pool: PoolMemory) -> None:
+    """Answer one reader until it leaves."""
+    try:
+        with sock:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            known = await asyncio.wait_for(_receive_exactly(sock, _TOKEN_BYTES), CONNECT_TIMEOUT_S)
+            await _send(sock, deque([memoryview(_OK if known == token else _REFUSED)]))
+            while known == token:
+                layer_start, layer_end, count = _REQUEST.unpack(await _receive_exactly(sock, _REQUEST.size))
+                pages = np.frombuffer(await _receive_exactly(sock, 4 * min(count, pool.pages)), "<u4")
+                fits = layer_start < layer_end <= pool.layout.layers and 0 < count == len(pages)
+                if not fits or pages.max() >= pool.pages:
+                    await _send(sock, deque([memoryview(_REFUSED)]))
+                    return
+                await _send(sock, deque([memoryview(_OK), *_runs(pool, layer_start, layer_end, pages)]))
+    except (OSError, TimeoutError) as error:
+        log.debug("reader left", error=str(error))
+
+
+class _Read:
+    """One operation: what to ask for, and where the answer goes."""
+
+    def __init__(self, question: bytes, views: deque[memoryview]) -> None:
+        self.question = question
+        self.views = views
+        self.size = sum(len(view) for view in views)
+        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.unwanted = False
+
+
+class _Peer:
+    """A reader's connection to one source. Bytes move into the pool in `_fill` only, which `close` ends."""
+
+    def __init__(self, sock: socket.socket, pool: PoolMemory) -> None:
+        self._sock = sock
+        self._pool = pool
+        self._to_ask: asyncio.Queue[_Read] = asyncio.Queue()
+        self._asked: asyncio.Queue[_Read] = asyncio.Queue()
+        self._open: set[_Read] = set()
+        self._error: TransportError | None = None
+        self._task = asyncio.create_task(self._run())
+
+    @classmethod
+    async def connect(cls, address: bytes, pool: PoolMemory) -> _Peer:
+        try:
+            host, port, token = msgspec.msgpack.decode(address, type=tuple[str, int, bytes])
+        except msgspec.MsgspecError as error:
+            raise TransportError(f"the peer's address is not one of this transport: {error}") from error
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_connect(sock, (host, port))
+                await _send(sock, deque([memoryview(token)]))
+                if await _receive_exactly(sock, 1) != _OK:
+                    raise TransportError(f"{host}:{port} serves another pool now")
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError | TimeoutError):
+                raise TransportError(f"cannot reach the pool at {host}:{port}: {error or 'timed out'}") from error
+            raise
+        return cls(sock, pool)
+
+    async def read(self, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds) -> int:
+        if self._error is not None:
+            raise self._error
+        question = _REQUEST.pack(layer_start, layer_end, len(remote_pages)) + remote_pages.astype("<u4").tobytes()
+        read = _Read(question, deque(_runs(self._pool, layer_start, layer_end, local_pages)))
+        self._open.add(read)
+        self._to_ask.put_nowait(read)
+        try:
+            return await read.done
+        finally:
+            read.unwanted = True  # a cancelled read's bytes are thrown away from now on
+            self._open.discard(read)
+
+    async def close(self, error: TransportError) -> None:
+        """Fail everything and give up the socket."""
+        self._fail(error)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def _fail(self, error: TransportError) -> None:
+        self._error = self._error or error
+        for read in self._open:
+            if not read.done.done():
+                read.done.set_exception(self._error)
+
+    async def _run(self) -> None:
+        asking = asyncio.create_task(self._ask_all())
+        try:
+            await self._receive_all()
+        except OSError as error:
+            self._fail(TransportError(f"the connection to the source broke: {error}"))
+        except TransportError as error:
+            self._fail(error)
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+            self._sock.close()
+
+    async def _ask_all(self) -> None:
+        with contextlib.suppress(OSError):  # the receiving side sees the end as well
+            while True:
+                read = await self._to_ask.get()
+                if not read.unwanted:
+                    self._asked.put_nowait(read)
+                    await _send(self._sock, deque([memoryview(read.question)]))
+
+    async def _receive_all(self) -> None:
+        while True:
+            if await _receive_exactly(self._sock, 1) != _OK:
+                raise TransportError("the source refused the range: it is not in its pool")
+            read = self._asked.get_nowait()
+            await self._fill(read)
+            if not read.done.done():
+                read.done.set_result(read.size)
+
+    async def _fill(self, read: _Read) -> None:
+        """Receive one answer into the pool, or, once it is unwanted, into nothing."""
+        left, turn = read.size, 0
+        scrap = memoryview(bytearray(_SCRAP_BYTES))
+        while left:
+            target = [scrap[: min(left, len(scrap))]] if read.unwanted else _first(read.views)
+            try:
+                count = self._sock.recvmsg_into(target)[0]
+            except (BlockingIOError, InterruptedError):
+                await _ready(self._sock, write=False)
+                continue
+            if not count:
+                raise ConnectionResetError("it was closed by the other side")
+            left -= count
+            turn += count
+            if not read.unwanted:
+                _advance(read.views, count)
+            if turn >= _BYTES_PER_TURN:
+                turn = 0
+                await asyncio.sleep(0)
+
+
+def _runs(pool: PoolMemory, layer_start: int, layer_end: int, page_ids: PageIds) -> Iterator[memoryview]:
+    """The bytes of layers x pages in order, neighbouring pages as one view."""
+    page_bytes = pool.layout.page_bytes
+    breaks = np.flatnonzero(np.diff(page_ids.astype(np.int64)) != 1) + 1
+    starts = [0, *breaks.tolist()]
+    ends = [*breaks.tolist(), len(page_ids)]
+    spans = [(int(page_ids[start]), end - start) for start, end in zip(starts, ends, strict=True)]
+    for layer in range(layer_start, layer_end):
+        for page, count in spans:
+            at = pool.offset(layer, page)
+            yield pool.buffer[at : at + count * page_bytes]
+
+
+async def _send(sock: socket.socket, views: deque[memoryview]) -> None:
+    """Send all views in order, consuming them; others on the loop have their turn in between."""
+    turn = 0
+    while views:
+        try:
+            count = sock.sendmsg(_first(views), (), socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            await _ready(sock, write=True)
+            continue
+        _advance(views, count)
+        turn += count
+        if turn >= _BYTES_PER_TURN:
+            turn = 0
+            await asyncio.sleep(0)
+
+
+async def _receive_exactly(sock: socket.socket, count: int) -> bytes:
+    data = bytearray(count)
+    views = deque([memoryview(data)] if count else [])
+    while views:
+        try:
+            received = sock.recvmsg_into(_first(views))[0]
+        except (BlockingIOError, InterruptedError):
+            await _ready(sock, write=False)
+            continue
+        if not received:
+            raise ConnectionResetError("it was closed by the other side")
+        _advance(views, received)
+    return bytes(data)
+
+
+def _first(views: deque[memoryview]) -> list[memoryview]:
+    return [views[n] for n in range(min(len(views), _VIEWS_PER_CALL))]
+
+
+def _advance(views: deque[memoryview], count: int) -> None:
+    while count:
+        head = views[0]
+        if count < len(head):
+            views[0] = head[count:]
+            return
+        count -= len(head)
+        views.popleft()
+
+
+async def _ready(sock: socket.socket, *, write: bool) -> None:
+    """Wait until the socket can take or give bytes."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    add, remove = (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
+    add(sock, _settle, ready)
+    try:
+        await ready
+    finally:
+        remove(sock)
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

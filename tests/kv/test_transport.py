@@ -1,0 +1,215 @@
+"""What every transport must do, the same tests for each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transport_peer import LAYOUT, PAGES, fill, make, words
+
+from baton.kv.memory import PoolMemory
+from baton.kv.transport import Transport, TransportError
+
+KEY = ("source", 1)
+SCRATCH = np.arange(2, 2 + 900, dtype=np.uint32)
+
+
+def loads(kind: str) -> str:
+    """Why a transport cannot be tested here; empty when it can."""
+    try:
+        transport = make(kind, f"probe-{os.getpid()}")
+    except TransportError as error:
+        return str(error)
+    del transport
+    return ""
+
+
+@pytest.fixture(params=["ucx", "ucx over tcp", "tcp"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`ucx` copies between processes of one host; `ucx over tcp` is what two hosts without RDMA have."""
+    kind = request.param.split()[0]
+    if request.param == "ucx over tcp":
+        monkeypatch.setenv("UCX_TLS", "tcp")
+    if kind == "ucx" and (reason := loads("ucx")):
+        pytest.skip(f"UCX cannot be used here: {reason}")
+    return kind
+
+
+class Source:
+    """A source in its own process."""
+
+    def __init__(self, kind: str) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("transport_peer.py")), kind]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.address = bytes.fromhex(self.process.stdout.readline())
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def source(kind: str) -> Iterator[Source]:
+    source = Source(kind)
+    yield source
+    source.kill()
+
+
+@pytest.fixture
+async def reader(kind: str) -> AsyncIterator[tuple[Transport, PoolMemory]]:
+    pool = PoolMemory.create(LAYOUT, PAGES)
+    transport = make(kind, f"reader-{os.getpid()}-{time.time_ns()}")
+    await transport.register(pool)
+    yield transport, pool
+    await transport.close()
+    pool.close()
+
+
+def pages(*ids: int) -> np.ndarray:
+    return np.array(ids, np.uint32)
+
+
+async def test_scattered_pages_arrive_where_they_belong_and_nowhere_else(source, reader):
+    transport, pool = reader
+    await transport.add_peer(KEY, source.address, LAYOUT, PAGES)
+    random = np.random.default_rng(7)
+    local = random.permutation(np.arange(2, PAGES))[:200].astype(np.uint32)
+    remote = random.permutation(np.arange(2, PAGES))[:200].astype(np.uint32)
+    words(pool)[:] = -1
+    assert await transport.read(KEY, 1, 3, local, remote) == 2 * 200 * LAYOUT.page_bytes
+    expected = np.full_like(words(pool), -1)
+    for layer in (1, 2):
+        expected[layer, local] = (layer * 1_000_000 + remote.astype(np.int64))[:, None]
+    np.testing.assert_array_equal(words(pool), expected)
+    assert await transport.read(KEY, 0, 4, pages(), pages()) == 0
+
+
+async def test_many_reads_at_once(source, reader):
+    transport, pool = reader
+    await transport.add_peer(KEY, source.address, LAYOUT, PAGES)
+    firsts = range(2, 302, 10)
+    ranges = [(layer, np.arange(first, first + 10, dtype=np.uint32)) for layer in range(4) for first in firsts]
+    moved = await asyncio.gather(*(transport.read(KEY, layer, layer + 1, ids, ids[::-1]) for layer, ids in ranges))
+    assert sum(moved) == len(ranges) * 10 * LAYOUT.page_bytes
+    for layer, ids in ranges:
+        assert (words(pool)[layer, ids, 0] == layer * 1_000_000 + ids[::-1].astype(np.int64)).all()
+
+
+async def test_a_killed_peer_fails_reads_at_once_and_a_new_one_works(kind, source, reader):
+    transport, pool = reader
+    await transport.add_peer(KEY, source.address, LAYOUT, PAGES)
+    await transport.read(KEY, 0, 1, pages(2), pages(2))
+    source.signal(signal.SIGSTOP)
+    reads = [asyncio.create_task(transport.read(KEY, 0, 4, SCRATCH, SCRATCH)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    killed_at = time.monotonic()
+    source.kill()
+    results = await asyncio.wait_for(asyncio.gather(*reads, return_exceptions=True), 5)
+    assert time.monotonic() - killed_at < 2
+    # Bytes that a transport takes from memory without the peer's help may all have arrived before.
+    assert all(isinstance(result, TransportError | int) for result in results)
+    with pytest.raises(TransportError):
+        for _ in range(2):
+            await transport.read(KEY, 0, 1, pages(2), pages(2))
+    successor = Source(kind)
+    try:
+        await transport.add_peer(("source", 2), successor.address, LAYOUT, PAGES)
+        words(pool)[:] = -1
+        assert await transport.read(("source", 2), 0, 1, pages(5), pages(9)) == LAYOUT.page_bytes
+        assert (words(pool)[0, 5] == 9).all()
+    finally:
+        successor.kill()
+
+
+async def test_a_stopped_peer_cannot_write_late(source, reader):
+    """A read from a stopped peer ends by `remove_peer`; when the peer goes on, no byte arrives any more."""
+    transport, pool = reader
+    await transport.add_peer(KEY, source.address, LAYOUT, PAGES)
+    source.signal(signal.SIGSTOP)
+    reads = [asyncio.create_task(transport.read(KEY, 0, 4, SCRATCH, SCRATCH)) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    reads[0].cancel()
+    await transport.remove_peer(KEY)
+    results = await asyncio.wait_for(asyncio.gather(*reads, return_exceptions=True), 5)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert isinstance(results[1], TransportError | int)
+    words(pool)[:] = -1
+    source.signal(signal.SIGCONT)
+    await asyncio.sleep(0.3)
+    assert (words(pool) == -1).all()
+
+
+async def test_a_cancelled_read_moves_nothing_afterwards(source, reader):
+    transport, pool = reader
+    await transport.add_peer(KEY, source.address, LAYOUT, PAGES)
+    for pause in (0, 0, 0.001, 0.003, 0.01):
+        read = asyncio.create_task(transport.read(KEY, 0, 4, SCRATCH, SCRATCH))
+        await asyncio.sleep(pause)
+        read.cancel()
+        with suppress(asyncio.CancelledError):
+            await read
+        words(pool)[:] = -1
+        assert await transport.read(KEY, 0, 1, pages(1000), pages(3)) == LAYOUT.page_bytes
+        assert (words(pool)[:, SCRATCH] == -1).all()
+        assert (words(pool)[0, 1000] == 3).all()
+
+
+async def test_unknown_and_wrong_peers_are_typed_errors(kind, reader):
+    transport, _ = reader
+    with pytest.raises(TransportError, match="no connection"):
+        await transport.read(("nobody", 1), 0, 1, pages(2), pages(2))
+    with pytest.raises(TransportError, match="address"):
+        await transport.add_peer(KEY, b"rubbish", LAYOUT, PAGES)
+    gone = Source(kind)
+    gone.kill()
+    with pytest.raises(TransportError):
+        await transport.add_peer(KEY, gone.address, LAYOUT, PAGES)
+        await asyncio.wait_for(transport.read(KEY, 0, 1, pages(2), pages(2)), 5)
+    await transport.remove_peer(("nobody", 1))
+
+
+async def test_unregistering_ends_serving_and_another_pool_takes_its_place(kind, reader):
+    transport, pool = reader
+    other = make(kind, f"other-{time.time_ns()}")
+    try:
+        for salt in (1, 2):
+            served = PoolMemory.create(LAYOUT, PAGES)
+            fill(served, salt)
+            await other.register(served)
+            other.serving(1)
+            await transport.add_peer(KEY, other.address(), LAYOUT, PAGES)
+            await transport.read(KEY, 0, 1, pages(4), pages(6))
+            assert (words(pool)[0, 4] == 6 + salt).all()
+            old = other.address()
+            await other.unregister()
+            served.close()
+        with pytest.raises(TransportError):
+            await transport.add_peer(KEY, old, LAYOUT, PAGES)
+            await asyncio.wait_for(transport.read(KEY, 0, 1, pages(2), pages(2)), 5)
+    finally:
+        await other.close()
+
+
+async def test_an_idle_transport_uses_no_cpu(source, reader):
+    transport, _ = reader
+    await transport.add_peer(KEY, source.address, LAYOUT, PAGES)
+    await transport.read(KEY, 0, 4, SCRATCH, SCRATCH)
+    transport.serving(1)
+    transport.serving(0)
+    await asyncio.sleep(0.01)
+    before = time.process_time()
+    await asyncio.sleep(0.5)
+    assert time.process_time() - before < 0.01
