@@ -22,21 +22,20 @@ from baton.gateway.status import StatusPages
 def create_app(service: Service) -> ASGIApp:
     """The ASGI application of one service."""
     models, status = ModelsEndpoint(service), StatusPages(service)
-    app = Starlette(
-        routes=[
-            Route("/v1/chat/completions", ChatEndpoint(service).create, methods=["POST"]),
-            Route("/v1/completions", CompletionEndpoint(service).create, methods=["POST"]),
-            Route("/v1/models", models.list),
-            Route("/v1/models/{model:path}", models.retrieve),
-            Route("/health", status.health),
-            Route("/ready", status.ready),
-            Route("/metrics", status.metrics),
-            Route("/", status.index),
-        ],
-        exception_handlers={BatonError: _baton_error, HTTPException: _http_error, Exception: _defect},
-    )
+    routes = [
+        Route("/v1/chat/completions", ChatEndpoint(service).create, methods=["POST"]),
+        Route("/v1/completions", CompletionEndpoint(service).create, methods=["POST"]),
+        Route("/v1/models", models.list),
+        Route("/v1/models/{model:path}", models.retrieve),
+        Route("/health", status.health),
+        Route("/ready", status.ready),
+        Route("/metrics", status.metrics),
+        Route("/", status.index),
+    ]
+    handlers = {BatonError: _baton_error, HTTPException: _http_error, Exception: _defect}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return WithContext(app)
+    return WithContext(app, routes)
 
 
 async def _baton_error(request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,10 +46,11 @@ def context_of(scope: Scope) -> RequestContext:
 
 
 class WithContext:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application. `routes` name what metrics count by."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
         self._app = app
+        self._paths = {route.endpoint: route.path for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,8 +79,23 @@ class WithContext:
                 raise
         finally:
             metrics.IN_FLIGHT.dec()
-            _report(scope, context)
+            self._report(scope, context)
             structlog.contextvars.unbind_contextvars("request_id")
+
+    def _report(self, scope: Scope, context: RequestContext) -> None:
+        endpoint = self._paths.get(scope.get("endpoint"), "other")
+        seconds = time.monotonic() - context.started
+        metrics.REQUESTS.labels(endpoint, str(context.status)).inc()
+        metrics.REQUEST_SECONDS.labels(endpoint).observe(seconds)
+        tell = log.debug if scope["path"] in _QUIET_PATHS else log.info
+        tell(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=context.status,
+            seconds=round(seconds, 3),
+            **context.facts,
+        )
 
 
 def _new_context(given_id: str) -> RequestContext:
@@ -86,20 +103,3 @@ def _new_context(given_id: str) -> RequestContext:
     if _USABLE_ID.fullmatch(given_id):
         return RequestContext(given_id, f"{given_id}-{unique[:12]}", time.monotonic())
     return RequestContext(f"req-{unique}", f"req-{unique}", time.monotonic())
-
-
-def _report(scope: Scope, context: RequestContext) -> None:
-    route = scope.get("route")
-    endpoint = route.path if isinstance(route, Route) else "other"
-    seconds = time.monotonic() - context.started
-    metrics.REQUESTS.labels(endpoint, str(context.status)).inc()
-    metrics.REQUEST_SECONDS.labels(endpoint).observe(seconds)
-    tell = log.debug if scope["path"] in _QUIET_PATHS else log.info
-    tell(
-        "request",
-        method=scope["method"],
-        path=scope["path"],
-        status=context.status,
-        seconds=round(seconds, 3),
-        **context.facts,
-    )
