@@ -101,6 +101,7 @@ class FakeRouterClient:
                 [self.logprobs(token, sampling.prompt_logprobs) for token in prompt[1:]]
                 if sampling.prompt_logprobs is not None and start == 0
                 else None,
+                cached if start == 0 else None,
             )
         usage = Usage(prompt_tokens=len(prompt), cached_tokens=cached, completion_tokens=len(tokens))
         yield FinishedEvent(reason, usage, tokens[-1] if reason == "stop" else None)

@@ -84,6 +84,16 @@ async def test_cached_tokens_are_reported(http: httpx.AsyncClient) -> None:
     assert usage["prompt_tokens_details"]["cached_tokens"] == (usage["prompt_tokens"] - 1) // 16 * 16
 
 
+async def test_cached_tokens_are_reported_of_an_answer_cut_by_a_stop_string(
+    http: httpx.AsyncClient, router: FakeRouterClient, model: TextModel
+) -> None:
+    script(router, model, "one two three")
+    fields = {"messages": [{"role": "user", "content": "word " * 100}], "stop": "two"}
+    await chat(http, **fields)
+    usage = (await chat(http, **fields)).json()["usage"]
+    assert router.cancelled == 2 and usage["prompt_tokens_details"]["cached_tokens"] > 0
+
+
 async def test_a_stop_string_never_leaks(http: httpx.AsyncClient, router: FakeRouterClient, model: TextModel) -> None:
     script(router, model, "one two three four five")
     whole = (await chat(http, max_tokens=100, stop=["hree f", "never"])).json()["choices"][0]

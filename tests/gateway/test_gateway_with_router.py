@@ -12,6 +12,7 @@ import openai
 import pytest
 from fake_router import until
 
+from baton.client import BatonClient, GenerateRequest, SamplingParams
 from baton.gateway import main
 from baton.gateway.settings import GatewaySettings
 from baton.gateway.text_model import TextModel
@@ -128,3 +129,11 @@ async def test_health_and_readiness_follow_the_fleet(url: str, workers: dict[str
             while (await http.get("/ready")).status_code != 503:
                 await asyncio.sleep(0.02)
         assert (await http.get("/health")).json()["status"] == "degraded"
+
+
+async def test_the_first_tokens_say_what_was_cached(routing: RouterService) -> None:
+    """A stop string ends a request before its FinishedEvent, and the gateway must tell the usage all the same."""
+    async with BatonClient([routing.address]) as client:
+        request = GenerateRequest("toy", [5, 6, 7], SamplingParams(max_tokens=4, ignore_eos=True))
+        events = [event async for event in client.generate(request)]
+    assert [event.cached_tokens for event in events[:-1]] == [0, None, None, None]

@@ -42,11 +42,13 @@ class TokenLogprobs:
 @dataclass(frozen=True, slots=True)
 class TokensEvent:
     """New tokens. `logprobs`: one per token, None when not asked for. `prompt_logprobs`: once, with the first tokens,
-    for prompt positions 1.. (position 0 has none)."""
+    for prompt positions 1.. (position 0 has none). `cached_tokens`: with the first tokens, how many of the prompt's
+    were cached; for callers that cancel before FinishedEvent tells all."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

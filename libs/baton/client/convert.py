@@ -54,6 +54,7 @@ def tokens_event(message: router_pb2.Tokens) -> TokensEvent:
         token_ids=list(message.token_ids),
         logprobs=_logprobs(message.logprobs) if message.logprobs else None,
         prompt_logprobs=_logprobs(message.prompt_logprobs) if message.prompt_logprobs else None,
+        cached_tokens=message.cached_tokens if message.HasField("cached_tokens") else None,
     )
 
 

@@ -109,6 +109,8 @@ def _take(output: OutputText, choice: Choice, event: Event) -> Piece:
         if event.reason == "cancelled":
             raise Unavailable("the request was cancelled by the router", retry_after_s=1.0)
         return output.finish(event.reason)
+    if event.cached_tokens is not None:
+        choice.cached_tokens = event.cached_tokens
     if event.prompt_logprobs:
         choice.prompt_logprobs = event.prompt_logprobs
     if choice.sampling.top_logprobs is None:

@@ -57,6 +57,7 @@ class OutboxSink:
     def __init__(self, outbox: Outbox, request_id: str) -> None:
         self._outbox = outbox
         self._request_id = request_id
+        self._has_begun = False
 
     def on_tokens(self, attempt: int, row: Row) -> None:
         tokens = router_pb2.Tokens(
@@ -65,6 +66,9 @@ class OutboxSink:
             prompt_logprobs=row.prompt_logprobs,
             finish=FINISH_TO_PB[row.finish],
         )
+        if not self._has_begun and (request := self._outbox.live.get(self._request_id)) is not None:
+            tokens.cached_tokens = request.usage.cached_tokens
+        self._has_begun = True
         self._outbox.put(router_pb2.GenerateEvent(request_id=self._request_id, attempt=attempt, tokens=tokens))
 
     def on_finished(self, attempt: int, finish: Finish, stop_token_id: int, usage: Usage) -> None:
