@@ -17,7 +17,6 @@ import pytest
 from baton.cli import main as cli
 from baton.cli.up import plan
 from baton.cli.up.network import check_port, free_port, http_status, pick_ports
-from baton.cli.up.output import Output
 from baton.cli.up.plan import Model, Planner, default_pool_bytes
 from baton.cli.up.runtime_dir import runtime_dir
 from baton.cli.up.settings import UpSettings
@@ -267,11 +266,3 @@ async def test_ports() -> None:
     assert free_port("127.0.0.1") > 0
     with pytest.raises(ConfigError, match=r"cannot listen on 203\.0\.113\.1"):
         check_port("203.0.113.1", 8000)
-
-
-def test_json_output_has_one_record_per_line(capsys: pytest.CaptureFixture[str]) -> None:
-    output = Output(format="json", level="warning")
-    output.say("careful", "warning", port=1)
-    output.banner("for people")
-    record = json.loads(capsys.readouterr().out)
-    assert (record["event"], record["child"], record["port"]) == ("careful", "baton", 1)

@@ -1,7 +1,7 @@
 """What `baton up` shows: one log of all services, each line prefixed and coloured, and progress while they come up.
 
-On a terminal the progress is a table below the log (rich); elsewhere it is a plain line per service that became ready.
-Colours follow NO_COLOR and FORCE_COLOR. With `json`, each line is one record with the child's name in `child`.
+On a terminal the progress is a table below the log; elsewhere the services' own lines are all there is. Colours follow
+NO_COLOR and FORCE_COLOR. With `json`, each line is one record with the child's name in `child`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from baton.cli.up.lines import LogLine
+from baton.cli.up.region import LiveRegion
 from baton.cli.up.supervisor import ChildState
 from baton.runtime import environ
-
-if TYPE_CHECKING:
-    from rich.live import Live
 
 _COLOURS = {"prefill": "36", "decode": "35", "unified": "36", "gateway": "34", "router": "33", "kv-agent": "32"}
 _LEVEL_COLOURS = {"warning": "33", "error": "31", "critical": "31", "debug": "2"}
 _LEVELS = ("debug", "info", "warning", "error", "critical")
-_MARKS = {"ready": "[green]ready[/]", "restarting": "[yellow]restarting[/]", "stopped": "[red]stopped[/]"}
 
 
 class Output:
@@ -36,7 +33,7 @@ class Output:
         self._width = width
         self._colour = environ.use_colour(self._stream) and not self._json
         self._children: Sequence[ChildState] = ()
-        self._live: Live | None = None
+        self._region: LiveRegion | None = None
         self._started = time.monotonic()
 
     def say(self, text: str, level: str = "info", **fields: Any) -> None:
@@ -58,46 +55,32 @@ class Output:
     def start_progress(self, children: Sequence[ChildState]) -> None:
         """Show how the children come up until `stop_progress`."""
         self._children = children
-        if self._json or not self._stream.isatty():
-            return
-        from rich.console import Console
-        from rich.live import Live
-
-        # No thread of its own: it is redrawn by `refresh`.
-        console = Console(file=self._stream, no_color=not self._colour)
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._live.start()
-        self.refresh()
+        if self._stream.isatty() and not self._json:
+            self._region = LiveRegion(self._stream)
+            self.refresh()
 
     def refresh(self) -> None:
-        """Redraw the progress; also called about twice a second, for the elapsed time."""
-        if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+        """Redraw the progress; also called a few times a second, for the elapsed time."""
+        if self._region is not None:
+            self._region.draw(self._progress())
 
     def stop_progress(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._region is not None:
+            self._region.draw([])
+            self._region = None
 
     def banner(self, text: str) -> None:
         """Text for people, without prefix; left out of the JSON log."""
         if not self._json:
             self._write(text)
 
-    def _table(self) -> Any:
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
+    def _progress(self) -> list[str]:
         ready = sum(child.phase == "ready" for child in self._children)
-        elapsed = time.monotonic() - self._started
-        table.add_row("[bold]starting[/]", f"{ready}/{len(self._children)}", f"{elapsed:.0f} s")
+        lines = [f"  {ready} of {len(self._children)} ready after {time.monotonic() - self._started:.0f} s"]
         for child in self._children:
-            note = "" if child.phase == "ready" else escape(child.note)
-            table.add_row(f"  {child.spec.name}", _MARKS.get(child.phase, child.phase), note)
-        table.columns[2].no_wrap = True
-        table.columns[2].overflow = "ellipsis"
-        return table
+            note = "" if child.phase == "ready" or child.spec.quiet else child.note
+            lines.append(f"    {child.spec.name:<{self._width}} {child.phase:<10} {note}".rstrip())
+        return lines
 
     def _show(self, name: str, kind: str, line: LogLine) -> None:
         if self._json:
@@ -114,7 +97,7 @@ class Output:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour and code else text
 
     def _write(self, text: str) -> None:
-        if self._live is not None:
-            self._live.console.out(text, highlight=False)
+        if self._region is not None:
+            self._region.print_above(text)
         else:
             print(text, file=self._stream, flush=True)
