@@ -109,7 +109,7 @@ signal.pause()
     assert clock.slept == [0.2, 0.4, 0.2]  # the third run was a long one
     assert recorder.ends[0] == ("one", "ended with exit code 3", 0.2)
     await cancel_and_wait(running)
-    assert supervisor.children[0].pid == 0
+    assert supervisor.children[0].pid is None
 
 
 async def test_a_killed_child_comes_back_and_the_others_stay() -> None:
@@ -119,6 +119,7 @@ async def test_a_killed_child_comes_back_and_the_others_stay() -> None:
     running = asyncio.create_task(supervisor.run())
     await recorder.until(supervisor, ["ready", "ready"])
     first, second = (state.pid for state in supervisor.children)
+    assert first is not None
     os.kill(first, signal.SIGKILL)
     await recorder.until(supervisor, ["restarting", "ready"])
     await recorder.until(supervisor, ["ready", "ready"])

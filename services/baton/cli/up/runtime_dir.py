@@ -17,7 +17,7 @@ from baton.core.errors import ConfigError
 
 _PREFIX = "baton-up-"
 _LOCK = "lock"
-_LONGEST_SOCKET_NAME = 40
+_LONGEST_SOCKET_NAME = 24  # unified-63.sock, with room to spare
 _MAX_SOCKET_PATH = 107  # sun_path on Linux, less the final zero
 
 

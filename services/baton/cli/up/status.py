@@ -4,7 +4,7 @@
      "services": [{"name": "prefill-0", "kind": "prefill", "pid": 2, "phase": "ready", "starts": 1,
                    "address": "127.0.0.1:20001", "metrics": "127.0.0.1:20002"}]}
 
-`pid` of a service is 0 while it is not running; `address` and `metrics` stay the same over restarts.
+`pid` of a service is null while it is not running; `address` and `metrics` stay the same over restarts.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class ChildState:
 
     spec: ChildSpec
     phase: str = "starting"
-    pid: int = 0
+    pid: int | None = None
     starts: int = 0
     was_ready: bool = False
     note: str = ""
@@ -105,7 +105,7 @@ class Supervisor:
         try:
             return await run_child(child.spec, on_start, lambda text: self._take_line(child, text))
         finally:
-            child.phase, child.pid = "stopped", 0
+            child.phase, child.pid = "stopped", None
             self._listener.changed(child)
 
     def _take_line(self, child: ChildState, text: str) -> None:
