@@ -225,5 +225,7 @@ class CacheAgainstModel(RuleBasedStateMachine):
         assert self.cache.evictable_pages == sum(not self.held(name) for name in self.pages)
 
 
-CacheAgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+CacheAgainstModel.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+)
 test_cache_against_model = CacheAgainstModel.TestCase

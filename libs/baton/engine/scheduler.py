@@ -21,7 +21,7 @@ from baton.engine.api import Admitted, Reserved, Stage
 from baton.engine.ledger import PageLedger
 from baton.engine.plan import EngineConfig, PlannedRow, StepPlan
 from baton.engine.request import Phase, RequestState
-from baton.engine.waiting import Ranked, admission_order
+from baton.engine.waiting import Ranked, admission_order, shared_blocks
 
 MAX_PASSES = 32  # admissions that may go ahead of a request that waits for pages; then all others wait for it
 
@@ -261,20 +261,3 @@ class Scheduler:
     def _owe(self, request: RequestState, tokens: int) -> None:
         self.owed_tokens += tokens - request.owed_tokens
         request.owed_tokens = tokens
-
-
-def shared_blocks(one: RequestState, other: RequestState, known: int) -> int:
-    """Leading blocks that `one` could take from the cache once `other` is computed, or `known` if it is no more.
-
-    Hashes are chained, so the common prefix is found by bisection.
-    """
-    low, high = known, min(one.cacheable_blocks, len(other.hashes))
-    if low >= high or one.hashes[low] != other.hashes[low]:
-        return known
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one.hashes[middle - 1] == other.hashes[middle - 1]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -55,5 +55,22 @@ def admission_order(waiting: Ranked, ledger: PageLedger, now: float, patience_s:
     return sorted(waiting.first(SCAN_REQUESTS), key=order)
 
 
+def shared_blocks(one: RequestState, other: RequestState, known: int) -> int:
+    """Leading blocks that `one` could take from the cache once `other` is computed, or `known` if it is no more.
+
+    Hashes are chained, so the common prefix is found by bisection.
+    """
+    low, high = known, min(one.cacheable_blocks, len(other.hashes))
+    if low >= high or one.hashes[low] != other.hashes[low]:
+        return known
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one.hashes[middle - 1] == other.hashes[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 def _rank(request: RequestState) -> tuple[int, int]:
     return request.rank
