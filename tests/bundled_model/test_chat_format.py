@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tools.bundled_model import tokenizer
 from tools.bundled_model.conversation import Message, parse_reply
 from tools.bundled_model.dialogue import Dialogue
@@ -59,7 +60,15 @@ def test_template_takes_what_clients_send(hf_tokenizer) -> None:  # type: ignore
 
 @pytest.mark.parametrize(
     "text",
-    ["John Smith is 32.", '{"name": "John Smith", "age": 32}', "  two\n\n lines\t", "añø 漢字 🙂", "don't I'LL", "a-b-c", "x"],
+    [
+        "John Smith is 32.",
+        '{"name": "John Smith", "age": 32}',
+        "  two\n\n lines\t",
+        "añø 漢字 🙂",
+        "don't I'LL",
+        "a-b-c",
+        "x",
+    ],
 )
 def test_any_text_survives(encoder: ChatEncoder, text: str) -> None:
     assert encoder.decode(encoder.tokenizer.encode(text).ids) == text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from tools.bundled_model import cases, lexicon
 from tools.bundled_model.conversation import Message, Reply, ToolCall, parse_reply
 from tools.bundled_model.dialogue import Dialogue

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tools.bundled_model import tokenizer
 from tools.bundled_model.batches import Batch, Stage, batches, held_out_batch, make_batch
 from tools.bundled_model.cases import by_skill
@@ -52,7 +53,9 @@ def test_only_what_the_assistant_says_is_learned(encoder: ChatEncoder) -> None:
     batch = held_out_batch(encoder, 1, 4, 128)
     flat = batch.ids.flatten()
     assert torch.equal(flat[batch.sources + 1], batch.targets)
-    assert set(flat[batch.sources][batch.turns.diff(prepend=torch.tensor([-1])) != 0].tolist()) == {encoder.assistant_id}
+    assert set(flat[batch.sources][batch.turns.diff(prepend=torch.tensor([-1])) != 0].tolist()) == {
+        encoder.assistant_id
+    }
     assert (batch.targets == encoder.end_id).sum() == len(batch.skills)
 
 
@@ -115,7 +118,7 @@ def test_orthogonalized_updates_have_singular_values_near_one() -> None:
     matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
     for shaped in (matrices, matrices.mT):
         values = torch.linalg.svdvals(orthogonalized(shaped).float())
-        assert 0.5 < values.min() and values.max() < 1.4
+        assert values.min() > 0.5 and values.max() < 1.4
 
 
 def test_a_moved_batch_keeps_its_skills(encoder: ChatEncoder) -> None:

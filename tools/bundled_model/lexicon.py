@@ -36,6 +36,11 @@ _CODAS = ("", "", "", "n", "r", "l", "s", "t", "m", "k")
 _HELD_OUT_SHARE = 8  # one in this many
 
 
+def syllables() -> list[str]:
+    """All that made-up words and names consist of, but for single letters."""
+    return sorted({onset + vowel for onset in _ONSETS for vowel in _VOWELS} | set(_NAME_ENDS))
+
+
 class Split(Enum):
     TRAIN = "train"
     HELD_OUT = "held_out"

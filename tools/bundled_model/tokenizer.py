@@ -8,6 +8,7 @@ Small words do carry it, which keeps prose short. Knows no batches and no model.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from tools.bundled_model import lexicon
 from tools.bundled_model.dialogue import Dialogue
-from tools.bundled_model.lexicon import Split, split_of
+from tools.bundled_model.lexicon import Split
 from tools.bundled_model.template import CONTROL_MARKERS, END, PAD, TEMPLATE_FILE, TEXT_MARKERS, pieces
 
-VOCAB_SIZE = 4096
+VOCAB_SIZE = 2048
 _LONGEST_TOKEN = 12  # characters
+_RARE_PER_CONVERSATIONS = 200  # a word is rare when it occurs at most once in this many conversations
 _SPLIT = "|".join(
     (
         r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})",
@@ -66,6 +68,23 @@ def _with_visible(tokenizer: Tokenizer, markers: tuple[str, ...]) -> Tokenizer:
 
 
 def _corpus(seed: int, conversations: int) -> Iterator[str]:
+    """Common words of generated conversations, as often as they occur, and all syllables.
+
+    Words that are made up occur seldom. Left out, they cost no tokens of their own, and are written in syllables that
+    other words share: every token is seen often enough to be learned well.
+    """
+    splitter = pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated")
+    counts: Counter[str] = Counter()
+    for text in _texts(seed, conversations):
+        counts.update(piece for piece, _ in splitter.pre_tokenize_str(text))
+    rare = conversations // _RARE_PER_CONVERSATIONS
+    for piece, count in counts.items():
+        yield from (piece,) * (count if count > rare else 0)
+    for syllable in lexicon.syllables():
+        yield from (syllable, f" {syllable}", syllable.capitalize()) * (rare + 1)
+
+
+def _texts(seed: int, conversations: int) -> Iterator[str]:
     for number in range(conversations):
         dialogue = Dialogue(f"tokenizer {seed} {number}", Split.TRAIN, 300)
         messages = list(dialogue.opening)
@@ -74,10 +93,6 @@ def _corpus(seed: int, conversations: int) -> Iterator[str]:
         for index, message in enumerate(messages):
             tools = dialogue.tools if index == 0 else ()
             yield from (piece.text for piece in pieces(message, tools) if not piece.marker)
-    for words in (lexicon.PLAIN, lexicon.OBJECTS, lexicon.ANIMALS, lexicon.FRUITS, lexicon.PLACES):
-        for word in words:
-            if split_of(word) is Split.TRAIN:
-                yield from (word, f" {word}") * 20
 
 
 def save(tokenizer: Tokenizer, folder: Path, context_tokens: int) -> None:
