@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 from fake_router import FakeRouterClient
 
 from baton.core.errors import Unavailable
 from baton.gateway.service import Service
+from baton.runtime import logs
 
 
 async def test_models(http: httpx.AsyncClient) -> None:
@@ -84,3 +87,17 @@ async def test_the_context_is_the_least_that_anybody_names(service: Service, rou
     with pytest.raises(Unavailable):
         await service.catalog.refresh()
     assert service.context_tokens() == 100
+
+
+async def test_a_request_is_logged_with_its_id_and_tokens(
+    http: httpx.AsyncClient, router: FakeRouterClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("gateway", level="info", format="json")
+    body = {"model": "toy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": True}
+    router.fail_after = (3, Unavailable("the last worker is gone"))
+    await http.post("/v1/chat/completions", json=body, headers={"X-Request-Id": "mine-7"})
+    logs.configure("gateway", level="warning")
+    line = next(line for line in map(json.loads, capsys.readouterr().err.splitlines()) if line["event"] == "request")
+    assert (line["request_id"], line["status"], line["path"]) == ("mine-7", 503, "/v1/chat/completions")
+    assert (line["completion_tokens"], line["error"]) == (3, "the last worker is gone")
+    assert line["prompt_tokens"] == len(router.requests[0].prompt_token_ids)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import orjson
@@ -54,42 +55,40 @@ class Responder:
 
     async def respond(self, choices: Sequence[Choice], *, stream: bool, include_usage: bool) -> Response:
         """The response to `choices`. Raises BatonError; for a stream, that happens when the response is sent."""
-        running = ChoiceStream(self._service.generator, choices, self._context.started)
         if not stream:
-            return await unless_disconnected(self._request.receive, self._whole(running))
+            return await unless_disconnected(self._request.receive, self._whole(choices))
         timeout_s = self._service.settings.slow_reader_timeout_s
-        return EventStream(self._events(running, include_usage), error_event, timeout_s)
+        return EventStream(self._events(choices, include_usage), error_event, timeout_s)
 
-    async def _whole(self, running: ChoiceStream) -> Response:
-        texts: dict[int, list[str]] = {choice.index: [] for choice in running.choices}
-        tokens: dict[int, list[OutputToken]] = {choice.index: [] for choice in running.choices}
+    async def _whole(self, choices: Sequence[Choice]) -> Response:
+        texts: dict[int, list[str]] = {choice.index: [] for choice in choices}
+        tokens: dict[int, list[OutputToken]] = {choice.index: [] for choice in choices}
         finish: dict[int, str] = {}
-        async with running:
+        async with self._running(choices) as running:
             while not running.done:
                 for choice, piece in await running.next():
                     texts[choice.index].append(piece.text)
                     tokens[choice.index] += piece.tokens
                     if piece.finish:
                         finish[choice.index] = piece.finish
-        choices = [
+        entries = [
             self._shape.whole(choice, "".join(texts[choice.index]), tokens[choice.index], finish[choice.index])
-            for choice in running.choices
+            for choice in choices
         ]
-        body = {**self._envelope, "choices": choices, "usage": self._usage(running.choices)}
+        body = {**self._envelope, "choices": entries, "usage": _usage(choices)}
         return Response(orjson.dumps(body), media_type="application/json")
 
-    async def _events(self, running: ChoiceStream, include_usage: bool) -> AsyncGenerator[bytes]:
+    async def _events(self, choices: Sequence[Choice], include_usage: bool) -> AsyncGenerator[bytes]:
         opened: set[int] = set()
         envelope = {**self._envelope, "object": self._shape.chunk_object}
         if include_usage:
             envelope["usage"] = None
-        async with running:
+        async with self._running(choices) as running:
             while not running.done:
                 ready = await running.next(self._service.settings.keep_alive_s)
                 chunks = [chunk for choice, piece in ready for chunk in self._chunks(choice, piece, opened)]
                 yield b"".join(_event({**envelope, "choices": [chunk]}) for chunk in chunks) or KEEP_ALIVE
-        usage = self._usage(running.choices)
-        last = _event({**envelope, "choices": [], "usage": usage}) if include_usage else b""
+        last = _event({**envelope, "choices": [], "usage": _usage(choices)}) if include_usage else b""
         yield last + b"data: [DONE]\n\n"
 
     def _chunks(self, choice: Choice, piece: Piece, opened: set[int]) -> list[dict[str, Any]]:
@@ -104,21 +103,29 @@ class Responder:
             chunks.append(self._shape.closing(choice, piece.finish))
         return chunks
 
-    def _usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """Prompts count once, however many choices they have; cached tokens are those that the first choice found."""
-        firsts = {choice.prompt: choice for choice in reversed(choices)}.values()
-        prompt_tokens = sum(len(choice.prompt_token_ids) for choice in firsts)
-        cached_tokens = sum(choice.cached_tokens for choice in firsts)
-        completion_tokens = sum(choice.completion_tokens for choice in choices)
-        self._context.facts |= {
-            "prompt_tokens": prompt_tokens, "cached_tokens": cached_tokens, "completion_tokens": completion_tokens,
-        }  # fmt: skip
-        return {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": cached_tokens},
-        }
+    @asynccontextmanager
+    async def _running(self, choices: Sequence[Choice]) -> AsyncIterator[ChoiceStream]:
+        """The choices, running; whatever ends them, the log tells how far they came."""
+        try:
+            async with ChoiceStream(self._service.generator, choices, self._context.started) as running:
+                yield running
+        finally:
+            usage = _usage(choices)
+            self._context.facts |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens")}
+            self._context.facts["cached_tokens"] = usage["prompt_tokens_details"]["cached_tokens"]
+
+
+def _usage(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Prompts count once, however many choices they have; cached tokens are those that the first choice found."""
+    firsts = {choice.prompt: choice for choice in reversed(choices)}.values()
+    prompt_tokens = sum(len(choice.prompt_token_ids) for choice in firsts)
+    completion_tokens = sum(choice.completion_tokens for choice in choices)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(choice.cached_tokens for choice in firsts)},
+    }
 
 
 def _event(body: Mapping[str, Any]) -> bytes:
