@@ -178,7 +178,7 @@ class TestWorkerLost:
         other.epoch = 5
         other.start()
         assert not sim.fleet.on_description(old, old.info), "the old one is refused"
-        request, caller = sim.submit(PROMPT, 3)
+        _request, caller = sim.submit(PROMPT, 3)
         assert len(other.assignments) == 1
         assert old.assignments == []
         sim.workers["u0"] = other
@@ -459,7 +459,7 @@ class TestWaiting:
     def test_retries_come_before_new_requests(self) -> None:
         sim = Sim(prefill=0, decode=0)
         sim.add("u0", "unified", max_running=1)
-        running, _ = sim.submit([1], 20, request_id="old")
+        _running, _ = sim.submit([1], 20, request_id="old")
         sim.run(steps=3)
         for _ in range(6):
             sim.submit([1], 2)
@@ -536,7 +536,7 @@ class TestResubmission:
     def test_prompt_logprobs_are_asked_for_once(self) -> None:
         sim = Sim(prefill=0, decode=0, unified=2)
         sampling = SamplingParams(max_tokens=5, prompt_logprobs=1)
-        request, caller = sim.submit(PROMPT, sampling=sampling)
+        request, _caller = sim.submit(PROMPT, sampling=sampling)
         assert request.run is not None
         first = sim[request.run.placement.prefill]
         first.listeners[1].on_row(Row(toy_tokens(PROMPT, 1), prompt_logprobs=["opaque"]))

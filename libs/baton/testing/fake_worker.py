@@ -134,10 +134,11 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
             while (event := await session.events.get()) is not None:
                 yield event
         finally:
-            await cancel_and_wait(reader)
+            reader.cancel()
             self._sessions.remove(session)
             for key in list(session.keys.values()):
                 self.engine.cancel(key)
+            await cancel_and_wait(reader)
 
     # --- inside -------------------------------------------------------------------------------------------------
 

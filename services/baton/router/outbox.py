@@ -27,10 +27,13 @@ class Outbox:
         self._events: list[router_pb2.GenerateEvent] = []
         self._changed = asyncio.Event()
         self._closing = False
+        self._is_full = False
 
     def put(self, event: router_pb2.GenerateEvent) -> None:
         if len(self._events) >= MAX_EVENTS:
-            self._on_overflow()
+            if not self._is_full:
+                self._is_full = True
+                self._on_overflow()
             return
         self._events.append(event)
         self._changed.set()

@@ -26,7 +26,6 @@ from baton.runtime.lifecycle import cancel_and_wait
 log = structlog.get_logger(__name__)
 
 _SETTLE_S = 10.0  # after its start a router waits this long at most to hear what all workers serve
-_CUT_S = 0.5
 
 
 class RouterService:
@@ -40,18 +39,23 @@ class RouterService:
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._store = RedisStore.from_url(settings.redis_url) if settings.redis_url else None
-        self._fleet = Fleet(self._loop.time, settings.suspect_s)
+        self.fleet = Fleet(self._loop.time, settings.suspect_s)
         router_id = settings.router_id or f"{socket.gethostname()}-{os.getpid()}"
-        self._links = Links(self._fleet, router_id, settings.workers)
+        self._links = Links(self.fleet, router_id, settings.workers)
         self._watch = RegistryWatch(self._store, self._links.on_registered) if self._store else None
         self._watching: asyncio.Task[None] | None = None
         self._index = PrefixIndex(self._store)
-        placer = Placer(settings, self._fleet, self._index, self._loop)
-        self.lifecycle = Lifecycle(settings, self._fleet, placer, self._loop, self._is_settled)
-        servicer = RouterServicer(settings, self.lifecycle, placer, self._fleet, self._index, self._redis_connected)
+        placer = Placer(settings, self.fleet, self._index, self._loop)
+        self.lifecycle = Lifecycle(settings, self.fleet, placer, self._loop, self._is_settled)
+        self.servicer = RouterServicer(settings, self.lifecycle, placer, self.fleet, self._index, self._redis_connected)
         self._server = RpcServer(
             settings.listen,
-            [("baton.rpc.v1.Router", lambda server: router_pb2_grpc.add_RouterServicer_to_server(servicer, server))],
+            [
+                (
+                    "baton.rpc.v1.Router",
+                    lambda server: router_pb2_grpc.add_RouterServicer_to_server(self.servicer, server),
+                )
+            ],
         )
 
     @property
@@ -78,7 +82,7 @@ class RouterService:
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self.lifecycle.idle.wait()
-        await self._server.stop(_CUT_S if self.lifecycle.in_flight else 0.0)
+        await self._server.stop(0.0)
         await cancel_and_wait(self._watching)
         await self._links.stop()
         await self._index.close()

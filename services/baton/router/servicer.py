@@ -15,7 +15,7 @@ from baton.router.outbox import Outbox, OutboxSink
 from baton.router.placer import Placer
 from baton.router.settings import RouterSettings
 from baton.router.validation import submission
-from baton.rpc.convert import error_from_pb
+from baton.rpc.convert import error_from_pb, error_to_pb
 from baton.rpc.v1 import router_pb2 as pb
 from baton.rpc.v1 import router_pb2_grpc
 from baton.runtime.lifecycle import cancel_and_wait
@@ -50,8 +50,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             while events := await outbox.take():
                 yield pb.GenerateEvents(events=events)
         finally:
-            await cancel_and_wait(reader)
+            # The call may be cancelled once more at any await: what must happen comes before.
+            reader.cancel()
             self._cancel_all(outbox)
+            await cancel_and_wait(reader)
 
     async def Generate(
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -136,7 +138,10 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
                 raise InvalidRequest("request_id is missing: on a stream the caller chooses it", param="request_id")
             self._submit(message, outbox)
         except BatonError as error:
-            OutboxSink(outbox, message.request_id).on_error(message.first_attempt, error)
+            refusal = pb.GenerateEvent(
+                request_id=message.request_id, attempt=message.first_attempt, error=error_to_pb(error)
+            )
+            outbox.put(refusal)
 
     def _submit(self, message: pb.GenerateRequest, outbox: Outbox) -> None:
         asked = submission(message, self._settings, self._fleet)
