@@ -12,7 +12,7 @@ from baton.cli.serve import settings_class
 from baton.cli.services import SERVICES
 from baton.cli.up.settings import UpSettings
 from baton.core.errors import ConfigError
-from baton.runtime.settings import ServiceSettings, setting
+from baton.runtime.settings import ServiceSettings, setting, specs
 
 SCREEN_LINES, SCREEN_COLUMNS = 30, 100
 
@@ -81,13 +81,20 @@ def test_help_shows_units_defaults_and_choices(capsys: pytest.CaptureFixture[str
         flags.parse("example", "does things", Example, ["-h"])
     text = capsys.readouterr().out
     assert fits_a_screen(text)
+    assert "names names" in text and "--names A,B" in text and "--strict true|false" in text
     lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  --")}
     assert lines["--pool-bytes"].endswith("pool [256MiB]") and "--pool-bytes BYTES" in lines["--pool-bytes"]
     assert "--wait-s SECONDS" in lines["--wait-s"] and lines["--wait-s"].endswith("[0.5]")
-    assert lines["--names"].endswith("… [a,b]")
     assert lines["--dtype"].endswith("computation: auto|float32 [auto]")
     assert "--seldom" not in lines and "also: --seldom" in text
     assert "BATON_WORKER_<NAME>" in text
+
+
+def test_long_meanings_are_cut_only_where_the_screen_ends() -> None:
+    spec = specs(Example)["names"]
+    few, many = flags.help_text("x", "x", [spec]), flags.help_text("x", "x", [spec] * 9)
+    assert fits_a_screen(few) and fits_a_screen(many)
+    assert "…" not in few and "… [a,b]" in many
 
 
 def test_flags_are_text_for_the_settings() -> None:

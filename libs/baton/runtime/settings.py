@@ -94,7 +94,7 @@ class ServiceSettings(Settings):
     log_format: str = setting("console", "console for people, json for log collectors", choices=("console", "json"))
     metrics_host: str = setting("127.0.0.1", "address of the Prometheus endpoint", rare=True)
     metrics_port: int = setting(0, "port of the Prometheus endpoint /metrics; 0 = none", ge=0, le=65535)
-    redis_url: str = setting("", "Redis or Valkey, e.g. redis://host:6379/0 or unix:///path; empty = none", unit="URL")
+    redis_url: str = setting("", "Redis or Valkey: redis://host:6379/0 or unix:///path; empty = none", unit="URL")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Flags of a command, made from its settings class: one per setting, plus `--config FILE`.
 
 Flags carry text; `baton.runtime.settings.load` parses and validates it together with the file and the environment.
-The help fits a screen: one line per setting; those marked rare, or beyond the first twenty, are only named.
+The help fits a screen; settings marked rare, or beyond the first eighteen, are only named there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from baton.core.errors import ConfigError
 from baton.runtime.settings import Settings, Spec, specs
 from baton.runtime.sources import nearest
 
-WIDTH = 100
+WIDTH, LINES = 100, 29
 MOST_FLAGS = 18
 
 
@@ -56,35 +56,43 @@ def parse(command: str, summary: str, cls: type[Settings], argv: list[str]) -> G
 def help_text(command: str, summary: str, shown: list[Spec]) -> str:
     common = [spec for spec in shown if not spec.rare][:MOST_FLAGS]
     others = [spec.flag for spec in shown if spec not in common]
-    column = 2 + max(len(_usage_of(spec)) for spec in common) + 2
-    lines = [f"usage: baton {command} [--config FILE] [flags]", "", f"{summary[0].upper()}{summary[1:]}.", ""]
-    lines += [_line(spec, column) for spec in common]
-    if others:
-        lines += textwrap.wrap("also: " + " ".join(others), WIDTH, initial_indent="  ", subsequent_indent="        ")
+    head = [f"usage: baton {command} [--config FILE] [flags]", "", f"{summary[0].upper()}{summary[1:]}.", ""]
+    also = "also: " + " ".join(others) if others else ""
+    tail = textwrap.wrap(also, WIDTH, initial_indent="  ", subsequent_indent="        ", break_on_hyphens=False)
     section = shown[0].section
     variable = f"BATON_{section.upper()}_<NAME>"
-    footer = f"Also keys of [{section}] in FILE (TOML) and variables {variable}: docs/configuration.md."
-    return "\n".join([*lines, "", footer])
+    tail += ["", f"Also keys of [{section}] in FILE (TOML) and variables {variable}: docs/configuration.md."]
+    return "\n".join([*head, *_flag_lines(common, LINES - len(head) - len(tail)), *tail])
+
+
+def _flag_lines(shown: list[Spec], most: int) -> list[str]:
+    """The flags and their meanings, in at most `most` lines: where meanings do not fit, the last ones are cut short."""
+    column = 2 + max(len(_usage_of(spec)) for spec in shown) + 2
+    meanings = [textwrap.wrap(_meaning(spec), WIDTH - column, break_on_hyphens=False) for spec in shown]
+    for number, spec in reversed(list(enumerate(shown))):
+        if sum(map(len, meanings)) <= most:
+            break
+        tail = _meaning(spec).removeprefix(spec.description)
+        meanings[number] = [textwrap.shorten(spec.description, WIDTH - column - len(tail), placeholder="…") + tail]
+    return [
+        f"  {_usage_of(spec) if number == 0 else ''}".ljust(column) + line
+        for spec, lines in zip(shown, meanings, strict=True)
+        for number, line in enumerate(lines)
+    ]
 
 
 def _usage_of(spec: Spec) -> str:
     if spec.choices:
         return f"{spec.flag} NAME"
-    if spec.type_name == "bool":
-        return spec.flag
-    names = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH"}
-    value = spec.unit.replace(" ", "-") or names.get(spec.type_name, spec.type_name.replace(" ", "-"))
-    return f"{spec.flag} {value.upper() if spec.unit != 's' else 'SECONDS'}"
+    names = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH", "bool": "true|false", "list of str": "A,B"}
+    value = spec.unit.upper().replace(" ", "-") or names.get(spec.type_name, spec.type_name.replace(" ", "-"))
+    return f"{spec.flag} {'SECONDS' if spec.unit == 's' else value}"
 
 
-def _line(spec: Spec, column: int) -> str:
+def _meaning(spec: Spec) -> str:
     default = default_text(spec)
-    tail = (": " + "|".join(map(str, spec.choices)) if spec.choices else "") + (f" [{default}]" if default else "")
-    room = WIDTH - column - len(tail)
-    text = spec.description
-    if len(text) > room:
-        text = textwrap.shorten(text, room, placeholder="…")
-    return f"  {_usage_of(spec)}".ljust(column) + text + tail
+    choices = ": " + "|".join(map(str, spec.choices)) if spec.choices else ""
+    return spec.description + choices + (f" [{default}]" if default else "")
 
 
 def default_text(spec: Spec) -> str:

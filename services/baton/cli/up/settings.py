@@ -24,7 +24,7 @@ class UpSettings(Settings):
     page_size: int | None = setting(None, "token positions in a KV page; none = 16", unit="tokens", ge=1)
     dtype: str | None = setting(None, "of computation and KV cache", choices=("auto", "float32", "bfloat16", "float16"))
     threads: int | None = setting(None, "CPU threads of each worker; none = 1 on small machines", ge=1)
-    transport: str | None = setting(None, "carrier of KV pages; none = UCX where it loads", choices=("ucx", "tcp"))
+    transport: str | None = setting(None, "how KV pages travel; none = auto", choices=("auto", "ucx", "tcp"))
     redis_url: str = setting("", "Redis to use; empty = an own one, private and in memory", unit="URL")
     runtime_dir: Path | None = setting(None, "folder for sockets and status.json; none = a temporary one")
     log_level: str = setting("info", "least severe level shown", choices=("debug", "info", "warning", "error"))
