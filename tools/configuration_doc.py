@@ -40,7 +40,15 @@ to the services that it starts; where `baton up` itself decides (addresses, name
 """
 
 SECTION_NOTES = {
-    "up": "`baton up`: the whole system on one machine.",
+    "up": """`baton up`: the whole system on one machine. While it runs, `status.json` in its runtime folder says what runs:
+
+```json
+{"pid": 1, "url": "http://127.0.0.1:8000", "model": "name", "ready": true,
+ "services": [{"name": "prefill-0", "kind": "prefill", "pid": 2, "phase": "ready", "starts": 1,
+               "address": "127.0.0.1:20001", "metrics": "127.0.0.1:20002"}]}
+```
+
+`phase` is starting, ready, restarting or stopped; `pid` is null while a service does not run.""",
     "gateway": "`baton gateway`: HTTP.",
     "router": "`baton router`: placement and the life of requests.",
     "worker": "`baton prefill`, `baton decode` and `baton unified`.",

@@ -108,3 +108,13 @@ def test_json_output_has_one_record_per_line() -> None:
         ("baton", "careful"), ("router", "placed"), ("router", "plain text"),
     ]  # fmt: skip
     assert records[0]["port"] == 1 and records[1]["request_id"] == "r"
+
+
+def test_a_reader_who_leaves_does_not_disturb() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    output = Output(stream=Closed())
+    output.say("nobody hears this")
+    output.say("nor this")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from baton.runtime.lifecycle import cancel_and_wait
 from baton.runtime.tied import tied_command
 
-STOP_GRACE_S = 3.0
 _LONGEST_LINE_BYTES = 64 << 10
 _DRAIN_S = 0.5
 
@@ -37,7 +36,7 @@ class ChildSpec:
 
 
 async def run_child(
-    spec: ChildSpec, on_start: Callable[[int], None], on_line: Callable[[str], None], grace_s: float = STOP_GRACE_S
+    spec: ChildSpec, on_start: Callable[[int], None], on_line: Callable[[str], None], grace_s: float = 3.0
 ) -> int:
     """Run `spec` to its end and return its exit code (negative: the signal that ended it).
 

@@ -7,6 +7,7 @@ NO_COLOR and FORCE_COLOR. With `json`, each line is one record with the child's 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -97,7 +98,10 @@ class Output:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour and code else text
 
     def _write(self, text: str) -> None:
-        if self._region is not None:
-            self._region.print_above(text)
-        else:
-            print(text, file=self._stream, flush=True)
+        try:
+            if self._region is not None:
+                self._region.print_above(text)
+            else:
+                print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # whoever read the log has left; the services stay
+            self._stream = open(os.devnull, "w")  # noqa: SIM115 - until this process ends

@@ -22,6 +22,7 @@ from baton.core.errors import ConfigError, Unavailable
 from baton.runtime.lifecycle import EXIT_CONFIG, cancel_and_wait
 
 MOST_STARTS = 5
+STOP_GRACE_S, LAST_GRACE_S = 3.0, 1.0  # one after the other: everything has ended within 5 s
 _TAIL_LINES = 12
 
 
@@ -103,7 +104,8 @@ class Supervisor:
             self._listener.changed(child)
 
         try:
-            return await run_child(child.spec, on_start, lambda text: self._take_line(child, text))
+            grace_s = LAST_GRACE_S if child.spec.last else STOP_GRACE_S
+            return await run_child(child.spec, on_start, lambda text: self._take_line(child, text), grace_s)
         finally:
             child.phase, child.pid = "stopped", None
             self._listener.changed(child)
