@@ -40,7 +40,7 @@ to the services that it starts; where `baton up` itself decides (addresses, name
 """
 
 SECTION_NOTES = {
-    "up": """`baton up`: the whole system on one machine. While it runs, `status.json` in its runtime folder says what runs:
+    "up": """`baton up`: the whole system on one machine. `status.json` in its runtime folder says what runs:
 
 ```json
 {"pid": 1, "url": "http://127.0.0.1:8000", "model": "name", "ready": true,
