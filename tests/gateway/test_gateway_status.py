@@ -101,3 +101,11 @@ async def test_a_request_is_logged_with_its_id_and_tokens(
     assert (line["request_id"], line["status"], line["path"]) == ("mine-7", 503, "/v1/chat/completions")
     assert (line["completion_tokens"], line["error"]) == (3, "the last worker is gone")
     assert line["prompt_tokens"] == len(router.requests[0].prompt_token_ids)
+
+
+async def test_openapi_describes_the_bodies(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).json()
+    for path, model in (("/v1/chat/completions", "ChatRequest"), ("/v1/completions", "CompletionRequest")):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": f"#/components/schemas/{model}"}
+        assert "max_tokens" in document["components"]["schemas"][model]["properties"]

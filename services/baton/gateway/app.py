@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from baton.core.errors import BatonError, InternalError, InvalidRequest
 from baton.gateway.http.context import WithContext, context_of
-from baton.gateway.openai.chat import ChatEndpoint
-from baton.gateway.openai.completions import CompletionEndpoint
+from baton.gateway.openai.chat import ChatEndpoint, ChatRequest
+from baton.gateway.openai.completions import CompletionEndpoint, CompletionRequest
 from baton.gateway.openai.errors import error_response
 from baton.gateway.openai.models import ModelsEndpoint
+from baton.gateway.openapi import describe_bodies
 from baton.gateway.service import Service
 from baton.gateway.status import StatusPages
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(service: Service) -> ASGIApp:
     """The ASGI application of one service."""
     models, status = ModelsEndpoint(service), StatusPages(service)
-    routes = [
-        Route("/v1/chat/completions", ChatEndpoint(service).create, methods=["POST"]),
-        Route("/v1/completions", CompletionEndpoint(service).create, methods=["POST"]),
-        Route("/v1/models", models.list),
-        Route("/v1/models/{model:path}", models.retrieve),
-        Route("/health", status.health),
-        Route("/ready", status.ready),
-        Route("/metrics", status.metrics),
-        Route("/", status.index),
+    app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None)
+    post: list[tuple[str, Endpoint, type[BaseModel]]] = [
+        ("/v1/chat/completions", ChatEndpoint(service).create, ChatRequest),
+        ("/v1/completions", CompletionEndpoint(service).create, CompletionRequest),
     ]
-    handlers = {BatonError: _baton_error, HTTPException: _http_error, Exception: _defect}
-    app = Starlette(routes=routes, exception_handlers=handlers)
+    get: list[tuple[str, Endpoint]] = [
+        ("/v1/models", models.list),
+        ("/v1/models/{model:path}", models.retrieve),
+        ("/health", status.health),
+        ("/ready", status.ready),
+        ("/metrics", status.metrics),
+        ("/", status.index),
+    ]
+    for path, endpoint, _ in post:
+        app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
+    for path, endpoint in get:
+        app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        app.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
+    describe_bodies(app, {path: body for path, _, body in post})
+    for error, handler in ((BatonError, _baton_error), (HTTPException, _http_error), (Exception, _defect)):
+        app.add_exception_handler(error, handler)
     app.router.redirect_slashes = False
-    return WithContext(app, routes)
+    return WithContext(app, [route for route in app.routes if isinstance(route, Route)])
 
 
 async def _baton_error(request: Request, error: Exception) -> Response:

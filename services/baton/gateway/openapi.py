@@ -1,0 +1,41 @@
+"""`/openapi.json`: FastAPI's description of the paths, with the bodies that the endpoints validate themselves.
+
+Endpoints read and validate bodies on their own (limits, typed errors, a thread for large ones), so FastAPI cannot see
+the models; here they are added to its description.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+_REF = "#/components/schemas/{model}"
+
+
+def describe_bodies(app: FastAPI, bodies: dict[str, type[BaseModel]]) -> None:
+    """Describe the JSON body of `POST path` for each (path, model) of `bodies`."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            app.openapi_schema = _with_bodies(document, bodies)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its description
+
+
+def _with_bodies(document: dict[str, Any], bodies: dict[str, type[BaseModel]]) -> dict[str, Any]:
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for path, model in bodies.items():
+        schema = model.model_json_schema(ref_template=_REF)
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+        reference = {"$ref": _REF.format(model=model.__name__)}
+        document["paths"][path]["post"]["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": reference}},
+        }
+    return document
