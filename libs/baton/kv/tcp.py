@@ -35,12 +35,13 @@ _SCRAP_BYTES = 256 << 10
 
 
 class TcpTransport:
-    """Implements `baton.kv.transport.Transport`. `host` is where to listen, as peers reach it."""
+    """Implements `baton.kv.transport.Transport`. Listens at address `listen`, where peers reach it as `host`."""
 
     name = "tcp"
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, listen: str = "") -> None:
         self._host = host
+        self._listen = listen or host
         self._pool: PoolMemory | None = None
         self._listener: socket.socket | None = None
         self._address = b""
@@ -48,8 +49,8 @@ class TcpTransport:
         self._peers: dict[PeerKey, _Peer] = {}
 
     async def register(self, pool: PoolMemory) -> None:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.create_server((self._host, 0), family=family, backlog=128)
+        family = socket.AF_INET6 if ":" in self._listen else socket.AF_INET
+        listener = socket.create_server((self._listen, 0), family=family, backlog=128)
         listener.setblocking(False)
         token = os.urandom(_TOKEN_BYTES)
         self._pool, self._listener = pool, listener

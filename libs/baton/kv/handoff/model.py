@@ -7,9 +7,8 @@ hashable value): a new connection is a new peer, so messages of an old one never
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from baton.core.attempt import Attempt
 
 Pages: TypeAlias = npt.NDArray[np.uint32]
-Peer: TypeAlias = Hashable
+Peer: TypeAlias = Any  # hashable
 
 
 class State(enum.Enum):
@@ -137,7 +136,8 @@ class SendOpen:
 class StartRead:
     """Read layers [layer_start, layer_end) of `remote_pages` into `local_pages`; report the end by `read_finished`.
 
-    `first_index` is the place of the first page in the request: checksums depend on it.
+    `first_index` is the place of the first page in the request: checksums depend on it. `verify`: the source sent a
+    checksum, so the end must be reported with that of what arrived.
     """
 
     peer: Peer
@@ -148,6 +148,7 @@ class StartRead:
     first_index: int
     local_pages: Pages
     remote_pages: Pages
+    verify: bool
 
 
 @dataclass(frozen=True, slots=True)

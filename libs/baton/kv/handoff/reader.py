@@ -120,6 +120,7 @@ class ReaderHandoff:
                 first,
                 local_pages,
                 announcement.page_ids,
+                announcement.checksum != 0,
             )
         ]
 

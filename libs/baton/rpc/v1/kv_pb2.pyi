@@ -174,8 +174,10 @@ class HandoffAborted(_message.Message):
     def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class CanaryRead(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("layer",)
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    def __init__(self, layer: _Optional[int] = ...) -> None: ...
 
 class CanaryExpect(_message.Message):
     __slots__ = ("page_id", "checksum")

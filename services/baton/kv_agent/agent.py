@@ -1,0 +1,208 @@
+"""The agent: takes in its worker, and holds the two halves that serve it.
+
+There is one worker at a time. A worker's connection is closed, and the next worker greeted, only when no operation
+touches the earlier one's pool any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from baton.core.errors import BatonError, ConfigError, HandoffFailed, InternalError
+from baton.kv.handoff import Failure
+from baton.kv.local import CancelFetch, Fetch, Hello, Welcome, WorkerMessage
+from baton.kv.local_server import WorkerConnection
+from baton.kv.memory import PoolMemory
+from baton.kv.transport import Transport, TransportError
+from baton.kv_agent import metrics
+from baton.kv_agent.peers import Identity
+from baton.kv_agent.reader import Reader
+from baton.kv_agent.settings import KvAgentSettings
+from baton.kv_agent.source import ReaderStream, Source
+from baton.rpc.convert import layout_from_pb, layout_to_pb
+from baton.rpc.v1 import kv_pb2 as pb
+from baton.runtime.lifecycle import cancel_and_wait
+
+log = structlog.get_logger(__name__)
+
+MIN_TICK_S = 0.02
+MAX_TICK_S = 0.25
+
+
+class Session:
+    """One registered worker."""
+
+    def __init__(self, hello: Hello, pool: PoolMemory, source: Source, reader: Reader) -> None:
+        self.hello = hello
+        self.pool = pool
+        self.source = source
+        self.reader = reader
+        self.task = asyncio.current_task()
+
+    def on_message(self, message: WorkerMessage) -> None:
+        if isinstance(message, Hello):
+            raise InternalError("the worker sent a second Hello")
+        if isinstance(message, Fetch | CancelFetch):
+            self.reader.on_worker(message)
+        else:
+            self.source.on_worker(message)
+
+    async def keep_time(self) -> None:
+        while True:
+            due = min(self.source.next_deadline(), self.reader.next_deadline())
+            await asyncio.sleep(min(max(due - time.monotonic(), MIN_TICK_S), MAX_TICK_S))
+            self.source.tick()
+            self.reader.tick()
+
+
+class KvAgent:
+    """`address` is where other agents reach this one; `set_ready` is told whether a worker is registered."""
+
+    def __init__(
+        self,
+        settings: KvAgentSettings,
+        transport: Transport,
+        agent_id: str,
+        epoch: int,
+        address: str,
+        set_ready: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._agent_id = agent_id
+        self._epoch = epoch
+        self._address = address
+        self._set_ready = set_ready
+        self._session: Session | None = None
+        self._turn = asyncio.Lock()
+
+    async def serve_worker(self, connection: WorkerConnection) -> None:
+        """Serve one worker's connection to its end. A worker that comes again replaces its own earlier connection."""
+        try:
+            async with self._turn:
+                session = await self._register(connection)
+        except (BatonError, TransportError) as error:
+            log.error("worker refused", worker=connection.hello.worker_id, reason=str(error))
+            return
+        reason = "the worker's connection ended"
+        timer = asyncio.create_task(session.keep_time())
+        try:
+            connection.send(Welcome(self._address, self._epoch, self._transport.name))
+            await self._set_ready(True)
+            async for message in connection.messages():
+                session.on_message(message)
+        except (BatonError, ValueError) as error:
+            reason = f"the worker sent what is not understood: {error}"
+            log.error("worker connection dropped", worker=session.hello.worker_id, reason=str(error))
+        finally:
+            await _uninterrupted(self._end(session, timer, reason))
+
+    def open_stream(self, hello: pb.ReaderHello) -> tuple[Source, ReaderStream, pb.SourceHello]:
+        """Take in a reading agent. Raises HandoffFailed, with the kind of failure, when the two do not fit."""
+        session = self._session
+        if hello.source_epoch != self._epoch:
+            raise HandoffFailed(Failure.EPOCH.because(f"this agent's epoch is {self._epoch}, not {hello.source_epoch}"))
+        if session is None:
+            raise HandoffFailed(Failure.PEER_LOST.because("the source agent has no worker now"))
+        if hello.transport != self._transport.name:
+            detail = f"the source agent speaks {self._transport.name}, the reader {hello.transport}"
+            raise HandoffFailed(Failure.TRANSPORT.because(detail))
+        layout = layout_from_pb(hello.layout)
+        if layout.fingerprint != session.hello.layout.fingerprint:
+            raise HandoffFailed(Failure.LAYOUT.because(f"the source has {session.hello.layout}, the reader {layout}"))
+        stream = ReaderStream(hello.agent_id)
+        session.source.connect(stream)
+        answer = pb.SourceHello(
+            agent_id=self._agent_id,
+            agent_epoch=self._epoch,
+            transport=self._transport.name,
+            transport_address=self._transport.address(),
+            layout=layout_to_pb(session.hello.layout),
+            pages=session.hello.pages,
+            worker_id=session.hello.worker_id,
+            worker_epoch=session.hello.worker_epoch,
+        )
+        return session.source, stream, answer
+
+    async def _register(self, connection: WorkerConnection) -> Session:
+        """Map the worker's pool and make it readable. The connection's file descriptor is taken in any case."""
+        hello = connection.hello
+        pool = PoolMemory.attach(connection.pool_fd, hello.layout, hello.pages)
+        try:
+            if not pool.holds_canary(hello.worker_epoch):
+                raise ConfigError(f"the pool's canary is not that of worker epoch {hello.worker_epoch}")
+            await self._replace(hello)
+            await self._transport.register(pool)
+        except BaseException:
+            pool.close()
+            raise
+        self._session = Session(hello, pool, self._make_source(connection, pool), self._make_reader(connection, pool))
+        metrics.worker_connected.set(1)
+        log.info("worker registered", worker=hello.worker_id, epoch=hello.worker_epoch, pages=hello.pages)
+        return self._session
+
+    async def _replace(self, hello: Hello) -> None:
+        """End the session of the same worker's earlier connection. Raises ConfigError when another worker is served."""
+        current = self._session
+        if current is None:
+            return
+        if current.hello.worker_id != hello.worker_id or hello.worker_epoch < current.hello.worker_epoch:
+            served = f"{current.hello.worker_id}, epoch {current.hello.worker_epoch}"
+            raise ConfigError(f"this agent serves worker {served}; an agent serves one worker")
+        await cancel_and_wait(current.task)
+
+    async def _end(self, session: Session, timer: asyncio.Task[None], reason: str) -> None:
+        self._session = None
+        await self._set_ready(False)
+        session.source.stop(reason)
+        await session.reader.stop(reason)
+        await cancel_and_wait(timer)
+        await self._transport.unregister()
+        session.pool.close()
+        metrics.worker_connected.set(0)
+        log.info("worker gone", worker=session.hello.worker_id, reason=reason)
+
+    def _make_source(self, connection: WorkerConnection, pool: PoolMemory) -> Source:
+        return Source(
+            connection.hello,
+            pool,
+            self._transport,
+            self._settings.source_limits(),
+            checksum=self._settings.checksum,
+            tell_worker=connection.send,
+        )
+
+    def _make_reader(self, connection: WorkerConnection, pool: PoolMemory) -> Reader:
+        layers: asyncio.Queue[int] = asyncio.LifoQueue()
+        for layer in range(connection.hello.layout.layers):
+            layers.put_nowait(layer)
+        me = Identity(
+            agent_id=self._agent_id,
+            epoch=self._epoch,
+            layout=connection.hello.layout,
+            pool=pool,
+            transport=self._transport,
+            scratch_layers=layers,
+            connect_timeout_s=self._settings.connect_timeout_s,
+        )
+        limits = self._settings.reader_limits()
+        return Reader(connection.hello, me, limits, pair_bytes=self._settings.pair_bytes, tell_worker=connection.send)
+
+
+async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work` to its end even when the caller is cancelled meanwhile; the cancellation goes on afterwards."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

@@ -1,0 +1,26 @@
+"""Metrics of the KV agent."""
+
+from __future__ import annotations
+
+from baton.runtime import metrics
+
+bytes_read = metrics.counter("baton_kv_agent_read_bytes_total", "Bytes of KV cache read from other agents' pools")
+bytes_announced = metrics.counter(
+    "baton_kv_agent_announced_bytes_total", "Bytes of KV cache announced to readers, each for one read"
+)
+offers = metrics.counter("baton_kv_agent_offers_total", "Handoffs from the own worker by outcome", labels=("outcome",))
+fetches = metrics.counter(
+    "baton_kv_agent_fetches_total", "Handoffs to the own worker: fetched, or the kind of failure", labels=("outcome",)
+)
+stale = metrics.counter(
+    "baton_kv_agent_stale_messages_total", "Messages dropped as stale, doubled or out of order", labels=("side",)
+)
+reads_in_flight = metrics.gauge("baton_kv_agent_reads_in_flight", "Reads that have been started and not ended")
+read_s = metrics.histogram("baton_kv_agent_read_seconds", "Duration of one read", buckets=metrics.LATENCY_BUCKETS_S)
+leases = metrics.gauge("baton_kv_agent_leases", "Handoffs that keep pages of the own worker from being reused")
+sources_connected = metrics.gauge("baton_kv_agent_sources_connected", "Agents that this one reads from")
+readers_connected = metrics.gauge("baton_kv_agent_readers_connected", "Agents that read from this one")
+worker_connected = metrics.gauge("baton_kv_agent_worker_connected", "1 while a worker's pool is registered")
+transport_info = metrics.gauge(
+    "baton_kv_agent_transport_info", "1 for the transport in use and what it found", labels=("transport", "devices")
+)

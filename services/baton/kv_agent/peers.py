@@ -1,0 +1,209 @@
+"""One connection to another agent, from which this one reads: stream, checks, canary, then messages both ways.
+
+A connection that ends for any reason is never used again; the next fetch makes a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+import numpy as np
+import structlog
+
+from baton.core.errors import HandoffFailed
+from baton.core.layout import SCRATCH_PAGE, KvLayout
+from baton.kv.checksum import pages_checksum
+from baton.kv.handoff import Failure
+from baton.kv.handoff.model import Pages
+from baton.kv.memory import PoolMemory
+from baton.kv.transport import PeerKey, Transport, TransportError
+from baton.kv_agent import metrics
+from baton.rpc.channel import open_channel
+from baton.rpc.convert import layout_from_pb, layout_to_pb
+from baton.rpc.status import from_rpc_error
+from baton.rpc.v1 import kv_pb2 as pb
+from baton.rpc.v1 import kv_pb2_grpc
+from baton.runtime.lifecycle import cancel_and_wait
+
+log = structlog.get_logger(__name__)
+
+CANARY_TRIES = 3
+
+Stream: TypeAlias = "grpc.aio.StreamStreamCall[pb.ReaderMessage, pb.SourceMessage]"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """This agent, as it presents itself to others. `scratch_layers`: those whose scratch page nobody reads into now."""
+
+    agent_id: str
+    epoch: int
+    layout: KvLayout
+    pool: PoolMemory
+    transport: Transport
+    scratch_layers: asyncio.Queue[int]
+    connect_timeout_s: float
+
+
+class ConnectionOwner(Protocol):
+    def on_connected(self, connection: SourceConnection, worker_epoch: int, pages: int) -> None: ...
+
+    def on_message(self, connection: SourceConnection, message: pb.SourceMessage) -> None: ...
+
+    def on_lost(self, connection: SourceConnection, reason: str) -> None: ...
+
+
+class SourceConnection:
+    """A reader's side of one `Handoffs` stream. Also names the connection in `ReaderSide`."""
+
+    def __init__(self, me: Identity, owner: ConnectionOwner, address: str, agent_epoch: int, number: int) -> None:
+        self.address = address
+        self.agent_epoch = agent_epoch
+        self.key: PeerKey = (f"{address}#{agent_epoch}", number)
+        self._me = me
+        self._owner = owner
+        self._outgoing: asyncio.Queue[pb.ReaderMessage] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        self._up: asyncio.Future[None] = loop.create_future()
+        self._ended: asyncio.Future[str] = loop.create_future()
+
+    def send(self, message: pb.ReaderMessage) -> None:
+        self._outgoing.put_nowait(message)
+
+    async def read(self, layer_start: int, layer_end: int, local_pages: Pages, remote_pages: Pages) -> int:
+        """See `Transport.read`."""
+        return await self._me.transport.read(self.key, layer_start, layer_end, local_pages, remote_pages)
+
+    def fail(self, reason: str) -> None:
+        """End the connection; reads that are going on end by an error."""
+        if not self._ended.done():
+            self._ended.set_result(reason)
+
+    async def run(self) -> None:
+        """Connect and serve until the stream ends or `fail` is called. On return no read from this source runs."""
+        serving = asyncio.create_task(self._serve())
+        reason = await self._until_end(serving)
+        log.info("connection to source ended", source=self.address, reason=reason)
+        self._owner.on_lost(self, reason)
+        # First the transport: a read that hangs, the canary's included, ends only by this. Then once more, for what was
+        # just being connected.
+        await self._me.transport.remove_peer(self.key)
+        await cancel_and_wait(serving)
+        await self._me.transport.remove_peer(self.key)
+
+    async def _until_end(self, serving: asyncio.Task[str]) -> str:
+        """Why the connection ended: it did not come up in time, the stream broke, or `fail` was called."""
+        ends: list[asyncio.Future[Any]] = [serving, self._ended]
+        within = self._me.connect_timeout_s
+        await asyncio.wait([*ends, self._up], timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        if self._up.done():
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if self._ended.done():
+            return self._ended.result()
+        if serving.done():
+            failure = serving.exception()
+            if failure is None:
+                return serving.result()
+            log.error("connection to source failed", source=self.address, exc_info=failure)
+            return Failure.PROTOCOL.because(f"source agent {self.address}: {failure!r}")
+        return Failure.STALL.because(f"source agent {self.address} was not connected within {within:g} s")
+
+    async def _serve(self) -> str:
+        """Connect and receive until the stream ends; returns why."""
+        channel = open_channel(self.address)
+        try:
+            return await self._talk(kv_pb2_grpc.KvAgentStub(channel).Handoffs())
+        except HandoffFailed as error:
+            return error.message
+        except grpc.aio.AioRpcError as error:
+            known = from_rpc_error(error)
+            if isinstance(known, HandoffFailed):
+                return known.message
+            return Failure.PEER_LOST.because(f"source agent {self.address}: {known.message}")
+        finally:
+            await channel.close(None)
+
+    async def _talk(self, call: Stream) -> str:
+        hello = await self._greet(call)
+        await self._check_canary(call)
+        writing = asyncio.create_task(self._write(call))
+        metrics.sources_connected.inc()
+        self._up.set_result(None)
+        self._owner.on_connected(self, hello.worker_epoch, hello.pages)
+        try:
+            while (message := await _hear(call)) is not None:
+                self._owner.on_message(self, message)
+            return Failure.PEER_LOST.because(f"source agent {self.address} ended the connection")
+        finally:
+            metrics.sources_connected.dec()
+            await cancel_and_wait(writing)
+
+    async def _greet(self, call: Stream) -> pb.SourceHello:
+        me = self._me
+        hello = pb.ReaderHello(
+            agent_id=me.agent_id,
+            agent_epoch=me.epoch,
+            transport=me.transport.name,
+            transport_address=me.transport.address(),
+            layout=layout_to_pb(me.layout),
+            source_epoch=self.agent_epoch,
+        )
+        await _say(call, pb.ReaderMessage(hello=hello))
+        answer = (await self._expect(call, "hello")).hello
+        layout = layout_from_pb(answer.layout)
+        if layout.fingerprint != me.layout.fingerprint:
+            raise HandoffFailed(Failure.LAYOUT.because(f"the source has {layout}, this worker {me.layout}"))
+        try:
+            await me.transport.add_peer(self.key, answer.transport_address, layout, answer.pages)
+        except TransportError as error:
+            raise HandoffFailed(Failure.TRANSPORT.because(str(error))) from error
+        return answer
+
+    async def _check_canary(self, call: Stream) -> None:
+        """Read a page of known content: what is wrong with the pair shows before a request depends on it."""
+        layer = await self._me.scratch_layers.get()
+        try:
+            for _ in range(CANARY_TRIES):
+                await _say(call, pb.ReaderMessage(canary=pb.CanaryRead(layer=layer)))
+                expected = (await self._expect(call, "canary")).canary
+                if await self._read_canary(layer, expected.page_id) == expected.checksum:
+                    return
+        finally:
+            self._me.scratch_layers.put_nowait(layer)
+        raise HandoffFailed(Failure.CANARY.because(f"page {expected.page_id} of {self.address} arrives as other bytes"))
+
+    async def _read_canary(self, layer: int, page_id: int) -> int:
+        scratch, remote = np.array([[SCRATCH_PAGE], [page_id]], np.uint32)
+        try:
+            await self.read(layer, layer + 1, scratch, remote)
+        except TransportError as error:
+            raise HandoffFailed(Failure.TRANSPORT.because(str(error))) from error
+        return pages_checksum(self._me.pool, layer, layer + 1, 0, [SCRATCH_PAGE])
+
+    async def _expect(self, call: Stream, kind: str) -> pb.SourceMessage:
+        message = await _hear(call)
+        if message is None:
+            raise HandoffFailed(Failure.PEER_LOST.because(f"source agent {self.address} ended the connection"))
+        if message.WhichOneof("message") != kind:
+            raise HandoffFailed(Failure.PROTOCOL.because(f"{self.address} sent no {kind} where it was due"))
+        return message
+
+    async def _write(self, call: Stream) -> None:
+        while True:
+            await _say(call, await self._outgoing.get())
+
+
+async def _hear(call: Stream) -> pb.SourceMessage | None:
+    """The next message; None when the source ended the stream."""
+    message = await call.read()
+    return message if isinstance(message, pb.SourceMessage) else None
+
+
+async def _say(call: Stream, message: pb.ReaderMessage) -> None:
+    """Write; when the call has ended, reading from it says why."""
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await call.write(message)

@@ -1,0 +1,281 @@
+"""The reader half of the agent: what the own worker fetches from other agents' pools.
+
+Carries the worker's messages and the sources' to `ReaderSide`, starts and cancels reads, and bounds the bytes in flight
+per source. A read's end is reported only when it moves no byte any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import structlog
+
+from baton.core.attempt import Attempt
+from baton.core.layout import RESERVED_PAGES
+from baton.kv.checksum import pages_checksum
+from baton.kv.handoff import (
+    Action,
+    CancelReads,
+    Failure,
+    FencePeer,
+    ReaderLimits,
+    ReaderSide,
+    ReportFailed,
+    ReportFetched,
+    SendClose,
+    SendConfirm,
+    SendOpen,
+    SendReadDone,
+    StartRead,
+)
+from baton.kv.local import CancelFetch, Fetch, Fetched, FetchFailed, Hello
+from baton.kv.transport import TransportError
+from baton.kv_agent import metrics, wire
+from baton.kv_agent.peers import Identity, SourceConnection
+from baton.rpc.convert import attempt_from_pb
+from baton.rpc.v1 import kv_pb2 as pb
+
+log = structlog.get_logger(__name__)
+
+STOP_GRACE_S = 1.0
+
+
+@dataclass(slots=True)
+class _Times:
+    """Wall clock, for the worker's report."""
+
+    first_read_at: float = 0.0
+    first_arrival_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Pair:
+    """Reads from one connection: those under way, and those that wait because too many bytes are."""
+
+    bytes_in_flight: int = 0
+    waiting: deque[StartRead] = field(default_factory=deque)
+
+
+class Reader:
+    """All that one registered worker fetches. `tell_worker` sends to it."""
+
+    def __init__(
+        self,
+        hello: Hello,
+        me: Identity,
+        limits: ReaderLimits,
+        *,
+        pair_bytes: int,
+        tell_worker: Callable[[Fetched | FetchFailed], None],
+    ) -> None:
+        self._hello = hello
+        self._me = me
+        self._pair_bytes = pair_bytes
+        self._tell_worker = tell_worker
+        self.side = ReaderSide(hello.layout, limits)
+        self._connections: dict[tuple[str, int], SourceConnection] = {}
+        self._running: dict[SourceConnection, asyncio.Task[None]] = {}
+        self._made = 0
+        self._pairs: dict[SourceConnection, _Pair] = defaultdict(_Pair)
+        self._reads: dict[Attempt, set[asyncio.Task[int]]] = defaultdict(set)
+        self._times: dict[Attempt, _Times] = {}
+        self._stale = 0
+
+    def on_worker(self, message: Fetch | CancelFetch) -> None:
+        if isinstance(message, CancelFetch):
+            self._act(self.side.cancel(message.attempt, message.reason))
+            return
+        page_ids = np.frombuffer(message.page_ids, "<u4")
+        if wrong := self._check(message, page_ids):
+            log.error("fetch refused", request_id=message.attempt.request_id, attempt=message.attempt.n, reason=wrong)
+            self._tell_worker(FetchFailed(message.attempt, Failure.PROTOCOL.because(wrong)))
+            return
+        connection = self._connection(message.source_address, message.source_agent_epoch)
+        if self.side.of(message.attempt) is None:
+            self._times[message.attempt] = _Times()
+        self._act(
+            self.side.fetch(
+                connection,
+                message.attempt,
+                message.tokens,
+                message.first_page,
+                page_ids,
+                message.source_worker_epoch,
+                message.timeout_s,
+                time.monotonic(),
+            )
+        )
+
+    def on_connected(self, connection: SourceConnection, worker_epoch: int, pages: int) -> None:
+        self._act(self.side.connected(connection, worker_epoch, pages))
+
+    def on_message(self, connection: SourceConnection, message: pb.SourceMessage) -> None:
+        now = time.monotonic()
+        match message.WhichOneof("message"):
+            case "announce":
+                attempt = attempt_from_pb(message.announce.attempt)
+                self._act(self.side.announced(connection, attempt, wire.announcement(message.announce), now))
+            case "commit":
+                attempt = attempt_from_pb(message.commit.attempt)
+                self._act(self.side.recorded(connection, attempt, wire.commit_record(message.commit), now))
+            case "confirmed":
+                answer = message.confirmed
+                self._act(self.side.confirmed(connection, attempt_from_pb(answer.attempt), answer.alive, answer.reason))
+            case "aborted":
+                end = message.aborted
+                self._act(self.side.aborted(connection, attempt_from_pb(end.attempt), end.reason))
+
+    def on_lost(self, connection: SourceConnection, reason: str) -> None:
+        """The connection cuts its transport next, so that its reads end."""
+        name = (connection.address, connection.agent_epoch)
+        if self._connections.get(name) is connection:
+            del self._connections[name]
+        self._act(self.side.peer_lost(connection, reason))
+
+    def next_deadline(self) -> float:
+        return self.side.next_deadline()
+
+    def tick(self) -> None:
+        self._act(self.side.tick(time.monotonic()))
+
+    async def stop(self, reason: str) -> None:
+        """The worker is gone: give up all fetches; on return no read touches its pool."""
+        self._act(self.side.worker_lost(reason))
+        reads = [task for tasks in self._reads.values() for task in tasks]
+        if reads:
+            await asyncio.wait(reads, timeout=STOP_GRACE_S)
+        for connection in self._running:
+            connection.fail(Failure.CANCELLED.because(reason))  # ends by force what has not ended
+        if ending := [*reads, *self._running.values()]:
+            await asyncio.wait(ending)
+
+    def _check(self, fetch: Fetch, page_ids: np.ndarray) -> str:
+        """What is wrong with the worker's request; empty when nothing is."""
+        pages = self._hello.layout.pages_for(fetch.tokens)
+        if fetch.tokens < 1 or not 0 <= fetch.first_page <= pages:
+            return f"{fetch.tokens} tokens from page {fetch.first_page} on"
+        if len(page_ids) != pages - fetch.first_page:
+            return f"{len(page_ids)} page ids for pages {fetch.first_page}:{pages}"
+        if len(page_ids) and (page_ids.min() < RESERVED_PAGES or page_ids.max() >= self._hello.pages):
+            return f"a page id is outside {RESERVED_PAGES} to {self._hello.pages - 1}"
+        if len(np.unique(page_ids)) != len(page_ids):
+            return "a page is named twice"
+        return ""
+
+    def _connection(self, address: str, agent_epoch: int) -> SourceConnection:
+        name = (address, agent_epoch)
+        if name not in self._connections:
+            self._made += 1
+            connection = SourceConnection(self._me, self, address, agent_epoch, self._made)
+            self._connections[name] = connection
+            self._running[connection] = asyncio.create_task(connection.run())
+            self._running[connection].add_done_callback(lambda _: self._running.pop(connection))
+        return self._connections[name]
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case SendOpen() | SendReadDone() | SendConfirm() | SendClose():
+                    action.peer.send(wire.to_source(action))
+                case StartRead():
+                    self._pairs[action.peer].waiting.append(action)
+                    self._start_reads(action.peer)
+                case CancelReads():
+                    self._cancel_reads(action.attempt)
+                case ReportFetched():
+                    self._fetched(action)
+                case ReportFailed():
+                    self._failed(action)
+                case FencePeer():
+                    action.peer.fail(action.reason)
+        metrics.stale.labels(side="reader").inc(self.side.stale - self._stale)
+        self._stale = self.side.stale
+
+    def _start_reads(self, connection: SourceConnection) -> None:
+        """Start what the bound of bytes in flight allows, in order; one read is always allowed."""
+        pair = self._pairs[connection]
+        if not pair.waiting and not pair.bytes_in_flight:
+            del self._pairs[connection]
+        while pair.waiting and (not pair.bytes_in_flight or pair.bytes_in_flight < self._pair_bytes):
+            start = pair.waiting.popleft()
+            size = (start.layer_end - start.layer_start) * len(start.local_pages) * self._hello.layout.page_bytes
+            pair.bytes_in_flight += size
+            task = asyncio.create_task(self._read(connection, start))
+            self._reads[start.attempt].add(task)
+            task.add_done_callback(partial(self._read_ended, connection, start, size))
+
+    async def _read(self, connection: SourceConnection, start: StartRead) -> int:
+        """Move the bytes; returns the checksum of what arrived, 0 when none is asked for."""
+        times = self._times.get(start.attempt) or _Times()
+        times.first_read_at = times.first_read_at or time.time()
+        layers = start.layer_start, start.layer_end
+        with metrics.reads_in_flight.track_inprogress(), metrics.read_s.time():
+            moved = await connection.read(*layers, start.local_pages, start.remote_pages)
+        metrics.bytes_read.inc(moved)
+        times.first_arrival_at = times.first_arrival_at or time.time()
+        if not start.verify:
+            return 0
+        return pages_checksum(self._me.pool, *layers, start.first_index, start.local_pages.tolist())
+
+    def _read_ended(
+        self, connection: SourceConnection, start: StartRead, size: int, task: asyncio.Task[int]
+    ) -> None:
+        """However it ended, also when it was cancelled before it began: it moves no byte any more."""
+        reads = self._reads[start.attempt]
+        reads.discard(task)
+        if not reads:
+            del self._reads[start.attempt]
+        self._pairs[connection].bytes_in_flight -= size
+        checksum, error = 0, "cancelled"
+        if not task.cancelled():
+            failure = task.exception()
+            checksum, error = (task.result(), "") if failure is None else (0, str(failure) or repr(failure))
+            if failure is not None:
+                connection.fail(Failure.TRANSPORT.because(error))
+            if failure is not None and not isinstance(failure, TransportError):
+                log.error("read failed", request_id=start.attempt.request_id, exc_info=failure)
+        self._act(self.side.read_finished(start.attempt, start.seq, checksum, error, time.monotonic()))
+        self._start_reads(connection)
+
+    def _cancel_reads(self, attempt: Attempt) -> None:
+        for task in self._reads.get(attempt, ()):
+            task.cancel()
+        for pair in self._pairs.values():
+            unwanted = [start for start in pair.waiting if start.attempt == attempt]
+            pair.waiting = deque(start for start in pair.waiting if start.attempt != attempt)
+            for start in unwanted:
+                asyncio.get_running_loop().call_soon(self._never_started, start)
+
+    def _never_started(self, start: StartRead) -> None:
+        self._act(self.side.read_finished(start.attempt, start.seq, 0, "cancelled", time.monotonic()))
+
+    def _fetched(self, report: ReportFetched) -> None:
+        attempt, done_at = report.attempt, time.time()
+        times = self._times.pop(attempt)
+        metrics.fetches.labels(outcome="fetched").inc()
+        log.debug("handoff verified", request_id=attempt.request_id, attempt=attempt.n, bytes=report.bytes_read)
+        self._tell_worker(
+            Fetched(
+                attempt=attempt,
+                tokens=report.tokens,
+                state=report.state,
+                bytes_read=report.bytes_read,
+                first_read_at=times.first_read_at or done_at,
+                first_arrival_at=times.first_arrival_at,
+                computed_at=report.computed_at,
+                done_at=done_at,
+            )
+        )
+
+    def _failed(self, report: ReportFailed) -> None:
+        attempt = report.attempt
+        del self._times[attempt]
+        metrics.fetches.labels(outcome=report.reason.partition(":")[0]).inc()
+        log.info("handoff failed", request_id=attempt.request_id, attempt=attempt.n, reason=report.reason)
+        self._tell_worker(FetchFailed(attempt, report.reason))

@@ -1,0 +1,205 @@
+"""The source half of the agent: what the own worker offers, readers of other agents take.
+
+Carries the worker's messages and the readers' to `SourceSide`, and its actions back. Knows no gRPC calls, only one
+`ReaderStream` per reading agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import numpy as np
+import structlog
+
+from baton.core.layout import CANARY_PAGE
+from baton.kv.checksum import pages_checksum
+from baton.kv.handoff import (
+    Action,
+    ReportReleased,
+    SendAborted,
+    SendAnnounce,
+    SendCommit,
+    SendConfirmed,
+    SourceLimits,
+    SourceSide,
+)
+from baton.kv.handoff.model import Pages
+from baton.kv.local import Abort, Commit, Hello, Offer, Produced, Released
+from baton.kv.memory import PoolMemory
+from baton.kv.transport import Transport
+from baton.kv_agent import metrics, wire
+from baton.rpc.convert import attempt_from_pb
+from baton.rpc.v1 import kv_pb2 as pb
+
+log = structlog.get_logger(__name__)
+
+CANARY_S = 5.0  # for this long a reader that asked for the canary is expected to read it
+
+FromWorker = Offer | Produced | Commit | Abort
+
+
+class ReaderStream:
+    """One connection of a reading agent: messages to it, in order."""
+
+    def __init__(self, agent_id: str) -> None:
+        self.agent_id = agent_id
+        self.canary_until = 0.0  # monotonic; until then its first read may be going on
+        self._outgoing: asyncio.Queue[pb.SourceMessage | None] = asyncio.Queue()
+
+    def send(self, message: pb.SourceMessage) -> None:
+        self._outgoing.put_nowait(message)
+
+    def close(self) -> None:
+        """End the stream after what has been sent."""
+        self._outgoing.put_nowait(None)
+
+    async def next_message(self) -> pb.SourceMessage | None:
+        return await self._outgoing.get()
+
+
+class Source:
+    """All that one registered worker offers. `tell_worker` sends to it."""
+
+    def __init__(
+        self,
+        hello: Hello,
+        pool: PoolMemory,
+        transport: Transport,
+        limits: SourceLimits,
+        *,
+        checksum: bool,
+        tell_worker: Callable[[Released], None],
+    ) -> None:
+        self.hello = hello
+        self._pool = pool
+        self._transport = transport
+        self._tell_worker = tell_worker
+        digest = self._digest if checksum else _no_digest
+        self.side = SourceSide(hello.layout, hello.pages, hello.worker_epoch, digest, limits)
+        self._streams: set[ReaderStream] = set()
+        self._serving = 0
+        self._stale = 0
+
+    def on_worker(self, message: FromWorker) -> None:
+        now = time.monotonic()
+        match message:
+            case Offer():
+                self._act(self.side.offer(message.attempt, message.tokens, now))
+            case Produced():
+                ids, generations = (np.frombuffer(data, "<u4") for data in (message.page_ids, message.generations))
+                layers = message.layer_start, message.layer_end
+                start, at = message.page_start, message.computed_at
+                self._act(self.side.produced(message.attempt, *layers, start, ids, generations, at, now))
+            case Commit():
+                self._act(self.side.commit(message.attempt, message.tokens, message.state, message.computed_at, now))
+            case Abort():
+                self._act(self.side.abort(message.attempt, message.reason))
+
+    def connect(self, stream: ReaderStream) -> None:
+        self._streams.add(stream)
+        metrics.readers_connected.inc()
+
+    def disconnect(self, stream: ReaderStream) -> None:
+        """The reader's connection ended. Idempotent."""
+        if stream in self._streams:
+            self._streams.discard(stream)
+            metrics.readers_connected.dec()
+            self._act(self.side.reader_lost(stream, f"the connection of agent {stream.agent_id} ended"))
+
+    def on_reader(self, stream: ReaderStream, message: pb.ReaderMessage) -> None:
+        now = time.monotonic()
+        stream.canary_until = 0.0
+        match message.WhichOneof("message"):
+            case "open":
+                m = message.open
+                attempt = attempt_from_pb(m.attempt)
+                log.debug(
+                    "handoff opened",
+                    request_id=attempt.request_id,
+                    attempt=attempt.n,
+                    reader=stream.agent_id,
+                    first_page=m.first_page,
+                )
+                self._act(self.side.open(stream, attempt, m.first_page, m.worker_epoch, m.credits, now))
+            case "read_done":
+                done = message.read_done
+                self._act(self.side.read_done(stream, attempt_from_pb(done.attempt), done.seq, now))
+            case "confirm":
+                self._act(self.side.confirm(stream, attempt_from_pb(message.confirm.attempt), now))
+            case "close":
+                close = message.close
+                self._act(self.side.close(stream, attempt_from_pb(close.attempt), close.released, close.reason))
+            case "canary":
+                stream.canary_until = now + CANARY_S
+                layer = message.canary.layer % self.hello.layout.layers
+                checksum = pages_checksum(self._pool, layer, layer + 1, 0, [CANARY_PAGE])
+                stream.send(pb.SourceMessage(canary=pb.CanaryExpect(page_id=CANARY_PAGE, checksum=checksum)))
+                self._update()
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do at the earliest; infinity when never."""
+        canaries = [stream.canary_until for stream in self._streams if stream.canary_until]
+        return min(self.side.next_deadline(), *canaries, float("inf"))
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        for stream in self._streams:
+            if stream.canary_until <= now:
+                stream.canary_until = 0.0
+        self._act(self.side.tick(now))
+
+    def stop(self, reason: str) -> None:
+        """The worker is gone: end all leases and all readers' connections."""
+        self._act(self.side.worker_lost(reason))
+        for stream in list(self._streams):
+            stream.close()
+            self.disconnect(stream)
+        self._update()
+
+    def _digest(self, layer_start: int, layer_end: int, first_index: int, page_ids: Pages) -> int:
+        return pages_checksum(self._pool, layer_start, layer_end, first_index, page_ids.tolist())
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case ReportReleased():
+                    self._released(action)
+                case SendAnnounce():
+                    item = action.announcement
+                    size = (item.layer_end - item.layer_start) * len(item.page_ids) * self.hello.layout.page_bytes
+                    metrics.bytes_announced.inc(size)
+                    self._send(action)
+                case SendAborted():
+                    attempt = action.attempt
+                    log.info("handoff ended", request_id=attempt.request_id, attempt=attempt.n, reason=action.reason)
+                    self._send(action)
+                case SendCommit() | SendConfirmed():
+                    self._send(action)
+        self._update()
+
+    def _send(self, action: SendAnnounce | SendCommit | SendConfirmed | SendAborted) -> None:
+        if action.peer in self._streams:
+            action.peer.send(wire.to_reader(action))
+
+    def _released(self, action: ReportReleased) -> None:
+        metrics.offers.labels(outcome=action.outcome).inc()
+        attempt, outcome = action.attempt, action.outcome
+        level = log.debug if outcome == "released" else log.info
+        level("lease ended", request_id=attempt.request_id, attempt=attempt.n, outcome=outcome, reason=action.reason)
+        self._tell_worker(Released(attempt, outcome, action.reason))
+
+    def _update(self) -> None:
+        """Tell the transport how many reads it may have to serve, and the metrics what is held."""
+        serving = self.side.outstanding + sum(stream.canary_until > 0 for stream in self._streams)
+        if serving != self._serving:
+            self._serving = serving
+            self._transport.serving(serving)
+        metrics.leases.set(self.side.active)
+        metrics.stale.labels(side="source").inc(self.side.stale - self._stale)
+        self._stale = self.side.stale
+
+
+def _no_digest(layer_start: int, layer_end: int, first_index: int, page_ids: Pages) -> int:
+    return 0
