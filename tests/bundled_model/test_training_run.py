@@ -60,7 +60,9 @@ def test_only_what_the_assistant_says_is_learned(encoder: ChatEncoder) -> None:
 
 
 def test_positions_rise_and_stay_in_the_context(encoder: ChatEncoder, recipe: Recipe) -> None:
-    plan = replace(Trainer(recipe, 0, torch.device("cpu"), bf16=False).plan(), gap_share=1.0)
+    plan = replace(
+        Trainer(recipe, 0, torch.device("cpu"), bf16=False).plan(), stages=(Stage(1.0, (64,), (1.0,), gaps=1.0),)
+    )
     furthest = 0
     for step in range(6):
         batch = make_batch(encoder, plan, step)

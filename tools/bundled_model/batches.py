@@ -27,25 +27,28 @@ _MISSES = 3  # episodes that were too long, before a row is closed
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Part of the curriculum: until `until` (share of all steps), rows have these lengths with these weights, and
-    plain dialogues this share of copying drill."""
+    """Part of the curriculum, until `until` (share of all steps).
+
+    Rows have these `lengths` with these `weights`; plain dialogues have this share of `copying` drill; `gaps` is the
+    share of rows whose positions have gaps.
+    """
 
     until: float
     lengths: tuple[int, ...]
     weights: tuple[float, ...]
     copying: float = 0.0
+    gaps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """`tokens` per step, padding included. `gap_share` of the rows have position gaps, up to `context_tokens`."""
+    """`tokens` per step, padding included. Positions with gaps stay below `context_tokens`."""
 
     seed: int
     steps: int
     tokens: int
     context_tokens: int
     stages: Sequence[Stage]
-    gap_share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,8 @@ def make_batch(encoder: ChatEncoder, plan: BatchPlan, step: int) -> Batch:
         encoded = row(encoder, f"train {plan.seed} {step} {rng.random()}", Split.TRAIN, length, stage.copying)
         if encoded.turns:
             rows.append(encoded)
-    positions = [_positions(rng, plan, len(encoded.ids)) for encoded in rows]
+    spare = plan.context_tokens - length
+    positions = [_positions(rng, len(encoded.ids), spare if rng.random() < stage.gaps else 0) for encoded in rows]
     return collate(rows, positions, encoder.pad_id)
 
 
@@ -129,15 +133,12 @@ def held_out_batch(encoder: ChatEncoder, seed: int, rows: int, length: int) -> B
     return collate(kept, [range(len(encoded.ids)) for encoded in kept], encoder.pad_id)
 
 
-def _positions(rng: random.Random, plan: BatchPlan, length: int) -> list[int]:
-    """Rising positions below the context length: without gaps, or with one to three at random places."""
-    spare = plan.context_tokens - length
-    if spare <= 0 or rng.random() >= plan.gap_share:
-        return list(range(length))
-    gaps = rng.randint(1, 3)
-    reach = int(spare * rng.random() ** 2)  # small jumps are more common than large ones
-    ends = sorted(rng.randint(0, reach) for _ in range(gaps))
-    jumps = dict(zip(sorted(rng.sample(range(length), min(gaps, length))), ends, strict=False))
+def _positions(rng: random.Random, length: int, spare: int) -> list[int]:
+    """Rising positions of `length` tokens, with one to three gaps of together at most `spare` at random places."""
+    count = min(length, rng.randint(1, 3))
+    reach = int(max(0, spare) * rng.random() ** 2)  # small jumps are more common than large ones
+    shifts = sorted(rng.randint(0, reach) for _ in range(count))
+    jumps = dict(zip(sorted(rng.sample(range(length), count)), shifts, strict=True))
     positions, shift = [], 0
     for index in range(length):
         shift = jumps.get(index, shift)

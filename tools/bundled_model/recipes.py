@@ -34,7 +34,6 @@ class Recipe:
     decay_share: float = 0.4
     clip: float = 1.0
     stages: tuple[Stage, ...] = _CURRICULUM
-    gap_share: float = 0.5
 
     def lr_factor(self, step: int) -> float:
         left = (self.steps - step) / max(1, round(self.steps * self.decay_share))

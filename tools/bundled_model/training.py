@@ -45,9 +45,7 @@ class Trainer:
 
     def plan(self) -> BatchPlan:
         recipe = self.recipe
-        return BatchPlan(
-            self.seed, recipe.steps, recipe.tokens, recipe.shape.context_tokens, recipe.stages, recipe.gap_share
-        )
+        return BatchPlan(self.seed, recipe.steps, recipe.tokens, recipe.shape.context_tokens, recipe.stages)
 
     def train_step(self, batch: Batch) -> StepResult:
         """Learn from one batch."""
