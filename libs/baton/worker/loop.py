@@ -25,7 +25,7 @@ Deliver = Callable[[StepOutput, EngineLoad], None]
 class EngineLoop:
     """Runs `engine.step()` while there is work.
 
-    `deliver(output, load)` gets every output that is not empty. A command or step that raises something that is no
+    `deliver(output, load)` gets every step's output, and an empty one when commands alone have changed the load. A command or step that raises something that is no
     BatonError is a defect: `on_crash` is called with it on the asyncio loop and the thread ends.
     """
 
@@ -69,9 +69,11 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                self._run_commands()
+                changed = self._run_commands()
                 if self._engine.has_work:
                     self._hand_over(self._engine.step())
+                elif changed:
+                    self._hand_over(StepOutput())  # pages given back while idle: the load is another
         except BaseException as error:
             log.critical("engine thread ended", exc_info=error)
             crash = error if isinstance(error, Exception) else InternalError(repr(error))
@@ -83,27 +85,16 @@ class EngineLoop:
                 self._wake.wait()
             return not self._stopping
 
-    def _run_commands(self) -> None:
+    def _run_commands(self) -> bool:
+        """Run what was posted; True when there was anything."""
+        changed = False
         while True:
             with self._wake:
                 if not self._commands:
-                    return
+                    return changed
                 command = self._commands.popleft()
             command(self._engine)
+            changed = True
 
     def _hand_over(self, output: StepOutput) -> None:
-        if _is_empty(output):
-            return
         self._loop.call_soon_threadsafe(self._deliver, output, self._engine.load())
-
-
-def _is_empty(output: StepOutput) -> bool:
-    return not (
-        output.rows
-        or output.admitted
-        or output.reserved
-        or output.failed
-        or output.stored_blocks
-        or output.removed_blocks
-        or output.extend_tokens
-    )

@@ -1,0 +1,97 @@
+"""`baton up` as a user starts it: a process of its own, watched through its status file, ended with the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+START_TIMEOUT_S = 120.0
+
+
+class Up:
+    """A running `baton up`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, log: Path) -> None:
+        self.process = process
+        self.log = log
+        self._status = folder / "status.json"
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self._status.read_text())
+
+    @property
+    def url(self) -> str:
+        return self.status()["url"]
+
+    @property
+    def model(self) -> str:
+        return self.status()["model"]
+
+    def services(self, kind: str = "") -> list[dict[str, Any]]:
+        return [s for s in self.status()["services"] if kind in ("", s["kind"])]
+
+    def service(self, name: str) -> dict[str, Any]:
+        return next(s for s in self.services() if s["name"] == name)
+
+    def kill(self, name: str) -> float:
+        """kill -9 a child by its name in the status file; returns when that was."""
+        os.kill(self.service(name)["pid"], signal.SIGKILL)
+        return time.monotonic()
+
+    def wait(self, condition: Any, what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if self.process.poll() is not None:
+                raise AssertionError(f"baton up ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
+            try:
+                if condition():
+                    return
+            except (OSError, StopIteration, json.JSONDecodeError):
+                pass  # not there yet, or just being restarted
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {timeout_s} s: {what}\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.05)
+
+    def metric(self, service: dict[str, Any], name: str) -> float:
+        """Sum of a metric's samples, labels in the name included: `baton_worker_pages{state="lent"}`."""
+        with urllib.request.urlopen(f"http://{service['metrics']}/metrics", timeout=5) as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+    def wait_quiet(self) -> None:
+        """Until no worker runs anything and no page is lent."""
+        workers = [s for s in self.services() if s["kind"] in ("prefill", "decode", "unified")]
+        for worker in workers:
+            for name in ('baton_worker_pages{state="lent"}', "baton_worker_running_requests"):
+                self.wait(lambda w=worker, n=name: self.metric(w, n) == 0, f"{worker['name']}: {name} is 0", 30)
+
+
+@contextmanager
+def up(folder: Path, *arguments: str) -> Iterator[Up]:
+    """Start it with `arguments` on a free port and wait until it is ready."""
+    runtime, log = folder / "run", folder / "up.log"
+    command = [sys.executable, "-m", "baton.cli.main", "up", "--port=0", f"--runtime-dir={runtime}", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    running = Up(process, runtime, log)
+    try:
+        running.wait(lambda: running.status()["ready"], "baton up is ready")
+        yield running
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
