@@ -5,6 +5,7 @@ The transport is UCX over TCP: shared memory and cross-memory attach are off, as
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -83,6 +84,11 @@ class Hosts:
         command = self.inside(0, sys.executable, "-c", CLIENT, f"http://{A}:8000{path}", json.dumps(body))
         return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=90).stdout)
 
+    def received(self) -> int:
+        """Bytes that host 1 has got over the wire."""
+        command = self.inside(1, "ip", "-s", "-j", "link", "show", "veth-b")
+        return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)[0]["stats64"]["rx"]["bytes"]
+
     def logs(self) -> str:
         return "\n".join(f"== {p.name}\n{p.read_text()[-1500:]}" for p in sorted(self.folder.glob("*.log")))
 
@@ -93,7 +99,7 @@ def wait(hosts: Hosts, condition: Callable[[], bool], timeout_s: float = 90) -> 
         try:
             if condition():
                 return
-        except (subprocess.CalledProcessError, json.JSONDecodeError):
+        except (subprocess.CalledProcessError, json.JSONDecodeError, KeyError):
             pass
         if time.monotonic() > deadline:
             raise AssertionError(hosts.logs())
@@ -125,13 +131,18 @@ def test_handoff_between_two_hosts(tmp_path: Path) -> None:
             0, "gateway", "gateway", f"--routers={A}:7000", f"--model={checkpoint}", "--served-name=m", f"--host={A}",
             "--port=8000",
         )  # fmt: skip
-        prompt = [10 + (7 * i) % 200 for i in range(1000)]
-        body = {"model": "m", "prompt": prompt, "max_tokens": 8, "temperature": 0}
-        wait(hosts, lambda: "choices" in hosts.post("/v1/completions", body))
-        answer = hosts.post("/v1/completions", {**body, "prompt": prompt[::-1]})
-        again = hosts.post("/v1/completions", {**body, "prompt": prompt[::-1]})
-        assert answer["choices"][0]["text"] == again["choices"][0]["text"]
-        assert answer["usage"]["completion_tokens"] == 8
-        metrics = hosts.inside(1, "ip", "-s", "-j", "link", "show", "veth-b")
-        received = json.loads(subprocess.run(metrics, check=True, capture_output=True).stdout)[0]["stats64"]["rx"]["bytes"]
-        assert received > 2 * 62 * 2 * PAGE_BYTES, hosts.logs()  # two prompts' pages of two layers crossed the wire
+        body = {"model": "m", "max_tokens": 8, "temperature": 0}
+        prompts = ([10 + (n * i) % 200 for i in range(1000)] for n in itertools.count(7))
+
+        def crossed() -> bool:
+            """Ask something new; True when its pages (two layers of 63) went from host to host."""
+            before, prompt = hosts.received(), next(prompts)
+            answer = hosts.post("/v1/completions", {**body, "prompt": prompt})
+            if hosts.received() - before < 2 * 63 * PAGE_BYTES:
+                return False  # answered by the decode worker alone, the other is not there yet
+            again = hosts.post("/v1/completions", {**body, "prompt": prompt})
+            assert answer["choices"][0]["text"] == again["choices"][0]["text"]
+            assert answer["usage"]["completion_tokens"] == 8
+            return True
+
+        wait(hosts, crossed)
