@@ -22,7 +22,7 @@ from baton.core.errors import ConfigError, Unavailable
 from baton.runtime.lifecycle import EXIT_CONFIG, cancel_and_wait
 
 MOST_STARTS = 5
-STOP_GRACE_S, LAST_GRACE_S = 3.0, 1.0  # one after the other: everything has ended within 5 s
+STOP_GRACE_S, LAST_GRACE_S = 2.5, 1.0  # one after the other: everything has ended within 5 s
 _TAIL_LINES = 12
 
 
