@@ -45,13 +45,12 @@ test: $(VENV)/.dev ## run the tests (ARGS="tests/router -x")
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev ## style, types, layers, and whether generated files are current
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary libs/baton services/baton
-	@$(BIN)/lint-imports --no-cache > $(VENV)/.layers 2>&1 || { cat $(VENV)/.layers; exit 1; }
-	@$(BIN)/python tools/stubs.py --check
-	@$(BIN)/python tools/configuration_doc.py --check
-	@$(BIN)/python tools/module_map.py --check
-	@echo "check: all good"
+	@status=0; \
+	$(BIN)/ruff check --quiet . || status=1; \
+	$(BIN)/mypy --no-error-summary libs/baton services/baton || status=1; \
+	$(BIN)/lint-imports --no-cache > $(VENV)/.layers 2>&1 || { cat $(VENV)/.layers; status=1; }; \
+	for tool in stubs configuration_doc module_map; do $(BIN)/python tools/$$tool.py --check || status=1; done; \
+	test $$status = 0 && echo "check: all good" || exit 1
 
 proto: $(VENV)/.dev ## generate the gRPC stubs anew
 	@$(BIN)/python tools/stubs.py
