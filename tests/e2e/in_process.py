@@ -1,4 +1,4 @@
-"""A whole cluster inside the test's process: the services' own `run` coroutines, real sockets, real Redis, real handoffs.
+"""A whole cluster inside the test's process: the services' own `run`, real sockets, real Redis, real handoffs.
 
 What is not here is process isolation; `test_up.py` has that.
 """
@@ -114,6 +114,7 @@ async def cluster(
                 agent_socket = str(folder / f"{name}.sock")
                 from baton.kv_agent.main import run as run_agent
                 from baton.kv_agent.settings import KvAgentSettings
+
                 agent = KvAgentSettings(socket=agent_socket, listen=f"127.0.0.1:{free_port()}", transport=transport)
                 start(f"agent-{name}", run_agent, agent)
             settings = WorkerSettings(

@@ -1,4 +1,4 @@
-"""Greedy tokens of the running system equal `transformers.generate`, handed over or not, cached or not, batched or not."""
+"""Greedy tokens of the running system equal those of `transformers`: handed over or not, cached or not, batched or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The KV cache really crosses: bytes are counted, and the first ones arrive while the prompt is still being computed."""
+"""The KV cache really crosses: bytes are counted, and the first arrive while the prompt is still being computed."""
 
 from __future__ import annotations
 

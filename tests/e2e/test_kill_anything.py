@@ -10,7 +10,6 @@ import json
 import random
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import pytest
@@ -44,8 +43,6 @@ def bodies() -> list[dict]:
 
 async def answer(client: httpx.AsyncClient, body: dict) -> str:
     """The text of one streamed completion; raises when the stream is not whole."""
-    import json
-
     text, tokens, done = "", None, False
     async with client.stream("POST", "/v1/completions", json=body) as response:
         if response.status_code != 200:
@@ -113,7 +110,8 @@ async def test_kill_each_in_turn(running: Up, capsys):
             await asyncio.sleep(0.02)
         load.stop = True
         await asyncio.gather(*clients)
-        report.append(f"{victim:16} back in {recovered:5.2f} s, {load.answers - before:3} answers, {len(load.broken)} broken")
+        counts = f"{load.answers - before:3} answers, {len(load.broken)} broken"
+        report.append(f"{victim:16} back in {recovered:5.2f} s, {counts}")
         assert not load.wrong, (victim, load.wrong)
         if victim != "gateway":
             assert not load.broken, (victim, load.broken)

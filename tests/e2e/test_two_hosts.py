@@ -1,4 +1,4 @@
-"""Two hosts: network namespaces joined by a veth pair, prefill on one, decode on the other, nothing shared but the wire.
+"""Two hosts: network namespaces joined by a veth pair, prefill on one, decode on the other, only the wire between them.
 
 The transport is UCX over TCP: shared memory and cross-memory attach are off, as between real hosts.
 """

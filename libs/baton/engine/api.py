@@ -78,7 +78,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Stage FETCH: the worker may fetch. Pages before `first_page` are held; `page_ids` are the ones to fill, in order."""
+    """Stage FETCH: the worker may fetch. Pages before `first_page` are held; `page_ids` are to be filled, in order."""
 
     attempt: Attempt
     first_page: int

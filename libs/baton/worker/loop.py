@@ -25,8 +25,8 @@ Deliver = Callable[[StepOutput, EngineLoad], None]
 class EngineLoop:
     """Runs `engine.step()` while there is work.
 
-    `deliver(output, load)` gets every step's output, and an empty one when commands alone have changed the load. A command or step that raises something that is no
-    BatonError is a defect: `on_crash` is called with it on the asyncio loop and the thread ends.
+    `deliver(output, load)` gets every step's output, and an empty one when commands alone have changed the load.
+    A command or step that raises is a defect: `on_crash` is called with it on the asyncio loop and the thread ends.
     """
 
     def __init__(self, engine: Engine, deliver: Deliver, on_crash: Callable[[BaseException], None]) -> None:
