@@ -60,8 +60,7 @@ async def run_child(
             return await process.wait()
         finally:
             await _end(process, grace_s)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(reading), _DRAIN_S)
+            await asyncio.wait([reading], timeout=_DRAIN_S)
             await cancel_and_wait(reading)
 
 
@@ -87,7 +86,8 @@ async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
     if process.returncode is None:
         _signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await process.wait()
     _signal_group(process.pid, signal.SIGKILL)
     await process.wait()
 
