@@ -43,6 +43,7 @@ class Session:
         self.source = source
         self.reader = reader
         self.task = asyncio.current_task()
+        self.ending = False
 
     def on_message(self, message: WorkerMessage) -> None:
         if isinstance(message, Hello):
@@ -107,7 +108,7 @@ class KvAgent:
         session = self._session
         if hello.source_epoch != self._epoch:
             raise HandoffFailed(Failure.EPOCH.because(f"this agent's epoch is {self._epoch}, not {hello.source_epoch}"))
-        if session is None:
+        if session is None or session.ending:
             raise HandoffFailed(Failure.PEER_LOST.because("the source agent has no worker now"))
         if hello.transport != self._transport.name:
             detail = f"the source agent speaks {self._transport.name}, the reader {hello.transport}"
@@ -147,9 +148,15 @@ class KvAgent:
         return self._session
 
     async def _replace(self, hello: Hello) -> None:
-        """End the session of the same worker's earlier connection. Raises ConfigError when another worker is served."""
+        """Wait for the end of an earlier session; end it when it is the same worker's earlier connection.
+
+        Raises ConfigError when another worker is being served.
+        """
         current = self._session
-        if current is None:
+        if current is None or current.task is None:
+            return
+        if current.ending:
+            await asyncio.wait([current.task])
             return
         if current.hello.worker_id != hello.worker_id or hello.worker_epoch < current.hello.worker_epoch:
             served = f"{current.hello.worker_id}, epoch {current.hello.worker_epoch}"
@@ -157,13 +164,14 @@ class KvAgent:
         await cancel_and_wait(current.task)
 
     async def _end(self, session: Session, timer: asyncio.Task[None], reason: str) -> None:
-        self._session = None
+        session.ending = True
         await self._set_ready(False)
         session.source.stop(reason)
         await session.reader.stop(reason)
         await cancel_and_wait(timer)
         await self._transport.unregister()
         session.pool.close()
+        self._session = None
         metrics.worker_connected.set(0)
         log.info("worker gone", worker=session.hello.worker_id, reason=reason)
 

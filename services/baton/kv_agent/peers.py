@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -67,6 +68,8 @@ class SourceConnection:
         self._me = me
         self._owner = owner
         self._outgoing: asyncio.Queue[pb.ReaderMessage] = asyncio.Queue()
+        self._silent_since = math.inf  # monotonic; infinity while nothing is expected, or something was just heard
+        self._asked = False
         loop = asyncio.get_running_loop()
         self._up: asyncio.Future[None] = loop.create_future()
         self._ended: asyncio.Future[str] = loop.create_future()
@@ -77,6 +80,19 @@ class SourceConnection:
     async def read(self, layer_start: int, layer_end: int, local_pages: Pages, remote_pages: Pages) -> int:
         """See `Transport.read`."""
         return await self._me.transport.read(self.key, layer_start, layer_end, local_pages, remote_pages)
+
+    def watch(self, in_use: bool, now: float, stall_s: float) -> None:
+        """Called regularly: a source that says nothing is asked whether it runs; one that does not answer is lost."""
+        if not in_use or not self._up.done():
+            self._silent_since = math.inf
+            return
+        self._silent_since = min(self._silent_since, now)
+        silent_s = now - self._silent_since
+        if silent_s >= stall_s:
+            self.fail(Failure.STALL.because(f"source agent {self.address} did not answer for {stall_s:g} s"))
+        elif silent_s >= stall_s / 2 and not self._asked:
+            self._asked = True
+            self.send(pb.ReaderMessage(ping=pb.Ping()))
 
     def fail(self, reason: str) -> None:
         """End the connection; reads that are going on end by an error."""
@@ -136,6 +152,7 @@ class SourceConnection:
         self._owner.on_connected(self, hello.worker_epoch, hello.pages)
         try:
             while (message := await _hear(call)) is not None:
+                self._silent_since, self._asked = math.inf, False
                 self._owner.on_message(self, message)
             return Failure.PEER_LOST.because(f"source agent {self.address} ended the connection")
         finally:

@@ -77,6 +77,7 @@ class Reader:
         self._hello = hello
         self._me = me
         self._pair_bytes = pair_bytes
+        self._stall_timeout_s = limits.stall_timeout_s
         self._tell_worker = tell_worker
         self.side = ReaderSide(hello.layout, limits)
         self._connections: dict[tuple[str, int], SourceConnection] = {}
@@ -142,7 +143,11 @@ class Reader:
         return self.side.next_deadline()
 
     def tick(self) -> None:
-        self._act(self.side.tick(time.monotonic()))
+        now = time.monotonic()
+        self._act(self.side.tick(now))
+        used = self.side.peers()
+        for connection in list(self._connections.values()):
+            connection.watch(connection in used, now, self._stall_timeout_s)
 
     async def stop(self, reason: str) -> None:
         """The worker is gone: give up all fetches; on return no read touches its pool."""

@@ -110,6 +110,9 @@ class Source:
 
     def on_reader(self, stream: ReaderStream, message: pb.ReaderMessage) -> None:
         now = time.monotonic()
+        if message.WhichOneof("message") == "ping":
+            stream.send(pb.SourceMessage(pong=pb.Pong()))
+            return
         stream.canary_until = 0.0
         match message.WhichOneof("message"):
             case "open":

@@ -42,6 +42,10 @@ class ReaderSide:
     def of(self, attempt: Attempt) -> ReaderHandoff | None:
         return self._active.get(attempt)
 
+    def peers(self) -> set[Peer]:
+        """Connections that some handoff depends on."""
+        return {handoff.peer for handoff in self._active.values()}
+
     def next_deadline(self) -> float:
         """When `tick` has something to do at the earliest; infinity when never."""
         return min((handoff.deadline for handoff in self._active.values()), default=float("inf"))

@@ -8,36 +8,40 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ReaderMessage(_message.Message):
-    __slots__ = ("hello", "open", "read_done", "confirm", "close", "canary")
+    __slots__ = ("hello", "open", "read_done", "confirm", "close", "canary", "ping")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     READ_DONE_FIELD_NUMBER: _ClassVar[int]
     CONFIRM_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     CANARY_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
     hello: ReaderHello
     open: OpenHandoff
     read_done: ReadDone
     confirm: ConfirmLease
     close: CloseHandoff
     canary: CanaryRead
-    def __init__(self, hello: _Optional[_Union[ReaderHello, _Mapping]] = ..., open: _Optional[_Union[OpenHandoff, _Mapping]] = ..., read_done: _Optional[_Union[ReadDone, _Mapping]] = ..., confirm: _Optional[_Union[ConfirmLease, _Mapping]] = ..., close: _Optional[_Union[CloseHandoff, _Mapping]] = ..., canary: _Optional[_Union[CanaryRead, _Mapping]] = ...) -> None: ...
+    ping: Ping
+    def __init__(self, hello: _Optional[_Union[ReaderHello, _Mapping]] = ..., open: _Optional[_Union[OpenHandoff, _Mapping]] = ..., read_done: _Optional[_Union[ReadDone, _Mapping]] = ..., confirm: _Optional[_Union[ConfirmLease, _Mapping]] = ..., close: _Optional[_Union[CloseHandoff, _Mapping]] = ..., canary: _Optional[_Union[CanaryRead, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
 
 class SourceMessage(_message.Message):
-    __slots__ = ("hello", "announce", "commit", "confirmed", "aborted", "canary")
+    __slots__ = ("hello", "announce", "commit", "confirmed", "aborted", "canary", "pong")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ANNOUNCE_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     CONFIRMED_FIELD_NUMBER: _ClassVar[int]
     ABORTED_FIELD_NUMBER: _ClassVar[int]
     CANARY_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
     hello: SourceHello
     announce: Announce
     commit: CommitRecord
     confirmed: LeaseConfirmed
     aborted: HandoffAborted
     canary: CanaryExpect
-    def __init__(self, hello: _Optional[_Union[SourceHello, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., commit: _Optional[_Union[CommitRecord, _Mapping]] = ..., confirmed: _Optional[_Union[LeaseConfirmed, _Mapping]] = ..., aborted: _Optional[_Union[HandoffAborted, _Mapping]] = ..., canary: _Optional[_Union[CanaryExpect, _Mapping]] = ...) -> None: ...
+    pong: Pong
+    def __init__(self, hello: _Optional[_Union[SourceHello, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., commit: _Optional[_Union[CommitRecord, _Mapping]] = ..., confirmed: _Optional[_Union[LeaseConfirmed, _Mapping]] = ..., aborted: _Optional[_Union[HandoffAborted, _Mapping]] = ..., canary: _Optional[_Union[CanaryExpect, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ...) -> None: ...
 
 class ReaderHello(_message.Message):
     __slots__ = ("agent_id", "agent_epoch", "transport", "transport_address", "layout", "source_epoch")
@@ -186,3 +190,11 @@ class CanaryExpect(_message.Message):
     page_id: int
     checksum: int
     def __init__(self, page_id: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class Ping(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Pong(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

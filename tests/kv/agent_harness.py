@@ -1,0 +1,232 @@
+"""Agents under test, in this process or in their own, and workers that speak to them by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baton.core.attempt import Attempt, new_epoch
+from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.kv.link import AgentLink
+from baton.kv.local import Abort, AgentMessage, Commit, Fetch, Fetched, FetchFailed, Hello, Offer, Produced, Welcome
+from baton.kv.memory import PoolMemory
+from baton.kv_agent.main import run
+from baton.kv_agent.settings import KvAgentSettings
+from baton.runtime.lifecycle import cancel_and_wait
+
+LAYOUT = KvLayout("tiny", "float32", layers=4, page_size=4, kv_heads=2, head_dim=16)  # 1 KiB pages
+PAGES = 66
+WAIT_S = 20.0
+
+attempts = (Attempt(f"req-{n}") for n in itertools.count())
+
+
+class FakeWorker:
+    """A worker by hand: a pool with content that names its place, and a link to an agent."""
+
+    def __init__(self, socket: Path, name: str, layout: KvLayout = LAYOUT, pages: int = PAGES) -> None:
+        self.layout = layout
+        self.epoch = new_epoch()
+        self.pool = PoolMemory.create(layout, pages)
+        self.pool.write_canary(self.epoch)
+        self.words = np.frombuffer(self.pool.buffer, np.int64).reshape(layout.layers, pages, -1)
+        self.welcome: Welcome | None = None
+        self._messages: dict[Attempt, asyncio.Queue[AgentMessage]] = {}
+        self._connection = asyncio.Condition()
+        hello = Hello(name, self.epoch, "any", layout, pages)
+        self.link = AgentLink(socket, hello, self.pool.fd, self._on_message, self._on_connection)
+        self._task: asyncio.Task[None] | None = None
+        self._notices: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self.link.run())
+
+    async def stop(self) -> None:
+        await cancel_and_wait(self._task)
+
+    async def connected(self, connected: bool = True) -> Welcome | None:
+        async with asyncio.timeout(WAIT_S), self._connection:
+            await self._connection.wait_for(lambda: (self.welcome is not None) == connected)
+        return self.welcome
+
+    async def answer(self, attempt: Attempt, timeout_s: float = WAIT_S) -> Any:
+        """The agent's next message about the attempt."""
+        return await asyncio.wait_for(self._queue(attempt).get(), timeout_s)
+
+    def unanswered(self, attempt: Attempt) -> bool:
+        return self._queue(attempt).empty()
+
+    def _queue(self, attempt: Attempt) -> asyncio.Queue[AgentMessage]:
+        return self._messages.setdefault(attempt, asyncio.Queue())
+
+    def _on_message(self, message: AgentMessage) -> None:
+        self._queue(message.attempt).put_nowait(message)  # type: ignore[union-attr]
+
+    def _on_connection(self, welcome: Welcome | None) -> None:
+        self.welcome = welcome
+
+        async def notify() -> None:
+            async with self._connection:
+                self._connection.notify_all()
+
+        task = asyncio.create_task(notify())
+        self._notices.add(task)
+        task.add_done_callback(self._notices.discard)
+
+    # As a source
+
+    def offer(self, attempt: Attempt, tokens: int) -> None:
+        assert self.link.send(Offer(attempt, tokens))
+
+    def produce(self, attempt: Attempt, layers: range, pages: list[int], first: int = 0, salt: int = 0) -> None:
+        """Write content and say so. The content of a (layer, page) depends on the attempt's salt and the place."""
+        for layer, (index, page) in itertools.product(layers, enumerate(pages, first)):
+            self.words[layer, page] = salt * 1_000_000 + layer * 1000 + index
+        ids, generations = np.array(pages, "<u4").tobytes(), np.ones(len(pages), "<u4").tobytes()
+        assert self.link.send(Produced(attempt, layers.start, layers.stop, first, ids, generations, time.time()))
+
+    def commit(self, attempt: Attempt, tokens: int, state: bytes = b"state") -> None:
+        assert self.link.send(Commit(attempt, tokens, state, time.time()))
+
+    def abort(self, attempt: Attempt) -> None:
+        assert self.link.send(Abort(attempt, "no longer wanted"))
+
+    def hand_over(self, attempt: Attempt, pages: list[int], salt: int = 0) -> int:
+        """Offer, produce layer by layer, commit; returns the tokens."""
+        tokens = len(pages) * self.layout.page_size - 1
+        self.offer(attempt, tokens)
+        for layer in range(self.layout.layers):
+            self.produce(attempt, range(layer, layer + 1), pages, salt=salt)
+        self.commit(attempt, tokens)
+        return tokens
+
+    # As a reader
+
+    def fetch(
+        self, attempt: Attempt, source: FakeWorker, tokens: int, pages: list[int], first_page: int = 0, **changes: Any
+    ) -> None:
+        welcome = source.welcome
+        fields: dict[str, Any] = {
+            "source_address": welcome.address if welcome else "",
+            "source_agent_epoch": welcome.agent_epoch if welcome else 0,
+            "source_worker_id": "source",
+            "source_worker_epoch": source.epoch,
+            "timeout_s": WAIT_S,
+            **changes,
+        }
+        ids = np.array(pages, "<u4").tobytes()
+        assert self.link.send(Fetch(attempt=attempt, tokens=tokens, first_page=first_page, page_ids=ids, **fields))
+
+    def holds(self, pages: list[int], first_page: int = 0, salt: int = 0) -> bool:
+        """Whether the pages hold what `produce` writes."""
+        layers = np.arange(self.layout.layers)[:, None]
+        indices = np.arange(first_page, first_page + len(pages))[None, :]
+        expected = salt * 1_000_000 + layers * 1000 + indices
+        return bool((self.words[:, pages] == expected[:, :, None]).all())
+
+
+@asynccontextmanager
+async def agent(socket: Path, **settings: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """An agent in this process."""
+    options = {"listen": "127.0.0.1:0", "log_level": "warning", "transport": "tcp", **settings}
+    task = asyncio.create_task(run(KvAgentSettings(socket=str(socket), **options)))
+    try:
+        yield task
+    finally:
+        await cancel_and_wait(task)
+
+
+@asynccontextmanager
+async def worker(socket: Path, name: str, layout: KvLayout = LAYOUT) -> AsyncIterator[FakeWorker]:
+    fake = FakeWorker(socket, name, layout)
+    fake.start()
+    try:
+        await fake.connected()
+        yield fake
+    finally:
+        await fake.stop()
+
+
+@asynccontextmanager
+async def pair(folder: Path, **settings: Any) -> AsyncIterator[tuple[FakeWorker, FakeWorker]]:
+    """A source and a reader, each with its agent in this process."""
+    async with (
+        agent(folder / "s.sock", **settings),
+        agent(folder / "r.sock", **settings),
+        worker(folder / "s.sock", "source") as source,
+        worker(folder / "r.sock", "reader") as reader,
+    ):
+        yield source, reader
+
+
+class AgentProcess:
+    """An agent in a process of its own."""
+
+    def __init__(self, socket: Path, listen: str = "127.0.0.1:0", **settings: Any) -> None:
+        options = {"socket": socket, "listen": listen, "log_level": "warning", **settings}
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        self.process = subprocess.Popen([sys.executable, "-m", "baton.cli.main", "kv-agent", *flags])
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def cpu_s(self) -> float:
+        """CPU time used so far, all threads."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+    def __enter__(self) -> AgentProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+def expect_failed(message: object, kind: str) -> None:
+    assert isinstance(message, FetchFailed), message
+    assert message.reason.startswith(f"{kind}:"), message.reason
+
+
+def expect_fetched(message: object, pages: int) -> Fetched:
+    assert isinstance(message, Fetched), message
+    assert message.bytes_read == LAYOUT.layers * pages * LAYOUT.page_bytes
+    assert message.state == b"state"
+    return message
+
+
+def page_range(first: int, count: int) -> list[int]:
+    assert first >= RESERVED_PAGES
+    return list(range(first, first + count))
+
+
+def has_ucx() -> str:
+    """Why UCX cannot be used here; empty when it can."""
+    from baton.kv.nixl import NixlTransport
+    from baton.kv.transport import TransportError
+
+    try:
+        NixlTransport(f"probe-{os.getpid()}", "127.0.0.1")
+    except TransportError as error:
+        return str(error)
+    return ""
