@@ -1,4 +1,4 @@
-"""Greedy tokens of the running system equal those of `transformers`: handed over or not, cached or not, batched or not."""
+"""Greedy tokens of the running system equal those of `transformers`: handed over, cached, batched, or none of it."""
 
 from __future__ import annotations
 
