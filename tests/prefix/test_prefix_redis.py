@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from prefix_support import drained, run_task, until
+from redis.exceptions import RedisError
 
 from baton.core.errors import ConfigError
 from baton.core.hashing import block_hashes
@@ -257,6 +258,37 @@ class TestRedisGone:
             publisher.record([], fresh[::-1])
         assert publisher.held_blocks == 0
         assert len(publisher._pending) <= 16 * 512 + 500
+
+    @pytest.mark.parametrize("failure", [None, RedisError("refused")])
+    async def test_a_cancellation_that_the_library_loses_is_not_lost(self, failure: Exception | None) -> None:
+        store = RedisStore.from_url("unix:///nonexistent/redis.sock")
+
+        async def swallow() -> None:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                if failure is not None:
+                    raise failure from None
+
+        store._redis.ping = swallow  # type: ignore[method-assign]
+        task = asyncio.create_task(store.ping())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+        async def clean_up() -> str:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                store._redis.ping = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+                await store.ping()
+                return "cleaned up"  # noqa: B012
+
+        task = asyncio.create_task(clean_up())
+        await asyncio.sleep(0)
+        task.cancel()
+        assert await task == "cleaned up", "what a cancelled task does to clean up is not cut short"
 
     async def test_errors_are_typed(self) -> None:
         store = RedisStore.from_url("unix:///nonexistent/redis.sock")

@@ -39,7 +39,7 @@ class RouterLink:
         self.serving = False  # False while the router drains: new requests go elsewhere if they can
         self._on_change = on_change
         self._inboxes: dict[str, Inbox] = {}
-        self._outgoing: asyncio.Queue[pb.StreamRequest] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[pb.StreamRequest | None] = asyncio.Queue()
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -88,12 +88,14 @@ class RouterLink:
                     self._deliver(event)
         finally:
             call.cancel()
+            self._outgoing.put_nowait(None)
             self._broken()
             await cancel_and_wait(watch)
 
-    async def _requests(self, outgoing: asyncio.Queue[pb.StreamRequest]) -> AsyncIterator[pb.StreamRequest]:
-        while True:
-            yield await outgoing.get()
+    async def _requests(self, outgoing: asyncio.Queue[pb.StreamRequest | None]) -> AsyncIterator[pb.StreamRequest]:
+        """What goes up the stream, until None: gRPC leaves an iterator alone when the other side ends the call."""
+        while (request := await outgoing.get()) is not None:
+            yield request
 
     async def _watch_health(self) -> None:
         """Hear of it when the router drains. A router that cannot tell counts as serving while its stream is open."""

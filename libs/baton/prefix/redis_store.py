@@ -18,6 +18,7 @@ and 17 to 21 bytes per block in the stream, which keeps about STREAM_ENTRIES bat
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -227,10 +228,22 @@ def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
 
 @asynccontextmanager
 async def _errors() -> AsyncIterator[None]:
+    """Map the library's errors, and give back a cancellation that it has lost.
+
+    The library sends through `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that arrives together
+    with its result: the caller would go on and never end.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    failure: Exception | None = None
     try:
         yield
     except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"Redis: {error or type(error).__name__}") from error
+        failure = error
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    if failure is not None:
+        raise StoreUnavailable(f"Redis: {failure or type(failure).__name__}") from failure
 
 
 async def _awaited(answer: Awaitable[Any] | Any) -> Any:

@@ -67,7 +67,7 @@ class WorkerLink:
         self._events = events
         self._is_wanted = is_wanted
         self._entries: dict[int, _Entry] = {}
-        self._outgoing: asyncio.Queue[worker_pb2.WorkerRequest] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[worker_pb2.WorkerRequest | None] = asyncio.Queue()
         self._last_ref = 0
         self._connected = False
         self._refused = False
@@ -133,15 +133,17 @@ class WorkerLink:
             log.error("worker breaks the protocol", address=self.address, reason=reason)
         finally:
             call.cancel()
+            self._outgoing.put_nowait(None)
             self._broken(reason)
         return described
 
     async def _requests(
-        self, outgoing: asyncio.Queue[worker_pb2.WorkerRequest]
+        self, outgoing: asyncio.Queue[worker_pb2.WorkerRequest | None]
     ) -> AsyncIterator[worker_pb2.WorkerRequest]:
+        """What goes down the stream, until None: gRPC leaves an iterator alone when the other side ends the call."""
         yield worker_pb2.WorkerRequest(hello=worker_pb2.RouterHello(router_id=self._router_id))
-        while True:
-            yield await outgoing.get()
+        while (request := await outgoing.get()) is not None:
+            yield request
 
     def _broken(self, reason: str) -> None:
         if self._connected:
