@@ -82,7 +82,8 @@ class Dispatcher:
     async def stop(self, drain_s: float) -> None:
         """Let running attempts end for `drain_s` seconds, then end all sessions and the engine's thread."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._book.empty.wait(), drain_s)
+            async with asyncio.timeout(drain_s):
+                await self._book.empty.wait()
         for session in list(self._sessions):
             session.close()
         await self._engine_loop.stop()
