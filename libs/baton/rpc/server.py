@@ -23,6 +23,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.so_reuseport", 0),  # a busy port is an error, not a second listener
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # 60 s by default: a peer that is stopped would be noticed that late
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),

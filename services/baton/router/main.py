@@ -1,4 +1,4 @@
-"""Entry point of the router: settings in, a serving router until cancelled."""
+"""`baton router`: a router that serves until cancelled."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from contextlib import AsyncExitStack
 
 from baton.router.service import RouterService
 from baton.router.settings import RouterSettings
-from baton.runtime import logs, metrics
+from baton.runtime import metrics
 
 
 async def run(settings: RouterSettings) -> None:
     """Serve until cancelled; cancelling is the graceful stop. Raises ConfigError for settings that cannot work."""
-    logs.configure("router", settings.log_level, settings.log_format)
     async with AsyncExitStack() as stack:
         if settings.metrics_port:
             await stack.enter_async_context(metrics.serve(settings.metrics_host, settings.metrics_port))

@@ -20,7 +20,7 @@ class RouterSettings(ServiceSettings):
     first_token_s: float = setting(
         60.0, "longest wait for the first token, on top of four times what was predicted", unit="s", gt=0
     )
-    handoff_s: float = setting(30.0, "from the first token until decode holds the KV cache", unit="s", gt=0)
+    handoff_s: float = setting(60.0, "from the first token until decode holds the KV cache", unit="s", gt=0)
     stall_s: float = setting(60.0, "longest pause between two tokens before the request moves on", unit="s", gt=0)
     suspect_s: float = setting(
         5.0, "a connected worker silent for longer gets new requests only when no other can", unit="s", gt=0
