@@ -109,7 +109,9 @@ def _print(scores: Mapping[str, Score], mistakes: Sequence[Mistake], shown: int)
     console.print(table)
     for skill in scores:
         for mistake in [mistake for mistake in mistakes if mistake.skill == skill][:shown]:
-            console.print(f"{skill}: {mistake.asked[-160:]!r} -> {mistake.answered[:160]!r}", markup=False)
+            console.print(
+                f"{skill}: {mistake.asked[-160:]!r} -> {mistake.answered[:160]!r}", markup=False, soft_wrap=True
+            )
 
 
 if __name__ == "__main__":

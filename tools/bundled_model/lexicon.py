@@ -28,11 +28,13 @@ _LISTS = _read_lists()
 COLOURS, OBJECTS, PLACES, ANIMALS, FRUITS, MATERIALS = (
     _LISTS[name] for name in ("colours", "objects", "places", "animals", "fruits", "materials")
 )
-ADJECTIVES, VERBS, PEOPLE, PLAIN = (_LISTS[name] for name in ("adjectives", "verbs", "people", "plain"))
+ADJECTIVES, VERBS, PEOPLE = (_LISTS[name] for name in ("adjectives", "verbs", "people"))
+_CLOSED = {*COLOURS, *OBJECTS, *PLACES, *ANIMALS, *FRUITS, *MATERIALS, *ADJECTIVES, *VERBS, *PEOPLE}
 FIRST_NAMES, LAST_NAMES, CITIES = (_LISTS[name] for name in ("first_names", "last_names", "cities"))
 
 _ONSETS, _VOWELS, _NAME_ENDS = (_LISTS[name] for name in ("onsets", "vowels", "name_endings"))
 _CODAS = ("", "", "", "n", "r", "l", "s", "t", "m", "k")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz" + "aeiou" * 3
 _HELD_OUT_SHARE = 8  # one in this many
 
 
@@ -52,15 +54,19 @@ def split_of(item: str) -> Split:
     return Split.HELD_OUT if checksum % _HELD_OUT_SHARE == 0 else Split.TRAIN
 
 
+PLAIN = tuple(word for word in _LISTS["plain"] if split_of(word) is Split.TRAIN)
+RESERVED = tuple(word for word in _LISTS["plain"] if split_of(word) is Split.HELD_OUT)  # in no training conversation
+
+
 class Lexicon:
     """Draws items of one split. Closed lists (colours, objects, places) serve both splits; what is combined does not.
 
-    "red" and "box" occur in training whichever side "red box" is on.
+    "red" and "box" occur in training whichever side "red box" is on. Held-out plain words are the reserved ones.
     """
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        self._words = self._mine(sorted({*PLAIN, *OBJECTS, *ANIMALS, *FRUITS, *MATERIALS, *PLACES, *ADJECTIVES}))
+        self._words = sorted({*_CLOSED, *PLAIN}) if split is Split.TRAIN else RESERVED
         self._first_names = self._mine(FIRST_NAMES)
         self._last_names = self._mine(LAST_NAMES)
         self._cities = self._mine(CITIES)
@@ -76,11 +82,14 @@ class Lexicon:
         """A plain English word."""
         return rng.choice(self._words)
 
-    def made_up_word(self, rng: random.Random, syllables: int = 0) -> str:
-        """A pronounceable word of `syllables` syllables (0: two or three), most likely in no dictionary."""
+    def made_up_word(self, rng: random.Random) -> str:
+        """A word of two or three syllables, most likely in no dictionary; one in four is any string of letters."""
         while True:
-            count = syllables or rng.choice((2, 2, 3))
-            word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(count)) + rng.choice(_CODAS)
+            if rng.random() < 0.25:
+                word = "".join(rng.choice(_LETTERS) for _ in range(rng.randint(3, 7)))
+            else:
+                count = rng.choice((2, 2, 3))
+                word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(count)) + rng.choice(_CODAS)
             if self.owns(word):
                 return word
 
@@ -100,9 +109,13 @@ class Lexicon:
         return rng.choice(self._cities) if rng.random() < 0.5 else self._made_up_name(rng)
 
     def _made_up_name(self, rng: random.Random) -> str:
+        """A name of two to four syllables; one in four is any string of letters."""
         while True:
-            stem = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((1, 1, 2))))
-            name = (stem + rng.choice("bdfgklmnrstvz") + rng.choice(_NAME_ENDS)).capitalize()
+            if rng.random() < 0.25:
+                name = "".join(rng.choice(_LETTERS) for _ in range(rng.randint(3, 7))).capitalize()
+            else:
+                stem = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((1, 1, 2))))
+                name = (stem + rng.choice("bdfgklmnrstvz") + rng.choice(_NAME_ENDS)).capitalize()
             if self.owns(name):
                 return name
 

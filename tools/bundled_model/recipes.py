@@ -12,10 +12,11 @@ from tools.bundled_model.model import ModelShape
 from tools.bundled_model.tokenizer import VOCAB_SIZE
 
 _CURRICULUM = (
-    Stage(0.25, (128, 256), (1.0, 1.0)),
-    Stage(0.60, (128, 256, 512), (1.0, 1.0, 1.0)),
-    Stage(0.85, (128, 256, 512, 1024), (1.0, 1.0, 1.0, 1.0)),
-    Stage(1.00, (128, 256, 512, 1024, 2048), (1.0, 1.0, 1.0, 1.0, 1.0)),
+    Stage(0.08, (64, 128), (1.0, 1.0), copying=0.5),
+    Stage(0.20, (64, 128, 256), (1.0, 1.0, 1.0), copying=0.25, gaps=0.3),
+    Stage(0.50, (128, 256, 512), (1.0, 1.0, 0.7), copying=0.1, gaps=0.5),
+    Stage(0.80, (128, 256, 512, 1024), (1.0, 1.0, 1.0, 0.5), copying=0.05, gaps=0.5),
+    Stage(1.00, (128, 256, 512, 1024, 2048), (1.0, 1.0, 1.0, 0.7, 0.5), copying=0.05, gaps=0.5),
 )
 
 
@@ -40,6 +41,14 @@ class Recipe:
         return min(1.0, (step + 1) / self.warmup, left)
 
 
+_MAIN = ModelShape(VOCAB_SIZE, 192, 512, 5, 6, 3, 32)  # 2.4 M parameters
+_LARGE = ModelShape(VOCAB_SIZE, 256, 768, 6, 8, 4, 32)  # 5.2 M
+_DRAFT = ModelShape(VOCAB_SIZE, 128, 288, 4, 4, 2, 32)  # 0.9 M
+
 RECIPES = {
-    "main": Recipe(ModelShape(VOCAB_SIZE, 192, 512, 6, 6, 2, 32), 5000, 8192, lr=3e-3, embedding_lr=3e-3),
+    "cpu": Recipe(_MAIN, 12_000, 4096, lr=1e-2, embedding_lr=5e-3),
+    "cpu-long": Recipe(_MAIN, 20_000, 4096, lr=1e-2, embedding_lr=5e-3),
+    "gpu": Recipe(_LARGE, 20_000, 16_384, lr=1e-2, embedding_lr=5e-3),
+    "draft": Recipe(_DRAFT, 8000, 4096, lr=1e-2, embedding_lr=5e-3),
+    "trial": Recipe(_DRAFT, 2300, 4096, lr=1e-2, embedding_lr=5e-3),
 }

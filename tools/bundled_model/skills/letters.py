@@ -49,10 +49,17 @@ def repeat_long(scene: Scene) -> list[Message]:
 def _repeat(scene: Scene, count: int) -> list[Message]:
     pieces = []
     for _ in range(count):
-        numeric = scene.rng.random() < 0.15
-        pieces.append(scene.words.digits(scene.rng, 1, 5) if numeric else scene.words.any_word(scene.rng))
+        pieces.append(_material(scene))
     text = " ".join(pieces)
     return scene.exchange("repeat", scene.phrase(_REPEAT, text=text), text, Says([text]), "I repeat the same words.")
+
+
+def _material(scene: Scene) -> str:
+    """A word, a number or a name."""
+    drawn = scene.rng.random()
+    if drawn < 0.15:
+        return scene.words.digits(scene.rng, 1, 5)
+    return scene.words.first_name(scene.rng) if drawn < 0.25 else scene.words.any_word(scene.rng)
 
 
 def spell(scene: Scene) -> list[Message]:

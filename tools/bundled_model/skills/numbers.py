@@ -46,7 +46,7 @@ def count(scene: Scene) -> list[Message]:
     length = rng.randint(2, max(3, min(longest, rng.choice((12, 25, 25, 60, 150)))))
     start = 1 if rng.random() < 0.3 else rng.randint(0, rng.choice((20, 100, 900)))
     numbers = list(range(start, start + length))
-    if rng.random() < 0.15:
+    if rng.random() < 0.25:
         numbers.reverse()
         question = scene.phrase(_COUNT_DOWN, a=numbers[0], b=numbers[-1])
     elif start == 1 and rng.random() < 0.5:

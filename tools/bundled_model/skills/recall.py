@@ -37,7 +37,7 @@ def tell(scene: Scene) -> list[Message]:
 
 def ask(scene: Scene) -> list[Message]:
     """A question for a fact of the conversation; now and then for one that nobody told."""
-    if not scene.facts or scene.rng.random() < 0.08:
+    if not scene.facts or scene.rng.random() < 0.2:
         return ask_untold(scene)
     return ask_told(scene)
 
