@@ -135,10 +135,26 @@ class TestWorkerLost:
         first = request.run.placement
         assert first.decode is not None
         sim[first.decode].kill()
-        assert len(sim[first.prefill].cancelled) == 1
+        assert request.run.attempt.n == 0, "prefill's first token is still worth having"
+        sim[first.prefill].step()
+        sim[first.prefill].deliver()
+        assert caller.tokens == toy_tokens(PROMPT, 1)
+        assert request.run.attempt.n == 1 and request.run.placement.decode != first.decode
         sim.run()
         assert caller.tokens == toy_tokens(PROMPT, 6)
         sim.assert_quiet()
+
+    def test_both(self) -> None:
+        sim = Sim(prefill=2, decode=2)
+        request, caller = sim.submit(PROMPT, 6)
+        assert request.run is not None
+        first = request.run.placement
+        assert first.decode is not None
+        sim[first.decode].kill()
+        sim[first.prefill].kill()
+        assert request.run is not None and request.run.attempt.n == 1
+        sim.run()
+        assert caller.tokens == toy_tokens(PROMPT, 6)
 
     def test_decode_in_mid_stream(self) -> None:
         sim = Sim(prefill=2, decode=2)
@@ -187,6 +203,21 @@ class TestWorkerLost:
 
 
 class TestHandoff:
+    def test_that_is_not_needed_may_fail_before_the_last_token_is_heard(self) -> None:
+        """Prefill's first token ends the request, so it hands nothing over; decode's complaint may come first."""
+        sim = Sim()
+        stop = toy_tokens(PROMPT, 1)[0]
+        request, caller = sim.submit(PROMPT, sampling=SamplingParams(max_tokens=9, stop_token_ids=(stop,)))
+        sim["p0"].step()
+        sim["d0"].engine.fail_handoffs = 1
+        sim["d0"].step()
+        sim["d0"].deliver()
+        assert not caller.is_over
+        sim["p0"].deliver()
+        assert (caller.tokens, caller.finish) == ([stop], Finish.STOP)
+        assert request.usage.attempts == 1
+        sim.assert_quiet()
+
     def test_failure_makes_a_new_attempt_elsewhere(self) -> None:
         sim = Sim(prefill=2, decode=2)
         request, caller = sim.submit(PROMPT, 6)

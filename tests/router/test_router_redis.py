@@ -86,7 +86,6 @@ async def test_a_prefix_is_found_where_it_was_published(redis: RedisServer) -> N
     prompt = list(range(1, 200))
     async with registered(redis, "p0", "p1", "d0") as (system, published):
         router = system.routers[0]
-        await complete(system, [5])  # the router follows the namespace from its first question on
         for holder in ("p1", "p0"):
             published[holder].blocks.record(blocks_of(prompt), [])
             await until(lambda: router.servicer._index.blocks == 12)
@@ -101,7 +100,6 @@ async def test_losing_redis_costs_no_request(redis: RedisServer) -> None:
     prompt = list(range(1, 200))
     async with registered(redis, "p0", "p1", "d0") as (system, published):
         router = system.routers[0]
-        await complete(system, [5])
         published["p1"].blocks.record(blocks_of(prompt), [])
         await until(lambda: router.servicer._index.blocks == 12)
         redis.kill()

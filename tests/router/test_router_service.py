@@ -133,7 +133,7 @@ class TestClient:
     async def test_a_router_that_does_not_answer_does_not_outlast_the_deadline(self) -> None:
         async with running() as system:
             system["d0"].engine.stalled = True
-            system.routers[0].lifecycle._on_timer = lambda request: None  # type: ignore[method-assign]
+            system.routers[0].lifecycle._deadlines._on_timer = lambda request: None  # type: ignore[method-assign]
             with pytest.raises(DeadlineExceeded):
                 await system.client.complete(request(8, deadline_s=0.2))
 

@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 import redis.asyncio as redis
+import structlog
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff
@@ -44,6 +45,8 @@ from baton.prefix.records import (
     WorkerGone,
     WorkerRecord,
 )
+
+log = structlog.get_logger(__name__)
 
 STREAM_ENTRIES = 16_384
 STREAM_IDLE_MS = 24 * 3600 * 1000  # a namespace nobody writes to any more leaves nothing behind
@@ -278,7 +281,14 @@ def _epoch(epoch: int) -> str:
 
 
 def _records(packed: list[bytes]) -> list[WorkerRecord]:
-    return [msgspec.msgpack.decode(record, type=WorkerRecord) for record in packed]
+    """Registrations that can be understood; those of another version of Baton may not be."""
+    records = []
+    for item in packed:
+        try:
+            records.append(msgspec.msgpack.decode(item, type=WorkerRecord))
+        except msgspec.MsgspecError as error:
+            log.warning("a worker's registration cannot be understood; it is left out", error=str(error))
+    return records
 
 
 def _event(fields: dict[bytes, bytes]) -> BlockEvent:

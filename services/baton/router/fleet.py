@@ -60,9 +60,12 @@ class WorkerState:
 
 
 class FleetListener(Protocol):
-    """Told when a placement may have become possible (lifecycle.py)."""
+    """What the fleet tells the life of requests (lifecycle.py)."""
 
-    def on_fleet_changed(self) -> None: ...
+    def on_worker_connected(self, info: WorkerInfo) -> None: ...
+
+    def on_fleet_changed(self) -> None:
+        """A placement may have become possible."""
 
 
 class Fleet:
@@ -132,6 +135,8 @@ class Fleet:
             state = WorkerState(info, link, self._clock(), Load(free_pages=info.pages))
             self._states[link] = self._by_id[info.worker_id] = state
             log.info("worker connected", worker=info.worker_id, role=info.role, model=info.model, epoch=info.epoch)
+            if self.listener:
+                self.listener.on_worker_connected(info)
         state.info = info
         self._models[info.model] = info.layout.model_revision
         self._changed()

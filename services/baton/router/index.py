@@ -15,6 +15,7 @@ from baton.prefix.mirror import PrefixMirror
 from baton.prefix.records import Namespace
 from baton.prefix.sync import IndexStore, IndexSync
 from baton.router.ports import WorkerInfo
+from baton.router.tasks import background
 from baton.runtime.lifecycle import cancel_and_wait
 
 FIRST_BLOCKS = 128  # hashed before anybody is asked; then twice as many while somebody holds them all
@@ -72,17 +73,22 @@ class PrefixIndex:
         await cancel_and_wait(*self._tasks)
 
     def mirror(self, info: WorkerInfo) -> PrefixMirror:
-        """The mirror of the worker's namespace; follows it from the first question on."""
+        """The mirror of the worker's namespace, which is followed from the first call on."""
         namespace = Namespace(info.model, info.layout.model_revision, info.layout.fingerprint)
         mirror = self._mirrors.get(namespace)
         if mirror is None:
             mirror = self._mirrors[namespace] = PrefixMirror()
             if self._store is not None:
-                self._tasks.append(asyncio.create_task(IndexSync(self._store, namespace, mirror).run()))
+                self._tasks.append(background(IndexSync(self._store, namespace, mirror).run(), "prefix index"))
         return mirror
 
-    def cached_tokens(self, workers: Iterable[WorkerInfo], names: dict[str, BlockNames], token_ids: Sequence[int],
-                      prompt: Prompt) -> dict[str, int]:  # fmt: skip
+    def cached_tokens(
+        self,
+        workers: Iterable[WorkerInfo],
+        names: dict[str, BlockNames],
+        token_ids: Sequence[int],
+        prompt: Prompt,
+    ) -> dict[str, int]:
         """Leading tokens of `token_ids` that each worker holds, as far as known; workers with none are left out.
 
         `names` keeps the hashes (by layout fingerprint) for the next question about the same tokens.

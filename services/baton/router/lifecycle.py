@@ -25,11 +25,11 @@ from baton.core.errors import (
 )
 from baton.router import metrics
 from baton.router.admission import Admission
-from baton.router.deadlines import RECHECK_S, phase_due_at
+from baton.router.deadlines import Deadlines
 from baton.router.fleet import Fleet
 from baton.router.placer import Placer
 from baton.router.policy import NoPlacement, Placement
-from baton.router.ports import Finish, Handoff, Row
+from baton.router.ports import Finish, Handoff, Row, WorkerInfo
 from baton.router.request import Clock, Phase, Request, Run, Sink, Submission, Ticket
 from baton.router.settings import RouterSettings
 
@@ -56,6 +56,13 @@ class Lifecycle:
         self._placer = placer
         self._clock = clock
         self._admission = Admission(settings, fleet, clock, is_settled)
+        self._deadlines = Deadlines(
+            settings,
+            clock,
+            knows_model=lambda model: model in fleet.models,
+            on_total=self._on_total_deadline,
+            on_phase=self._on_phase_deadline,
+        )
         self._requests: dict[str, Request] = {}
         self._pump_due = False
         self.idle = asyncio.Event()  # set while no request is in flight
@@ -88,7 +95,7 @@ class Lifecycle:
             self._finish(request, Finish.LENGTH)
             return request
         self._admission.push(request)
-        self._enter(request, Phase.QUEUED)
+        self._deadlines.enter(request, Phase.QUEUED)
         self._pump(asked.model)
         return request
 
@@ -107,6 +114,9 @@ class Lifecycle:
         self.cancel(known)
 
     # --- placement ----------------------------------------------------------------------------------------------
+
+    def on_worker_connected(self, info: WorkerInfo) -> None:
+        self._placer.prepare(info)
 
     def on_fleet_changed(self) -> None:
         if not self._pump_due and len(self._admission):
@@ -134,7 +144,7 @@ class Lifecycle:
         request.usage.queued_s += waited_s
         metrics.QUEUE_S.observe(waited_s)
         self._placer.start(request, placement, self)
-        self._enter(request, Phase.PREFILL)
+        self._deadlines.enter(request, Phase.PREFILL)
 
     # --- what workers say (RunEvents) ---------------------------------------------------------------------------
 
@@ -144,6 +154,8 @@ class Lifecycle:
         for item in ready:
             if request.run is run:
                 self._deliver(request, run, item)
+        if request.run is run and run.has_first_token and run.decode_failure is not None:
+            self._again(request, run, run.decode_failure, _blamed(run, run.decode_failure, run.decode))
 
     def on_admitted(self, request: Request, cached_tokens: int, *, is_decode: bool) -> None:
         if not is_decode:
@@ -157,10 +169,13 @@ class Lifecycle:
     def on_failed(self, request: Request, run: Run, error: BatonError, *, is_decode: bool) -> None:
         if isinstance(error, _FINAL):
             self._fail(request, error)
-            return
-        ticket = run.decode if is_decode else run.prefill
-        blamed = (run.prefill, run.decode) if isinstance(error, HandoffFailed) else (ticket,)
-        self._again(request, run, error, blamed)
+        elif is_decode and not run.has_first_token:
+            # Prefill goes on: its first token is progress, its cache serves the next attempt, and where that token
+            # ends the request, decode failed only because prefill had nothing to hand over.
+            run.decode_failure = error
+            run.held.clear()
+        else:
+            self._again(request, run, error, _blamed(run, error, run.decode if is_decode else run.prefill))
 
     def _advance(self, request: Request, run: Run) -> None:
         """First token, then verified handoff: after both, prefill has nothing more to do with the request."""
@@ -168,13 +183,13 @@ class Lifecycle:
             return
         if not run.is_verified:
             if request.phase is Phase.PREFILL:
-                self._enter(request, Phase.HANDOFF)
+                self._deadlines.enter(request, Phase.HANDOFF)
             return
         if run.decode is not None and run.prefill is not None:
             run.prefill.port.forget(run.prefill.ref)
             run.prefill = None
         if request.phase is not Phase.DECODE:
-            self._enter(request, Phase.DECODE)
+            self._deadlines.enter(request, Phase.DECODE)
 
     def _deliver(self, request: Request, run: Run, row: Row) -> None:
         """Pass new tokens on, and end the request when they are the last."""
@@ -223,11 +238,11 @@ class Lifecycle:
         if tried == 1:
             self._requeue(request)
         else:
-            self._enter(request, Phase.PAUSED)
+            self._deadlines.enter(request, Phase.PAUSED)
 
     def _requeue(self, request: Request) -> None:
         self._admission.push_front(request)
-        self._enter(request, Phase.QUEUED)
+        self._deadlines.enter(request, Phase.QUEUED)
         self._pump(request.asked.model)
 
     # --- ends -----------------------------------------------------------------------------------------------------
@@ -248,9 +263,7 @@ class Lifecycle:
         if request.phase is Phase.QUEUED:
             self._admission.remove(request)
         self._placer.abandon(request)
-        request.phase = Phase.OVER
-        if request.timer is not None:
-            request.timer.cancel()
+        self._deadlines.enter(request, Phase.OVER)
         del self._requests[request.request_id]
         if not self._requests:
             self.idle.set()
@@ -274,35 +287,9 @@ class Lifecycle:
 
     # --- time -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, request: Request, phase: Phase) -> None:
-        request.phase = phase
-        request.phase_since = self._clock.time()
-        self._arm(request)
-
-    def _phase_due_at(self, request: Request) -> float:
-        return phase_due_at(request, self._settings, model_is_known=request.asked.model in self._fleet.models)
-
-    def _arm(self, request: Request) -> None:
-        """One timer per request. Tokens do not move it: when it fires too early, it is set again."""
-        due_at = self._phase_due_at(request)
-        now = self._clock.time()
-        due_at = min(request.deadline_at, due_at if due_at > now else now + RECHECK_S)
-        if request.timer is not None:
-            if request.timer.when() <= due_at:
-                return
-            request.timer.cancel()
-        request.timer = self._clock.call_at(due_at, self._on_timer, request)
-
-    def _on_timer(self, request: Request) -> None:
-        request.timer = None
-        now = self._clock.time()
-        if now >= request.deadline_at:
-            message = f"the request's time, {request.asked.deadline_s:g} s, is over (phase: {request.phase.value})"
-            self._fail(request, DeadlineExceeded(message))
-        elif now >= self._phase_due_at(request):
-            self._on_phase_deadline(request, now - request.phase_since)
-        if not request.is_over:
-            self._arm(request)
+    def _on_total_deadline(self, request: Request) -> None:
+        message = f"the request's time, {request.asked.deadline_s:g} s, is over (phase: {request.phase.value})"
+        self._fail(request, DeadlineExceeded(message))
 
     def _on_phase_deadline(self, request: Request, waited_s: float) -> None:
         run = request.run
@@ -333,3 +320,8 @@ class Lifecycle:
             self._fail(request, Unavailable(f"{placement.reason} (waited {waited_s:.0f} s)", retry_after_s=5.0))
         else:
             self._fail(request, Overloaded(f"no worker had room within {waited_s:.0f} s", retry_after_s=5.0))
+
+
+def _blamed(run: Run, error: BatonError, ticket: Ticket | None) -> tuple[Ticket | None, ...]:
+    """Whom a failure speaks against: a handoff has two ends."""
+    return (run.prefill, run.decode) if isinstance(error, HandoffFailed) else (ticket,)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from baton.prefix.records import WorkerRecord
 from baton.router.fleet import Fleet
+from baton.router.tasks import background
 from baton.router.worker_link import WorkerLink
 from baton.runtime.lifecycle import cancel_and_wait
 
@@ -53,4 +54,4 @@ class Links:
             known = self._links.get(address)
             if known is None or known[1].done():
                 link = WorkerLink(address, self._router_id, self._fleet, lambda wanted: wanted in self._wanted)
-                self._links[address] = (link, asyncio.create_task(link.run()))
+                self._links[address] = (link, background(link.run(), f"link to {address}"))

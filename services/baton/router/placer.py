@@ -13,7 +13,7 @@ from baton.router import metrics
 from baton.router.fleet import Fleet
 from baton.router.index import PrefixIndex
 from baton.router.policy import Limits, NoPlacement, Placement, RequestFacts, place
-from baton.router.ports import Assignment, Fetch, Handoff, Offer, Row, RunAll
+from baton.router.ports import Assignment, Fetch, Handoff, Offer, Row, RunAll, WorkerInfo
 from baton.router.request import Clock, Request, Run, Ticket
 from baton.router.settings import RouterSettings
 
@@ -41,6 +41,10 @@ class Placer:
         self._index = index
         self._clock = clock
         self._turn = 0
+
+    def prepare(self, info: WorkerInfo) -> None:
+        """A worker has connected: begin to follow the index of its namespace."""
+        self._index.mirror(info)
 
     def can_place(self, model: str) -> bool:
         """Whether some placement exists, were all workers idle."""

@@ -99,6 +99,7 @@ class Run:
     """One attempt in flight. `decode` is None when one worker runs it whole.
 
     `is_verified`: decode holds the KV cache, and from here on the attempt depends on it alone.
+    `decode_failure`: decode gave up before prefill's first token; that one is still worth waiting for.
     Rows of decode that arrive before prefill's first token are `held` back: the two come by different streams.
     """
 
@@ -108,6 +109,7 @@ class Run:
     decode: Ticket | None = None
     has_first_token: bool = False
     is_verified: bool = False
+    decode_failure: BatonError | None = None
     held: list[Row] = field(default_factory=list)
 
     def take(self, row: Row, *, is_decode: bool) -> list[Row]:

@@ -19,6 +19,7 @@ from baton.router.links import Links
 from baton.router.placer import Placer
 from baton.router.servicer import RouterServicer
 from baton.router.settings import RouterSettings
+from baton.router.tasks import background
 from baton.rpc.server import RpcServer
 from baton.rpc.v1 import router_pb2_grpc
 from baton.runtime.lifecycle import cancel_and_wait
@@ -71,7 +72,7 @@ class RouterService:
         await self._server.start()
         self._links.start()
         if self._watch is not None:
-            self._watching = asyncio.create_task(self._watch.run())
+            self._watching = background(self._watch.run(), "worker registry watch")
         # A router without workers is ready too: requests wait for workers, for a while.
         await self._server.set_ready(True)
         log.info("router listens", address=self.address)

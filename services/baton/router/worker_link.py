@@ -131,6 +131,9 @@ class WorkerLink:
         except ValueError as error:
             reason = f"a message that cannot be understood: {error}"
             log.error("worker breaks the protocol", address=self.address, reason=reason)
+        except Exception as error:  # a defect here must not cost the router this worker for good
+            reason = f"{type(error).__name__}: {error}"
+            log.exception("worker connection given up", address=self.address)
         finally:
             call.cancel()
             self._outgoing.put_nowait(None)
@@ -154,7 +157,10 @@ class WorkerLink:
         entries, self._entries = self._entries, {}
         self._events.on_disconnected(self)
         for entry in entries.values():
-            entry.listener.on_lost(reason)
+            try:
+                entry.listener.on_lost(reason)
+            except Exception:  # the others are to hear of it too
+                log.exception("request handling failed", request_id=entry.attempt.request_id, attempt=entry.attempt.n)
 
     # --- events -----------------------------------------------------------------------------------------------
 
