@@ -128,3 +128,11 @@ def test_a_moved_batch_keeps_its_skills(encoder: ChatEncoder) -> None:
     moved = batch.to(torch.device("cpu"))
     assert isinstance(moved, Batch)
     assert moved.skills == batch.skills
+
+
+def test_batches_made_by_other_processes_are_the_same(encoder: ChatEncoder, recipe: Recipe) -> None:
+    plan = Trainer(recipe, 0, torch.device("cpu"), bf16=False).plan()
+    alone = list(batches(encoder, plan, 8, workers=0))
+    helped = list(batches(encoder, plan, 8, workers=2))
+    assert len(alone) == len(helped) == plan.steps - 8
+    assert all(torch.equal(a.ids, b.ids) and a.skills == b.skills for a, b in zip(alone, helped, strict=True))

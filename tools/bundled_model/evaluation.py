@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--mistakes", type=int, default=0, metavar="N", help="print the first N mistakes of each skill")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     options = parser.parse_args()
+    if not (options.model / "config.json").is_file():
+        parser.error(f"{options.model} holds no config.json; --model must name a checkpoint folder")
     torch.set_num_threads(options.threads)
     model, encoder = load_model(options.model), ChatEncoder.load(options.model)
     scores, mistakes = evaluate(model, encoder, by_skill(options.seed, options.count), silent=False)

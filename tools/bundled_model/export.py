@@ -27,7 +27,10 @@ _SEED = 1_000_001
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    if not (options.run / CHECKPOINT).is_file():
+        parser.error(f"{options.run} holds no {CHECKPOINT}; --run must name the --run folder of a training")
     torch.set_num_threads(options.threads)
     console = Console()
     state = torch.load(options.run / CHECKPOINT, map_location="cpu", weights_only=True)

@@ -56,7 +56,8 @@ class Window:
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
@@ -65,7 +66,10 @@ def main() -> None:
     encoder = prepare_tokenizer(options.run)
     recipe = RECIPES[options.recipe]
     trainer = Trainer(recipe, options.seed, device, bf16=not options.fp32, compiled=options.compile)
-    resumed = trainer.load(options.run)
+    try:
+        resumed = trainer.load(options.run)
+    except ValueError as error:
+        parser.error(str(error))
     size = sum(parameter.numel() for parameter in trainer.model.parameters())
     console.print(
         f"{options.recipe}: {size / 1e6:.2f} M parameters, {recipe.steps} steps of {recipe.tokens} tokens on {device}"
