@@ -58,7 +58,8 @@ async def test_pages_travel_while_they_are_computed(tmp_path, transport):
         source.commit(attempt, tokens)
         fetched = expect_fetched(await reader.answer(attempt), len(pages))
         assert fetched.tokens == tokens
-        assert fetched.first_read_at <= fetched.first_arrival_at < fetched.computed_at <= fetched.done_at
+        assert fetched.first_read_at < fetched.computed_at <= fetched.done_at
+        assert fetched.first_read_at < fetched.first_arrival_at <= fetched.done_at
         assert reader.holds(own)
         assert await source.answer(attempt) == Released(attempt, "released", "")
         untouched = [page for page in range(2, PAGES) if page not in own]

@@ -17,6 +17,7 @@ import structlog
 from baton.core.errors import BatonError, ConfigError, InternalError
 from baton.kv import frames
 from baton.kv.local import AgentMessage, Hello, WorkerMessage
+from baton.kv.sockets import ready
 
 log = structlog.get_logger(__name__)
 
@@ -153,7 +154,7 @@ async def _receive_hello(sock: socket.socket) -> WorkerConnection:
     received: list[int] = []
     try:
         while True:
-            await _readable(sock)
+            await ready(sock, write=False)
             data, fds, _, _ = socket.recv_fds(sock, _RECEIVE_BYTES, 1)
             received += fds
             if not data:
@@ -167,18 +168,3 @@ async def _receive_hello(sock: socket.socket) -> WorkerConnection:
     finally:
         for fd in received:
             os.close(fd)
-
-
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock, _settle, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock)
-
-
-def _settle(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)

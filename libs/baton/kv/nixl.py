@@ -1,41 +1,14 @@
-"""The primary transport: UCX through NIXL, one-sided reads of scattered pages.
-
-One thread makes all NIXL calls, which are not thread-safe. It sleeps until there is a command, polls while own reads
-are in flight or peers may be reading, and never spins.
-
-Each source that we read from has a NIXL agent (a UCX worker) of its own here, and serving has another. For in UCX a
-posted read cannot be taken back: releasing its handle or removing the peer leaves it alive, and the bytes of a stopped
-source arrive when it goes on, in pages that have long been given to somebody else (seen: all of 256 MiB). Destroying
-the worker ends its reads for certain. It takes 7 ms, making one 20 ms, and no other peer notices.
-"""
+"""The primary transport: UCX through NIXL, one-sided reads of scattered pages. `nixl_thread` does the work."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import queue
-import threading
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import msgspec
-import numpy as np
-import structlog
 
 from baton.core.layout import KvLayout
 from baton.kv import ucx
 from baton.kv.memory import PoolMemory
-from baton.kv.transport import PageIds, PeerKey, TransportError
-
-log = structlog.get_logger(__name__)
-
-CHUNK_BYTES = 16 << 20  # of one posted operation: bounds how long a call holds the thread, and a cancelled read
-MIN_POLL_S = 50e-6
-MAX_POLL_S = 1e-3
-BUSY_CALL_S = 10e-6  # a progress call that takes longer has moved something
-
-T = TypeVar("T")
+from baton.kv.nixl_thread import NixlThread, Read
+from baton.kv.transport import PageIds, PeerKey
 
 
 class NixlTransport:
@@ -48,7 +21,7 @@ class NixlTransport:
 
     def __init__(self, name: str, host: str) -> None:
         ucx.prepare(host)
-        self._thread = _NixlThread(name)
+        self._thread = NixlThread(name)
         self._address = b""
 
     async def register(self, pool: PoolMemory) -> None:
@@ -72,7 +45,7 @@ class NixlTransport:
     ) -> int:
         if not len(local_pages):
             return 0
-        read = _Read(key, layer_start, layer_end, local_pages, remote_pages)
+        read = Read(key, layer_start, layer_end, local_pages, remote_pages)
         self._thread.post(self._thread.start, read)
         cancelled: asyncio.CancelledError | None = None
         while not read.done.done():
@@ -90,255 +63,3 @@ class NixlTransport:
 
     async def close(self) -> None:
         await self._thread.stop()
-
-
-class _Read:
-    """One operation, posted chunk by chunk."""
-
-    def __init__(
-        self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds
-    ) -> None:
-        self.key = key
-        self.layers = range(layer_start, layer_end)
-        self.local_pages = local_pages
-        self.remote_pages = remote_pages
-        self.unwanted = False
-        self.bytes_moved = 0
-        self.handle: Any = None
-        self.chunks: list[tuple[np.ndarray, np.ndarray]] = []
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[int] = self.loop.create_future()
-
-    def finish(self, error: TransportError | None) -> None:
-        """On the NIXL thread: no byte of this operation moves any more."""
-        _tell(self.loop, self.done, self.bytes_moved, error)
-
-
-class _Source:
-    """A peer that we read from: its NIXL agent here, the two prepared lists of all (layer, page)s, its reads."""
-
-    def __init__(self, agent: Any, local: Any, remote: Any, pages: int) -> None:
-        self.agent = agent
-        self.local = local
-        self.remote = remote
-        self.pages = pages
-        self.reads: list[_Read] = []
-
-
-class _NixlThread:
-    """Everything that touches NIXL. Methods run on the thread unless they say otherwise."""
-
-    def __init__(self, name: str) -> None:
-        try:
-            import nixl_cu13._api as api
-        except Exception as error:
-            raise TransportError(f"NIXL does not load: {error}") from error
-        self._api = api
-        self._name = name
-        self._numbers = itertools.count()
-        self._pool: PoolMemory | None = None
-        self._server: Any = None
-        self._serving = 0
-        self._sources: dict[PeerKey, _Source] = {}
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._close_agent(self._make_agent())  # fails here, not at the first request
-        self._thread = threading.Thread(target=self._run, name="kv-nixl", daemon=True)
-        self._thread.start()
-
-    # Called from the event loop
-
-    async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Run `function` on the thread. It is carried out whole, also when the caller is cancelled meanwhile."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def run() -> None:
-            try:
-                result = function(*args)
-            except TransportError as error:
-                _tell(loop, done, None, error)
-            except Exception as error:
-                _tell(loop, done, None, TransportError(f"{type(error).__name__}: {error}"))
-            else:
-                _tell(loop, done, result, None)
-
-        self._commands.put(run)
-        return await asyncio.shield(done)
-
-    def post(self, function: Callable[..., None], *args: Any) -> None:
-        self._commands.put(lambda: function(*args))
-
-    async def stop(self) -> None:
-        if self._thread.is_alive():
-            await self.call(self.unregister)
-            self._commands.put(None)
-            await asyncio.to_thread(self._thread.join)
-
-    # The thread
-
-    def _run(self) -> None:
-        delay_s = MIN_POLL_S
-        while True:
-            polling = self._serving > 0 or any(source.reads for source in self._sources.values())
-            try:
-                command = self._commands.get(timeout=delay_s if polling else None)
-            except queue.Empty:
-                delay_s = MIN_POLL_S if self._poll() else min(2 * delay_s, MAX_POLL_S)
-                continue
-            if command is None:
-                return
-            command()
-            delay_s = MIN_POLL_S
-
-    def _poll(self) -> bool:
-        """Let UCX work. True when it had something to do."""
-        started = time.perf_counter()
-        if self._serving:
-            self._server.agent.getNotifs({}, [])
-        for key, source in list(self._sources.items()):
-            if source.reads:
-                self._check(key, source)
-        return time.perf_counter() - started > BUSY_CALL_S
-
-    def register(self, pool: PoolMemory) -> bytes:
-        self.unregister()
-        self._pool = pool
-        self._server = self._make_agent()
-        self._register_memory(self._server)
-        return msgspec.msgpack.encode((self._server.get_agent_metadata(), pool.address))
-
-    def unregister(self) -> None:
-        for key in list(self._sources):
-            self.cut(key, "the own pool was unregistered")
-        if self._server is not None:
-            self._close_agent(self._server)
-        self._server = self._pool = None
-        self._serving = 0
-
-    def serve(self, active: int) -> None:
-        self._serving = active if self._server is not None else 0
-
-    def add_peer(self, key: PeerKey, address: bytes, layout: KvLayout, pages: int) -> None:
-        if self._pool is None:
-            raise TransportError("no pool is registered")
-        self.cut(key, "the peer was added anew")
-        try:
-            metadata, base = msgspec.msgpack.decode(address, type=tuple[bytes, int])
-        except msgspec.MsgspecError as error:
-            raise TransportError(f"the peer's address is not one of this transport: {error}") from error
-        agent = self._make_agent()
-        try:
-            self._register_memory(agent)
-            peer = agent.add_remote_agent(metadata)
-            local = self._prepare(agent, "NIXL_INIT_AGENT", self._pool.address, self._pool.layout, self._pool.pages)
-            remote = self._prepare(agent, peer, base, layout, pages)
-        except Exception as error:
-            self._close_agent(agent)
-            raise TransportError(f"cannot reach agent {key[0]}: {type(error).__name__}: {error}") from error
-        self._sources[key] = _Source(agent, local, remote, pages)
-
-    def cut(self, key: PeerKey, reason: str) -> None:
-        """Destroy the worker that reads from this peer, and with it all its reads."""
-        source = self._sources.pop(key, None)
-        if source is None:
-            return
-        for read in source.reads:
-            read.handle.release()
-            read.handle = None
-        source.remote.release()
-        source.local.release()
-        reads, agent = source.reads, source.agent
-        source.agent = source.local = source.remote = None
-        self._close_agent(agent)
-        for read in reads:
-            read.finish(TransportError(reason))
-
-    def start(self, read: _Read) -> None:
-        source = self._sources.get(read.key)
-        if source is None or self._pool is None:
-            read.finish(TransportError(f"no connection to agent {read.key[0]}, epoch {read.key[1]}"))
-            return
-        layers = np.arange(read.layers.start, read.layers.stop, dtype=np.int32)[:, None]
-        local = (layers * self._pool.pages + read.local_pages.astype(np.int32)).ravel()
-        remote = (layers * source.pages + read.remote_pages.astype(np.int32)).ravel()
-        step = max(1, CHUNK_BYTES // self._pool.layout.page_bytes)
-        cuts = range(0, len(local), step)
-        read.chunks = [(local[at : at + step], remote[at : at + step]) for at in reversed(cuts)]
-        source.reads.append(read)
-        self._advance(read.key, source, read)
-
-    def _check(self, key: PeerKey, source: _Source) -> None:
-        """Look at the peer's reads; what is complete goes on with its next chunk, or ends."""
-        for read in list(source.reads):
-            try:
-                state = source.agent.check_xfer_state(read.handle)
-            except Exception as error:
-                self.cut(key, f"a read from agent {key[0]} failed: {error}")
-                return
-            if state != "PROC" and not self._after(key, source, read, state):
-                return
-
-    def _advance(self, key: PeerKey, source: _Source, read: _Read) -> bool:
-        """Post the next chunk. False when the peer had to be cut."""
-        local, remote = read.chunks.pop()
-        agent = source.agent
-        read.bytes_moved += len(local) * self._pool.layout.page_bytes  # type: ignore[union-attr]
-        try:
-            read.handle = agent.make_prepped_xfer("READ", source.local, local, source.remote, remote)
-            state = agent.transfer(read.handle)
-        except Exception as error:
-            self.cut(key, f"a read from agent {key[0]} failed: {error}")
-            return False
-        return state == "PROC" or self._after(key, source, read, state)
-
-    def _after(self, key: PeerKey, source: _Source, read: _Read, state: str) -> bool:
-        """A chunk ended. After an error others of its operation may still run: then all of the peer's are ended."""
-        if state != "DONE":
-            self.cut(key, f"a read from agent {key[0]} failed")
-            return False
-        read.handle.release()
-        read.handle = None
-        if read.chunks and not read.unwanted:
-            return self._advance(key, source, read)
-        source.reads.remove(read)
-        read.finish(None)
-        return True
-
-    def _make_agent(self) -> Any:
-        config = self._api.nixl_agent_config(enable_prog_thread=False, backends=[])
-        try:
-            agent = self._api.nixl_agent(f"{self._name}/{next(self._numbers)}", config)
-            agent.create_backend("UCX", {})
-        except Exception as error:
-            raise TransportError(f"UCX does not start: {type(error).__name__}: {error}") from error
-        return agent
-
-    def _close_agent(self, agent: Any) -> None:
-        """Destroy the UCX worker behind it: the caller has dropped all handles, so this is the last reference."""
-        agent.agent = None
-
-    def _register_memory(self, agent: Any) -> None:
-        assert self._pool is not None
-        agent.register_memory([(self._pool.address, self._pool.size_bytes, 0, "")], "DRAM")
-
-    def _prepare(self, agent: Any, owner: str, base: int, layout: KvLayout, pages: int) -> Any:
-        """A list of all (layer, page)s of a pool, by index layer * pages + page: one strided row."""
-        size = layout.page_bytes
-        row = np.array([[base, size, 0, size, layout.layers * pages]], np.uint64)
-        return agent.prep_xfer_dlist(owner, row, "DRAM")
-
-
-def _tell(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    """Settle a future of the event loop from the thread."""
-
-    def settle() -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-            done.exception()  # taken notice of, also when nobody waits any more
-
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(settle)

@@ -21,6 +21,7 @@ import structlog
 
 from baton.core.layout import KvLayout
 from baton.kv.memory import PoolMemory
+from baton.kv.sockets import advance, first_of, ready, receive_exactly, receive_now, send_all, take_turns
 from baton.kv.transport import PageIds, PeerKey, TransportError
 
 log = structlog.get_logger(__name__)
@@ -29,8 +30,6 @@ CONNECT_TIMEOUT_S = 5.0
 _TOKEN_BYTES = 16
 _REQUEST = struct.Struct("<III")  # layer_start, layer_end, pages
 _OK, _REFUSED = b"\x00", b"\x01"
-_VIEWS_PER_CALL = 128
-_BYTES_PER_TURN = 4 << 20  # then others on the loop have theirs
 _SCRAP_BYTES = 256 << 10
 
 
@@ -115,16 +114,16 @@ async def _serve(sock: socket.socket, token: bytes, pool: PoolMemory) -> None:
         with sock:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            known = await asyncio.wait_for(_receive_exactly(sock, _TOKEN_BYTES), CONNECT_TIMEOUT_S)
-            await _send(sock, deque([memoryview(_OK if known == token else _REFUSED)]))
+            known = await asyncio.wait_for(receive_exactly(sock, _TOKEN_BYTES), CONNECT_TIMEOUT_S)
+            await send_all(sock, deque([memoryview(_OK if known == token else _REFUSED)]))
             while known == token:
-                layer_start, layer_end, count = _REQUEST.unpack(await _receive_exactly(sock, _REQUEST.size))
-                pages = np.frombuffer(await _receive_exactly(sock, 4 * min(count, pool.pages)), "<u4")
+                layer_start, layer_end, count = _REQUEST.unpack(await receive_exactly(sock, _REQUEST.size))
+                pages = np.frombuffer(await receive_exactly(sock, 4 * min(count, pool.pages)), "<u4")
                 fits = layer_start < layer_end <= pool.layout.layers and 0 < count == len(pages)
                 if not fits or pages.max() >= pool.pages:
-                    await _send(sock, deque([memoryview(_REFUSED)]))
+                    await send_all(sock, deque([memoryview(_REFUSED)]))
                     return
-                await _send(sock, deque([memoryview(_OK), *_runs(pool, layer_start, layer_end, pages)]))
+                await send_all(sock, deque([memoryview(_OK), *_runs(pool, layer_start, layer_end, pages)]))
     except (OSError, TimeoutError) as error:
         log.debug("reader left", error=str(error))
 
@@ -164,8 +163,8 @@ class _Peer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await asyncio.get_running_loop().sock_connect(sock, (host, port))
-                await _send(sock, deque([memoryview(token)]))
-                if await _receive_exactly(sock, 1) != _OK:
+                await send_all(sock, deque([memoryview(token)]))
+                if await receive_exactly(sock, 1) != _OK:
                     raise TransportError(f"{host}:{port} serves another pool now")
         except BaseException as error:
             sock.close()
@@ -218,11 +217,11 @@ class _Peer:
                 read = await self._to_ask.get()
                 if not read.unwanted:
                     self._asked.put_nowait(read)
-                    await _send(self._sock, deque([memoryview(read.question)]))
+                    await send_all(self._sock, deque([memoryview(read.question)]))
 
     async def _receive_all(self) -> None:
         while True:
-            if await _receive_exactly(self._sock, 1) != _OK:
+            if await receive_exactly(self._sock, 1) != _OK:
                 raise TransportError("the source refused the range: it is not in its pool")
             read = self._asked.get_nowait()
             await self._fill(read)
@@ -234,21 +233,15 @@ class _Peer:
         left, turn = read.size, 0
         scrap = memoryview(bytearray(_SCRAP_BYTES))
         while left:
-            target = [scrap[: min(left, len(scrap))]] if read.unwanted else _first(read.views)
-            try:
-                count = self._sock.recvmsg_into(target)[0]
-            except (BlockingIOError, InterruptedError):
-                await _ready(self._sock, write=False)
-                continue
+            wanted = not read.unwanted
+            count = receive_now(self._sock, first_of(read.views) if wanted else [scrap[: min(left, len(scrap))]])
             if not count:
-                raise ConnectionResetError("it was closed by the other side")
+                await ready(self._sock, write=False)
+                continue
             left -= count
-            turn += count
-            if not read.unwanted:
-                _advance(read.views, count)
-            if turn >= _BYTES_PER_TURN:
-                turn = 0
-                await asyncio.sleep(0)
+            if wanted:
+                advance(read.views, count)
+            turn = await take_turns(turn + count)
 
 
 def _runs(pool: PoolMemory, layer_start: int, layer_end: int, page_ids: PageIds) -> Iterator[memoryview]:
@@ -262,65 +255,3 @@ def _runs(pool: PoolMemory, layer_start: int, layer_end: int, page_ids: PageIds)
         for page, count in spans:
             at = pool.offset(layer, page)
             yield pool.buffer[at : at + count * page_bytes]
-
-
-async def _send(sock: socket.socket, views: deque[memoryview]) -> None:
-    """Send all views in order, consuming them; others on the loop have their turn in between."""
-    turn = 0
-    while views:
-        try:
-            count = sock.sendmsg(_first(views), (), socket.MSG_NOSIGNAL)
-        except (BlockingIOError, InterruptedError):
-            await _ready(sock, write=True)
-            continue
-        _advance(views, count)
-        turn += count
-        if turn >= _BYTES_PER_TURN:
-            turn = 0
-            await asyncio.sleep(0)
-
-
-async def _receive_exactly(sock: socket.socket, count: int) -> bytes:
-    data = bytearray(count)
-    views = deque([memoryview(data)] if count else [])
-    while views:
-        try:
-            received = sock.recvmsg_into(_first(views))[0]
-        except (BlockingIOError, InterruptedError):
-            await _ready(sock, write=False)
-            continue
-        if not received:
-            raise ConnectionResetError("it was closed by the other side")
-        _advance(views, received)
-    return bytes(data)
-
-
-def _first(views: deque[memoryview]) -> list[memoryview]:
-    return [views[n] for n in range(min(len(views), _VIEWS_PER_CALL))]
-
-
-def _advance(views: deque[memoryview], count: int) -> None:
-    while count:
-        head = views[0]
-        if count < len(head):
-            views[0] = head[count:]
-            return
-        count -= len(head)
-        views.popleft()
-
-
-async def _ready(sock: socket.socket, *, write: bool) -> None:
-    """Wait until the socket can take or give bytes."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    add, remove = (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
-    add(sock, _settle, ready)
-    try:
-        await ready
-    finally:
-        remove(sock)
-
-
-def _settle(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
