@@ -23,6 +23,7 @@ def save_model(model: Llama, folder: Path, *, end_id: int, pad_id: int) -> None:
     _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": end_id, "pad_token_id": pad_id})
     weights = {name: tensor.detach().cpu().bfloat16().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, str(folder / _WEIGHTS), metadata={"format": "pt"})
+    (folder / _WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner reads
 
 
 def load_model(folder: Path) -> Llama:
