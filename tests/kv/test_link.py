@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +17,7 @@ from baton.core.layout import KvLayout
 from baton.kv import frames, link
 from baton.kv.link import AgentLink
 from baton.kv.local import Abort, AgentMessage, Hello, Offer, Released, Welcome
-from baton.kv.local_server import WorkerConnection, serve_workers
+from baton.kv.local_server import WorkerConnection, listen, serve_workers
 from baton.kv.memory import PoolMemory
 
 LAYOUT = KvLayout("tiny", "float32", layers=2, page_size=4, kv_heads=1, head_dim=8)
@@ -25,7 +26,7 @@ HELLO = Hello("w0", 7, "prefill", LAYOUT, 8)
 
 @asynccontextmanager
 async def serving(path: str, handle: Callable[[WorkerConnection], Awaitable[None]]) -> AsyncIterator[asyncio.Task]:
-    task = asyncio.create_task(serve_workers(path, handle))
+    task = asyncio.create_task(serve_workers(listen(path), handle))
     try:
         yield task
     finally:
@@ -143,10 +144,15 @@ async def test_two_agents_cannot_share_a_path_but_a_dead_ones_is_taken_over(tmp_
     async with serving(path, handle):
         await asyncio.sleep(0)
         with pytest.raises(ConfigError, match="another process listens"):
-            await serve_workers(path, handle)
-    (tmp_path / "agent.sock").touch()
-    with pytest.raises(ConfigError):
-        await serve_workers("/nonexistent/dir/agent.sock", handle)
+            listen(path)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    async with serving(path, handle), Worker(path):
+        pass
+    with pytest.raises(ConfigError, match="No such file"):
+        listen("/nonexistent/dir/agent.sock")
+    with pytest.raises(ConfigError, match="107 bytes"):
+        Worker("/tmp/" + 103 * "x")
 
 
 def test_frames_survive_any_cut_and_refuse_rubbish():

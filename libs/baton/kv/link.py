@@ -17,13 +17,14 @@ from collections.abc import Callable
 
 import structlog
 
-from baton.core.errors import BatonError
+from baton.core.errors import BatonError, ConfigError
 from baton.kv import frames
 from baton.kv.local import AgentMessage, Hello, Welcome, WorkerMessage
 
 log = structlog.get_logger(__name__)
 
 MAX_BUFFERED_BYTES = 32 << 20
+MAX_PATH_BYTES = 107  # the kernel's limit
 FIRST_BACKOFF_S = 0.02
 MAX_BACKOFF_S = 1.0
 _RECEIVE_BYTES = 256 << 10
@@ -46,6 +47,8 @@ class AgentLink:
         on_connection: Callable[[Welcome | None], None],
     ) -> None:
         self._path = os.fspath(path)
+        if len(os.fsencode(self._path)) > MAX_PATH_BYTES:
+            raise ConfigError(f"the Unix socket's path is longer than {MAX_PATH_BYTES} bytes: {self._path}")
         self._hello = hello
         self._pool_fd = pool_fd
         self._on_message = on_message
@@ -57,6 +60,8 @@ class AgentLink:
         backoff_s = FIRST_BACKOFF_S
         while True:
             welcomed = await self._connect_once()
+            if not welcomed and backoff_s < MAX_BACKOFF_S <= 2 * backoff_s:
+                log.warning("agent not reached so far; trying on", path=self._path)
             backoff_s = FIRST_BACKOFF_S if welcomed else min(2 * backoff_s, MAX_BACKOFF_S)
             await asyncio.sleep(backoff_s)
 

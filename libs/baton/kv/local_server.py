@@ -79,16 +79,13 @@ class WorkerConnection:
             self._sock.close()
 
 
-async def serve_workers(
-    path: str | os.PathLike[str], handle: Callable[[WorkerConnection], Awaitable[None]]
-) -> None:
-    """Listen at `path` (removed first when nobody listens there, and at the end) until cancelled.
+async def serve_workers(listener: socket.socket, handle: Callable[[WorkerConnection], Awaitable[None]]) -> None:
+    """Serve until cancelled, then close `listener` and remove its path.
 
     `handle` runs in a task per connection, which is cancelled with the server; the connection is closed when it
-    returns. Raises ConfigError when another process listens at `path`, or it cannot be made.
+    returns.
     """
-    name = os.fspath(path)
-    listener = _listen(name)
+    name = listener.getsockname()
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
     try:
@@ -106,7 +103,11 @@ async def serve_workers(
             os.unlink(name)
 
 
-def _listen(path: str) -> socket.socket:
+def listen(path: str) -> socket.socket:
+    """Listen at a Unix socket; a path that a dead process left behind is taken over.
+
+    Raises ConfigError when another process listens there, or when it cannot be made.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         if os.path.exists(path):

@@ -9,7 +9,7 @@ import structlog
 
 from baton.core.attempt import new_epoch
 from baton.core.errors import ConfigError
-from baton.kv.local_server import serve_workers
+from baton.kv import local_server
 from baton.kv_agent import transports
 from baton.kv_agent.agent import KvAgent
 from baton.kv_agent.servicer import SERVICE, KvAgentServicer
@@ -44,8 +44,9 @@ async def run(settings: KvAgentSettings) -> None:
         server.add(SERVICE, lambda grpc_server: kv_pb2_grpc.add_KvAgentServicer_to_server(servicer, grpc_server))
         await server.start()
         stack.push_async_callback(server.stop, STOP_GRACE_S)
+        listener = local_server.listen(settings.socket)
         log.info("agent ready", address=address, epoch=epoch, socket=settings.socket, transport=transport.name)
-        await serve_workers(settings.socket, agent.serve_worker)
+        await local_server.serve_workers(listener, agent.serve_worker)
 
 
 def _reachable(host: str, port: int) -> str:
