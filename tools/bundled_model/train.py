@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -65,6 +65,10 @@ def main() -> None:
     console = Console(soft_wrap=True)
     encoder = prepare_tokenizer(options.run)
     recipe = RECIPES[options.recipe]
+    if options.steps is not None:
+        if options.steps < 1:
+            parser.error(f"--steps is {options.steps}; it must be at least 1")
+        recipe = replace(recipe, steps=options.steps)
     trainer = Trainer(recipe, options.seed, device, bf16=not options.fp32, compiled=options.compile)
     try:
         resumed = trainer.load(options.run)
@@ -87,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         "--run", type=Path, required=True, help="folder for checkpoints and the journal; resumed if there"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
+    parser.add_argument(
+        "--steps", type=int, help="steps instead of the recipe's; curriculum and schedule stretch with it"
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead (default: 0)")
