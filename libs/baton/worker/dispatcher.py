@@ -69,7 +69,7 @@ class Dispatcher:
         engine = make_engine(self._desk.listener)
         self._engine_loop = EngineLoop(engine, self._on_step, on_crash)
         self._step = 0
-        self._frame_sent = False
+        self._told: set[RouterSession] = set()  # got a frame, and the load with it, since the last beat
         self._load = frames.load_message(engine.load(), 0.0)
         self._handoff_bytes_per_s = 0.0
         self._asyncio_loop = asyncio.get_running_loop()
@@ -89,13 +89,12 @@ class Dispatcher:
         await self._engine_loop.stop()
 
     async def beat(self, period_s: float = 1.0) -> None:
-        """While idle, tell routers the load once a period. Runs until cancelled."""
+        """Tell routers that got no frame for a period the load. Runs until cancelled."""
         while True:
             await asyncio.sleep(period_s)
-            if not self._frame_sent:
-                for session in self._sessions:
-                    session.put(pb.WorkerEvent(step=pb.StepFrame(step=self._step, load=self._load)))
-            self._frame_sent = False
+            for session in self._sessions - self._told:
+                session.put(pb.WorkerEvent(step=pb.StepFrame(step=self._step, load=self._load)))
+            self._told.clear()
 
     # --- routers --------------------------------------------------------------------------------------------
 
@@ -223,7 +222,7 @@ class Dispatcher:
         for session, lives in groups.items():
             frame = frames.step_frame(self._step, [(live.ref, rows[live.attempt]) for live in lives], self._load)
             session.put(pb.WorkerEvent(step=frame))
-            self._frame_sent = True
+            self._told.add(session)
 
     def on_agent_message(self, message: AgentMessage) -> None:
         self._desk.on_agent_message(message)

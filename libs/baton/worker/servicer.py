@@ -42,9 +42,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             while (event := await session.next_event()) is not None:
                 yield event
         finally:
-            await cancel_and_wait(reader)
-            self._dispatcher.close_session(session)
+            self._dispatcher.close_session(session)  # first: what follows may be cancelled
             log.info("router disconnected", router=session.router_id)
+            await cancel_and_wait(reader)
 
     async def _read(self, requests: AsyncIterator[pb.WorkerRequest], session: RouterSession) -> None:
         try:
