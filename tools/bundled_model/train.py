@@ -91,9 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "--run", type=Path, required=True, help="folder for checkpoints and the journal; resumed if there"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
-    parser.add_argument(
-        "--steps", type=int, help="instead of the recipe's; the schedule stretches with it"
-    )
+    parser.add_argument("--steps", type=int, help="instead of the recipe's; the schedule stretches with it")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead (default: 0)")
