@@ -13,7 +13,7 @@ from baton.kv.memory import PoolMemory
 from baton.kv.transport import Transport
 
 LAYOUT = KvLayout("m", "bfloat16", layers=4, page_size=16, kv_heads=4, head_dim=128)  # 32 KiB pages
-PAGES = 384  # 48 MiB
+PAGES = 320  # 40 MiB
 
 
 def make(kind: str, name: str) -> Transport:
