@@ -72,7 +72,8 @@ class Hosts:
 
     def start(self, host: int, name: str, *command: str) -> None:
         log = (self.folder / f"{name}.log").open("wb")
-        environment = {**os.environ, "UCX_TLS": "tcp,self", "OMP_NUM_THREADS": "1"}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("UCX_")}
+        environment = {**own, "UCX_TLS": "tcp,self", "OMP_NUM_THREADS": "1"}
         self.processes.append(
             subprocess.Popen(self.inside(host, *command), stdout=log, stderr=subprocess.STDOUT, env=environment)
         )

@@ -80,7 +80,8 @@ def up(folder: Path, *arguments: str) -> Iterator[Up]:
     """Start it with `arguments` on a free port and wait until it is ready."""
     runtime, log = folder / "run", folder / "up.log"
     command = [sys.executable, "-m", "baton.cli.main", "up", "--port=0", f"--runtime-dir={runtime}", *arguments]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("UCX_")}  # other tests' choices
+    environment = {**own, "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     running = Up(process, runtime, log)
