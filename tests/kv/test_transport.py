@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 from transport_peer import LAYOUT, PAGES, fill, make, words
 
 from baton.kv.memory import PoolMemory
+from baton.kv.nixl_thread import Mailbox
 from baton.kv.transport import Transport, TransportError
 
 KEY = ("source", 1)
@@ -230,3 +233,20 @@ async def test_an_idle_transport_uses_no_cpu(steady, reader):
     before = time.process_time()
     await asyncio.sleep(0.5)
     assert time.process_time() - before < 0.01
+
+
+def test_the_mailbox_of_the_transports_thread_loses_nothing():
+    """Many puts against a consumer whose limit passes all the time."""
+    mailbox, got, count = Mailbox(), [], 20_000
+
+    def consume() -> None:
+        while len(got) < count:
+            if (command := mailbox.get(20e-6)) is not None:
+                command()
+
+    consumer = threading.Thread(target=consume, daemon=True)
+    consumer.start()
+    for number in range(count):
+        mailbox.put(partial(got.append, number))
+    consumer.join(20)
+    assert got == list(range(count))

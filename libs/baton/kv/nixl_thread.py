@@ -17,9 +17,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -82,6 +82,27 @@ class _Source:
         self.reads: list[Read] = []
 
 
+class Mailbox:
+    """Commands for one consumer, which waits with a time limit. (`queue.SimpleQueue` may wait for ever with one: when a
+    wake-up without an item comes after the limit, CPython 3.11 goes on with a negative limit, that is, without any.)"""
+
+    def __init__(self) -> None:
+        self._items: deque[Callable[[], None]] = deque()
+        self._bell = threading.Lock()  # free when something was put since the consumer last looked
+        self._bell.acquire()
+
+    def put(self, item: Callable[[], None]) -> None:
+        self._items.append(item)
+        with contextlib.suppress(RuntimeError):  # it rings already
+            self._bell.release()
+
+    def get(self, limit_s: float) -> Callable[[], None] | None:
+        """The next item, waiting at most `limit_s` (-1: without limit); None when there is none, or by a late bell."""
+        if not self._items:
+            self._bell.acquire(timeout=limit_s)
+        return self._items.popleft() if self._items else None
+
+
 class NixlThread:
     """Everything that touches NIXL. Methods run on the thread unless they say otherwise."""
 
@@ -97,7 +118,8 @@ class NixlThread:
         self._server: Any = None
         self._serving = 0
         self._sources: dict[PeerKey, _Source] = {}
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands = Mailbox()
+        self._stopped = False
         self._close_agent(self._make_agent())  # fails here, not at the first request
         self._thread = threading.Thread(target=self._run, name="kv-nixl", daemon=True)
         self._thread.start()
@@ -129,24 +151,21 @@ class NixlThread:
     async def stop(self) -> None:
         if self._thread.is_alive():
             await self.call(self.unregister)
-            self._commands.put(None)
+            self.post(setattr, self, "_stopped", True)
             await asyncio.to_thread(self._thread.join)
 
     # The thread
 
     def _run(self) -> None:
         delay_s = MIN_POLL_S
-        while True:
+        while not self._stopped:
             polling = self._serving > 0 or any(source.reads for source in self._sources.values())
-            try:
-                command = self._commands.get(timeout=delay_s if polling else None)
-            except queue.Empty:
+            command = self._commands.get(delay_s if polling else -1)
+            if command is not None:
+                command()
+                delay_s = MIN_POLL_S
+            else:
                 delay_s = MIN_POLL_S if self._poll() else min(2 * delay_s, MAX_POLL_S)
-                continue
-            if command is None:
-                return
-            command()
-            delay_s = MIN_POLL_S
 
     def _serve_others(self) -> None:
         """UCX moves what peers read from our pool only while this side works, too (not where RDMA or CMA does it)."""
