@@ -98,7 +98,7 @@ def test_long_meanings_are_cut_only_where_the_screen_ends() -> None:
 
 
 def test_flags_are_text_for_the_settings() -> None:
-    given = flags.parse("example", "x", Example, ["--wait-s=3", "--strict", "--pool", "1GiB", "--config", "f.toml"])
+    given = flags.parse("example", "x", Example, ["--wait-s=3", "--strict", "--pool-bytes", "1GiB", "--config", "f.toml"])
     assert given == flags.Given({"wait_s": "3", "strict": "true", "pool_bytes": "1GiB"}, "f.toml")
 
 
@@ -107,6 +107,7 @@ def test_flags_are_text_for_the_settings() -> None:
     [
         (["prefil"], r"unknown command 'prefil'; did you mean prefill\?"),
         (["up", "--prot", "1"], r"unknown flag --prot; did you mean --port\?"),
+        (["up", "--prefil", "3"], r"unknown flag --prefil; did you mean --prefill\?"),
         (["up", "8000"], "unknown argument 8000"),
         (["up", "--port"], r"--port: expected one argument"),
         (["up", "--port", "x"], r"flag --port: bad value 'x'"),

@@ -39,7 +39,7 @@ def parse(command: str, summary: str, cls: type[Settings], argv: list[str]) -> G
     if any(argument in ("-h", "--help") for argument in argv):
         print(help_text(command, summary, list(shown.values())))
         sys.exit(0)
-    parser = _Parser(prog=f"baton {command}", add_help=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(prog=f"baton {command}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config")
     for name, spec in shown.items():
         optional_value = {"nargs": "?", "const": "true"} if spec.type_name == "bool" else {}
