@@ -61,14 +61,25 @@ void locate(const Attention& a, int row, int64_t begin, int64_t end, const E** a
 }
 
 // ---- One new token: K and V are read once, straight from the pages ----
+//
+// Rows of K and V lie scattered, too much so for the processor's own prefetching: while one head of a block is worked
+// on, the corresponding rows of what comes next are asked for: the next head's, or the next block's first head's.
+
+// Rows that are wanted soon, an element offset into each; no rows at all when `rows` is null.
+template <class E>
+struct Ahead {
+    const E* const* rows;
+    int64_t offset;
+};
 
 // scores[query][i] = q[query] . k[i], for i in [0, n); n is a multiple of LANES.
 template <int Q, class E>
-void dots(const E* const* k, int64_t head, int n, const float* q, int64_t dim, float* scores) {
+void dots(const E* const* k, Ahead<E> ahead, int64_t head, int n, const float* q, int64_t dim, float* scores) {
     for (int first = 0; first < n; first += LANES) {
         vf partial[Q][LANES];
         for (int i = 0; i < LANES; i++) {
             const E* row = k[first + i] + head;
+            if (ahead.rows) prefetch(ahead.rows[first + i] + ahead.offset, dim);
             vf total[Q] = {};
             for (int64_t d = 0; d < dim; d += LANES) {
                 vf x = load(row + d);
@@ -82,13 +93,14 @@ void dots(const E* const* k, int64_t head, int n, const float* q, int64_t dim, f
 
 // out[query] = out[query] * keep[query] + sum of weights[query][i] * v[i], for WIDTH vectors of each head from `d` on.
 template <int Q, int WIDTH, class E>
-void weigh(const E* const* v, int64_t at, int n, const float* weights, const float* keep, int64_t dim, int64_t d,
-           float* out) {
+void weigh(const E* const* v, Ahead<E> ahead, int64_t at, int n, const float* weights, const float* keep,
+           int64_t dim, int64_t d, float* out) {
     vf total[Q][WIDTH];
     for (int j = 0; j < Q; j++)
         for (int w = 0; w < WIDTH; w++) total[j][w] = load(out + j * dim + d + w * LANES) * keep[j];
     for (int i = 0; i < n; i++) {
         vf x[WIDTH];
+        if (ahead.rows) prefetch(ahead.rows[i] + ahead.offset + d, WIDTH * LANES);
         for (int w = 0; w < WIDTH; w++) x[w] = load(v[i] + at + d + w * LANES);
         for (int j = 0; j < Q; j++)
             for (int w = 0; w < WIDTH; w++) total[j][w] += x[w] * weights[j * BLOCK + i];
@@ -120,24 +132,38 @@ static inline float soften(float* scores, int n, int padded, float scale, float&
 }
 
 template <int Q, class E>
-void attend_group(const E* const* k, int64_t head, int64_t v_offset, int n, const float* q, int64_t dim, float scale,
+void attend_group(const E* const* k, Ahead<E> ahead, int64_t head, int64_t v_offset, int n, const float* q, int64_t dim, float scale,
                   float* maximum, float* total, float* out) {
     alignas(64) float scores[Q * BLOCK];
     float keep[Q];
     const int padded = (n + LANES - 1) / LANES * LANES;
-    dots<Q>(k, head, padded, q, dim, scores);
+    dots<Q>(k, ahead, head, padded, q, dim, scores);
     for (int j = 0; j < Q; j++) keep[j] = soften(scores + j * BLOCK, n, padded, scale, maximum[j], total[j]);
+    ahead.offset += v_offset;
     int64_t d = 0;
-    for (; d + 4 * LANES <= dim; d += 4 * LANES) weigh<Q, 4>(k, head + v_offset, n, scores, keep, dim, d, out);
-    for (; d < dim; d += LANES) weigh<Q, 1>(k, head + v_offset, n, scores, keep, dim, d, out);
+    for (; d + 4 * LANES <= dim; d += 4 * LANES) weigh<Q, 4>(k, ahead, head + v_offset, n, scores, keep, dim, d, out);
+    for (; d < dim; d += LANES) weigh<Q, 1>(k, ahead, head + v_offset, n, scores, keep, dim, d, out);
 }
 
+// Where the rows of the block of positions from `low` on stand; the last row again for those after `end`.
 template <class E>
-void attend_one(const Attention& a, const AttentionTask& task) {
+int locate_block(const Attention& a, int row, int64_t low, int64_t end, const E** at) {
+    const int64_t high = std::min(low / BLOCK * BLOCK + BLOCK, end);
+    locate(a, row, low, high, at);
+    std::fill(at + (high - low), at + BLOCK, at[high - low - 1]);
+    return (int)(high - low);
+}
+
+static inline int64_t first_seen(const Attention& a, int64_t end) {
+    return a.window ? std::max<int64_t>(0, end - a.window) : 0;
+}
+
+// `follower`: the task that this thread will probably do next, if it is of the same kind.
+template <class E>
+void attend_one(const Attention& a, const AttentionTask& task, const AttentionTask* follower) {
     const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, v_offset = a.page_size * a.kv_heads * dim;
     const int64_t token = a.q_starts[task.row], first_head = task.head_begin * group;
     const int64_t heads = (task.head_end - task.head_begin) * group, end = a.seq_lens[task.row];
-    const int64_t begin = a.window ? std::max<int64_t>(0, end - a.window) : 0;
     const float scale = 1.0f / std::sqrt((float)dim);
     float* q = workspace<float>(heads * dim, 0);
     float* sums = workspace<float>(heads * dim, 1);
@@ -147,21 +173,29 @@ void attend_one(const Attention& a, const AttentionTask& task) {
     for (int64_t i = 0; i < heads * dim; i += LANES) store(q + i, load(source + i)), store(sums + i, vf{});
     std::fill_n(maximum, heads, NONE);
     std::fill_n(total, heads, 0.0f);
-    const E* k[BLOCK];
-    for (int64_t block = begin / BLOCK * BLOCK; block < end; block += BLOCK) {
-        const int64_t low = std::max(block, begin), high = std::min(block + BLOCK, end);
-        const int n = (int)(high - low);
-        locate(a, task.row, low, high, k);
-        std::fill(k + n, k + BLOCK, k[n - 1]);
-        for (int64_t head = task.head_begin; head < task.head_end; head++)
+    const E* at_now[BLOCK];
+    const E* at_next[BLOCK];
+    const E **k = at_now, **next = at_next;
+    int64_t low = first_seen(a, end);
+    int following, n = locate_block(a, task.row, low, end, k);
+    for (; low < end; low += n, n = following, std::swap(k, next)) {
+        const int64_t follower_end = follower ? a.seq_lens[follower->row] : 0;
+        following = 0;
+        if (low + n < end) following = locate_block(a, task.row, low + n, end, next);
+        else if (follower) locate_block(a, follower->row, first_seen(a, follower_end), follower_end, next);
+        const Ahead<E> block_ahead{low + n < end || follower ? next : nullptr, task.head_begin * dim};
+        for (int64_t head = task.head_begin; head < task.head_end; head++) {
+            const Ahead<E> ahead = head + 1 < task.head_end ? Ahead<E>{k, (head + 1) * dim} : block_ahead;
             for (int64_t g = 0; g < group; g += 4) {
                 const int64_t at = (head - task.head_begin) * group + g;
                 const auto attend = group - g >= 4 ? attend_group<4, E>
                                     : group - g == 3 ? attend_group<3, E>
                                     : group - g == 2 ? attend_group<2, E>
                                                      : attend_group<1, E>;
-                attend(k, head * dim, v_offset, n, q + at * dim, dim, scale, maximum + at, total + at, sums + at * dim);
+                attend(k, g ? Ahead<E>{} : ahead, head * dim, v_offset, n, q + at * dim, dim, scale, maximum + at,
+                       total + at, sums + at * dim);
             }
+        }
     }
     E* out = static_cast<E*>(a.out) + (token * a.heads + first_head) * dim;
     for (int64_t h = 0; h < heads; h++)
@@ -411,8 +445,10 @@ void attend(const Attention& a) {
     const std::vector<AttentionTask>& cut_tasks = tasks;
     Pool::run((int64_t)cut_tasks.size(), (int)a.threads, [&a, &cut_tasks](int64_t i) {
         const AttentionTask& task = cut_tasks[i];
-        if (a.q_starts[task.row + 1] - a.q_starts[task.row] == 1 && !a.one_way) attend_one<E>(a, task);
-        else attend_many<E>(a, task);
+        const auto one = [&a](const AttentionTask& t) { return a.q_starts[t.row + 1] - a.q_starts[t.row] == 1; };
+        const AttentionTask* follower = i + 1 < (int64_t)cut_tasks.size() ? &cut_tasks[i + 1] : nullptr;
+        if (a.one_way || !one(task)) attend_many<E>(a, task);
+        else attend_one<E>(a, task, follower && one(*follower) ? follower : nullptr);
     });
 }
 

@@ -60,6 +60,13 @@ static inline vf rounded_to(const bf16*, vf v) {
     return load(h);
 }
 
+// Asks for `count` elements from `p` on to be brought near; any address is allowed.
+template <class E>
+static inline void prefetch(const E* p, int64_t count) {
+    const char* end = reinterpret_cast<const char*>(p + count);
+    for (const char* line = reinterpret_cast<const char*>(p); line < end; line += 64) __builtin_prefetch(line, 0, 2);
+}
+
 static inline vf larger(vf a, vf b) { return a > b ? a : b; }
 
 template <int STEP, int... I>
