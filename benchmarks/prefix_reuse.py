@@ -118,14 +118,18 @@ def _cached_share(outcomes: list[Outcome]) -> float:
 
 def table(found: dict[str, Any], given: argparse.Namespace) -> str:
     hit, miss = found["ttft_hit_ms"], found["ttft_miss_ms"]
+    rows = [
+        ("prompt tokens not computed", "compute_saved", "compute_saved_without_reuse", ".1%", ""),
+        ("time of the whole run", "seconds", "seconds_without_reuse", ".2f", " s"),
+        ("median TTFT, all", "ttft_all_ms", "ttft_without_reuse_ms", ".1f", " ms"),
+    ]
     lines = [
         f"{found['requests']} requests of {given.prefix} + {given.input} tokens in, {given.output} out; "
         f"{given.share:.0%} share the first {given.prefix}",
-        f"prompt tokens not computed     {found['compute_saved']:.1%} (without reuse: "
-        f"{found['compute_saved_without_reuse']:.1%})",
-        f"time of the whole run          {found['seconds']:.2f} s (without reuse: {found['seconds_without_reuse']:.2f} s)",
-        f"median TTFT, all               {found['ttft_all_ms']:.1f} ms (without reuse: "
-        f"{found['ttft_without_reuse_ms']:.1f} ms)",
+        *(
+            f"{title:<30} {found[key]:{form}}{unit} (without reuse: {found[other]:{form}}{unit})"
+            for title, key, other, form, unit in rows
+        ),
     ]
     if hit and miss:
         lines.append(

@@ -102,24 +102,29 @@ def _applies(marker: str, python_version: tuple[int, int]) -> bool:
     return 'platform_system == "Darwin"' not in marker
 
 
-def is_installed(peer: Peer, folder: Path) -> bool:
+def problem(peer: Peer, folder: Path) -> str:
+    """Why the peer cannot run; empty when it can."""
     python = peer.python(folder)
-    return python.exists() and _quietly([str(python), "-c", f"import {peer.probe}"])
+    if not python.exists():
+        return f"{python} does not exist"
+    done = subprocess.run([str(python), "-c", f"import {peer.probe}"], capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1] if done.returncode and done.stderr.strip() else ""
 
 
 def set_up(peer: Peer, folder: Path, say: Callable[[str], None] = print) -> None:
     """Make the peer's environment unless it works already. Raises SetUpError with the installer's last words."""
-    if is_installed(peer, folder):
+    why = problem(peer, folder)
+    if not why:
         return
     if peer.install is None:
-        raise SetUpError(f"{peer.title} is not importable from {sys.executable}: run this by Baton's own Python")
+        raise SetUpError(f"{sys.executable} cannot import {peer.probe}: {why}")
     say(f"installing {peer.title} into {folder / peer.name} (once)")
     python = peer.python(folder)
     if not python.exists():
         _run([sys.executable, "-m", "venv", str(folder / peer.name)])
     peer.install(python)
-    if not is_installed(peer, folder):
-        raise SetUpError(f"{peer.title} was installed into {folder / peer.name}, but `import {peer.probe}` fails there")
+    if why := problem(peer, folder):
+        raise SetUpError(f"{peer.title} was installed into {folder / peer.name}, but cannot be imported there: {why}")
 
 
 def _version(python: Path) -> tuple[int, int]:
@@ -139,10 +144,6 @@ def _run(command: Sequence[str]) -> None:
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
         raise SetUpError(f"{' '.join(command[:6])} ... failed:\n{tail}")
-
-
-def _quietly(command: Sequence[str]) -> bool:
-    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def main() -> int:
