@@ -3,8 +3,8 @@
     python benchmarks/engine/kernels.py [--threads 1] [--quick] [--json FILE]
 
 Contenders take turns within each repetition, and the best repetition counts, so that a busy machine disturbs all of
-them alike: the ratios are what to look at. Pages lie scattered in the pool, as they do after a while of serving. Bytes are K and V (or
-weights) read once; the bound is the rate at which a large array can be summed, and that of a large matrix product.
+them alike: the ratios are what to look at. Pages lie scattered in the pool, as they do after a while of serving.
+Bytes are K and V (or weights) read once; bounds are the rates of summing a large array and of a large product.
 """
 
 from __future__ import annotations
@@ -120,6 +120,15 @@ class Case:
         return layer
 
 
+def row(
+    machine: Mapping[str, float], what: str, size: str, by: str, seconds: float, gb_per_s: float, gflop_per_s: float
+) -> Row:
+    return {
+        "what": what, "size": size, "by": by, "us": seconds * 1e6, "GB/s": gb_per_s, "GFLOP/s": gflop_per_s,
+        "of read": gb_per_s / machine["read_gb_per_s"], "of gemm": gflop_per_s / machine["gemm_gflop_per_s"],
+    }  # fmt: skip
+
+
 def attention_rows(native: Kernels | None, dtype: str, machine: Mapping[str, float], repetitions: int) -> list[Row]:
     rows = []
     for shape in SHAPES:
@@ -134,11 +143,8 @@ def attention_rows(native: Kernels | None, dtype: str, machine: Mapping[str, flo
                 contenders["one way"] = case.ready(CpuAttention(native, case.layout, [None], one_way=True))
             for name, seconds in best_seconds(contenders, repetitions).items():
                 gb_per_s, gflop_per_s = case.read_bytes / seconds / 1e9, case.flop / seconds / 1e9
-                rows.append({
-                    "what": f"{kind} {shape[0]}", "size": f"{count} x {cached + new}" if new == 1 else f"{new} + {cached}",
-                    "by": name, "us": seconds * 1e6, "GB/s": gb_per_s, "GFLOP/s": gflop_per_s,
-                    "of read": gb_per_s / machine["read_gb_per_s"], "of gemm": gflop_per_s / machine["gemm_gflop_per_s"],
-                })  # fmt: skip
+                size = f"{count} x {cached + new}" if new == 1 else f"{new} + {cached}"
+                rows.append(row(machine, f"{kind} {shape[0]}", size, name, seconds, gb_per_s, gflop_per_s))
     return rows
 
 
@@ -155,11 +161,8 @@ def linear_rows(dtype: str, machine: Mapping[str, float], repetitions: int) -> l
             contenders |= {kind: lambda x=x, layer=layer: layer(x) for kind, layer in layers.items()}
             for kind, seconds in best_seconds(contenders, repetitions).items():
                 gb_per_s, gflop_per_s = weight.nbytes / seconds / 1e9, 2 * weight.numel() * batch / seconds / 1e9
-                rows.append({
-                    "what": f"linear {name}", "size": f"{batch} x {fan_in} x {out}", "by": kind, "us": seconds * 1e6,
-                    "GB/s": gb_per_s, "GFLOP/s": gflop_per_s, "of read": gb_per_s / machine["read_gb_per_s"],
-                    "of gemm": gflop_per_s / machine["gemm_gflop_per_s"],
-                })  # fmt: skip
+                size = f"{batch} x {fan_in} x {out}"
+                rows.append(row(machine, f"linear {name}", size, kind, seconds, gb_per_s, gflop_per_s))
     return rows
 
 
@@ -167,12 +170,12 @@ def show(rows: list[Row]) -> None:
     """A table; `x` is how many times faster than plain torch at the same work."""
     print(f"{'what':<20}{'size':<18}{'by':<9}{'us':>10}{'GB/s':>8}{'GFLOP/s':>9}{'of read':>9}{'of gemm':>9}{'x':>7}")
     torch_us = 0.0
-    for row in rows:
-        torch_us = row["us"] if row["by"] == "torch" else torch_us
-        row["x"] = torch_us / row["us"]
+    for line in rows:
+        torch_us = line["us"] if line["by"] == "torch" else torch_us
+        line["x"] = torch_us / line["us"]
         print(
-            f"{row['what']:<20}{row['size']:<18}{row['by']:<9}{row['us']:>10.0f}{row['GB/s']:>8.1f}{row['GFLOP/s']:>9.0f}"
-            f"{row['of read']:>9.0%}{row['of gemm']:>9.0%}{row['x']:>7.1f}"
+            f"{line['what']:<20}{line['size']:<18}{line['by']:<9}{line['us']:>10.0f}{line['GB/s']:>8.1f}{line['GFLOP/s']:>9.0f}"
+            f"{line['of read']:>9.0%}{line['of gemm']:>9.0%}{line['x']:>7.1f}"
         )
 
 

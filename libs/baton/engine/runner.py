@@ -78,7 +78,7 @@ class TorchModelRunner:
         `dtype` is float32, bfloat16, float16, or auto: what the checkpoint is stored in, but float32 for a float16
         checkpoint on a CPU, where float16 products are slow and imprecise. Pages hold the same dtype.
         `progress(done_bytes, total_bytes)` is called while weights are read.
-        `quantization` is none, int8 (a scale per output) or int4 (a scale and zero point per 64 weights of a row): the
+        `quantization` is none, int8 (a scale per output) or int4 (a scale and zero point per 32 weights of a row): the
         linear layers' weights in fewer bits, for less memory and faster decoding, and less exact.
         `backend` is auto (Baton's kernels and packed weights on a CPU), or torch: plain torch operations.
         Raises CheckpointError (naming the file or tensor) or ConfigError (naming the setting).

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from baton.core.errors import ConfigError
 from baton.engine.model.weights import Linear, MakeProjection, Projection
 
-# Weights of so many positions share one scale and zero point in int4, the largest that divides the row.
-INT4_GROUPS = (64, 32)
+# So many weights side by side in a row share one scale and zero point in int4.
+INT4_GROUP = 32
 # Rows in a step from which a quantized weight is first spread out to bfloat16: its own kernels are for few rows.
 _SPREAD_ROWS = 24
 _INT4_OUT_MULTIPLE = 16
@@ -37,9 +37,9 @@ class Int8Linear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         wide = weight.float()
-        scale = wide.abs().amax(1).clamp_min(1e-12) / 127.0
-        self._quantized = (wide / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-        self._scale = scale.bfloat16()
+        # Rounded to what the kernel takes before quantizing, so that the nearest step is found for that.
+        self._scale = (wide.abs().amax(1).clamp_min(1e-12) / 127.0).bfloat16()
+        self._quantized = (wide / self._scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,22 +55,20 @@ class Int8Linear:
 class Int4Linear:
     """W as 4 bits with a scale and a zero point per group of a row: W = scale * (q - 8) + zero, q in 0..15."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, group: int) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         out, fan_in = weight.shape
-        groups = weight.float().view(out, fan_in // group, group)
+        groups = weight.float().view(out, fan_in // INT4_GROUP, INT4_GROUP)
         low, high = groups.amin(2), groups.amax(2)
-        # Rounded to what the kernel keeps before quantizing, so that the nearest step is found for those values.
         scale = ((high - low) / 15.0).clamp_min(1e-8).bfloat16()
         zero = (low.float() + 8.0 * scale.float()).bfloat16()
         steps = (groups - zero.float()[:, :, None]) / scale.float()[:, :, None] + 8.0
         quantized = steps.round_().clamp_(0, 15).to(torch.int32).view(out, fan_in)
         self._packed = torch._convert_weight_to_int4pack_for_cpu(quantized, 1)
         self._scale_zero = torch.stack((scale, zero), 2).transpose(0, 1).contiguous()  # [groups, out, 2]
-        self._group = group
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch._weight_int4pack_mm_for_cpu(x.bfloat16(), self._packed, self._group, self._scale_zero).to(x.dtype)
+        y = torch._weight_int4pack_mm_for_cpu(x.bfloat16(), self._packed, INT4_GROUP, self._scale_zero).to(x.dtype)
         return y if self._bias is None else y + self._bias
 
 
@@ -88,13 +86,12 @@ def int8(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Projection:
 def int4(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Projection:
     """Raises ConfigError for a weight whose shape the 4-bit kernel does not know."""
     out, fan_in = weight.shape
-    group = next((group for group in INT4_GROUPS if fan_in % group == 0), None)
-    if group is None or out % _INT4_OUT_MULTIPLE:
+    if fan_in % INT4_GROUP or out % _INT4_OUT_MULTIPLE:
         raise ConfigError(
-            f"quantization = int4 needs weights of a multiple of {INT4_GROUPS[-1]} columns and of "
+            f"quantization = int4 needs weights of a multiple of {INT4_GROUP} columns and of "
             f"{_INT4_OUT_MULTIPLE} rows; one has {fan_in} columns and {out} rows: choose int8 or none"
         )
-    return Int4Linear(weight, bias, group)
+    return Int4Linear(weight, bias)
 
 
 QUANTIZATIONS: dict[str, MakeProjection] = {"none": packed, "int8": int8, "int4": int4}

@@ -214,6 +214,8 @@ template <class E>
 constexpr int PAIR = 1;
 #endif
 
+constexpr int K_STRIDE = BLOCK + 16;  // not a power of two: a column of packed K would share few cache sets
+constexpr int PACK_AHEAD = 8;         // rows between asking for K and V and packing them
 constexpr int TILE_ROWS = 6;
 constexpr int TILE_WIDTH = LANES == 16 ? 4 : 2;  // vectors; six rows of them leave registers for the factors
 
@@ -267,7 +269,7 @@ struct Gathered {
     float* total;
 };
 
-// One block of positions from `block` on, packed: K transposed [head_dim / PAIR, BLOCK], V [BLOCK / PAIR, head_dim].
+// One block of positions from `block` on, packed: K transposed [head_dim / PAIR, K_STRIDE], V [BLOCK / PAIR, head_dim].
 struct PackedBlock {
     const int32_t* k;
     const int32_t* v;
@@ -318,7 +320,7 @@ void attend_tile(const PackedBlock& packed, const int32_t* q, int64_t first, int
     const int columns = (seen + LANES - 1) / LANES * LANES;
     alignas(64) float scores[M * BLOCK];
     alignas(64) int32_t weights[M * BLOCK / PAIR<E>];
-    product<PAIR<E>, M, false>(q + first * depth, depth, packed.k, BLOCK, scores, BLOCK, depth, columns);
+    product<PAIR<E>, M, false>(q + first * depth, depth, packed.k, K_STRIDE, scores, BLOCK, depth, columns);
     for (int m = 0; m < M; m++) {
         const int64_t pair = first + m;
         const float keep = soften_units<E>(scores + m * BLOCK, columns, packed, q_position + pair / group,
@@ -342,11 +344,15 @@ void pack(const E* const* k, int64_t head, int64_t v_offset, int low, int high, 
         const bool present = i >= low && i < high;
         const E* key = present ? k[i] + head : nullptr;
         const E* value = present ? k[i] + head + v_offset : nullptr;
+        if (i >= low && i + PACK_AHEAD < high) {
+            prefetch(k[i + PACK_AHEAD] + head, dim);
+            prefetch(k[i + PACK_AHEAD] + head + v_offset, dim);
+        }
         if constexpr (PAIR<E> == 2) {
             for (int64_t d = 0; d < dim / 2; d++) {
                 int32_t bits = 0;
                 if (present) memcpy(&bits, key + 2 * d, sizeof bits);
-                k_units[d * BLOCK + i] = bits;
+                k_units[d * K_STRIDE + i] = bits;
             }
             int32_t* into = v_units + i / 2 * dim;
             for (int64_t d = 0; d < dim; d++) {
@@ -357,7 +363,7 @@ void pack(const E* const* k, int64_t head, int64_t v_offset, int low, int high, 
             for (int64_t d = 0; d < dim; d += LANES) {
                 float wide[LANES];
                 store(wide, present ? load(key + d) : vf{});
-                for (int w = 0; w < LANES; w++) k_units[(d + w) * BLOCK + i] = unit(wide[w]);
+                for (int w = 0; w < LANES; w++) k_units[(d + w) * K_STRIDE + i] = unit(wide[w]);
                 store(reinterpret_cast<float*>(v_units) + i * dim + d, present ? load(value + d) : vf{});
             }
         }
@@ -399,7 +405,7 @@ void attend_many(const Attention& a, const AttentionTask& task) {
     const int64_t begin = a.window ? std::max<int64_t>(0, q_position + 1 - a.window) : 0;
     int32_t* q = workspace<int32_t>(pairs * dim, 0);
     const Gathered gathered{workspace<float>(pairs * dim, 1), workspace<float>(pairs, 2), workspace<float>(pairs, 3)};
-    int32_t* k_units = workspace<int32_t>(dim * BLOCK, 4);
+    int32_t* k_units = workspace<int32_t>(dim * K_STRIDE, 4);
     int32_t* v_units = workspace<int32_t>(dim * BLOCK, 5);
     const E* k[BLOCK];
     for (int64_t head = task.head_begin; head < task.head_end; head++) {
