@@ -12,6 +12,7 @@ from models import Model
 from roofline import Machine, decode_s, mixed_s, prefill_s
 
 SHARED_FROM_TOKENS = 512
+WARM_TOKENS = 1024  # what computes more than this is warm from the rows before it
 COMMAND_TIMEOUT_S = 240.0
 
 
@@ -58,11 +59,17 @@ def is_shared(batch: int, context: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A row: `timed` on each link gives tokens per second, between `opened`."""
+    """A row: `timed` on each link gives tokens per second, between `opened`.
+
+    `warm`: the first timing is not counted. `seconds`: what one engine may spend on its timings before it gets fewer
+    than all repeats; the last one may end later.
+    """
 
     name: str
     command: dict[str, Any]
     open: dict[str, Any] | None = None
+    warm: bool = True
+    seconds: float = 25.0
 
     @contextmanager
     def opened(self, link: Link) -> Iterator[None]:
@@ -96,7 +103,10 @@ class Case:
 
 
 def cases(sizes: Sizes) -> list[Case]:
-    found = [Case(f"prefill {tokens}", {"do": "prefill", "tokens": tokens}) for tokens in sizes.prefill]
+    found = [
+        Case(f"prefill {tokens}", {"do": "prefill", "tokens": tokens}, warm=tokens <= WARM_TOKENS)
+        for tokens in sizes.prefill
+    ]
     for context in sizes.contexts:
         for batch in sizes.batches:
             shared = is_shared(batch, context)
@@ -106,5 +116,5 @@ def cases(sizes: Sizes) -> list[Case]:
             found.append(Case(name, step, {**opening, "tokens": sizes.decode_tokens}))
     requests, input_tokens, output_tokens = sizes.mixed
     mixed = {"do": "mixed", "requests": requests, "input": input_tokens, "output": output_tokens}
-    found.append(Case(f"mixed {requests} x ({input_tokens} in + {output_tokens} out)", mixed))
+    found.append(Case(f"mixed {requests} x ({input_tokens} in + {output_tokens} out)", mixed, warm=False, seconds=60.0))
     return found
