@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -209,6 +210,7 @@ def main() -> int:
     code = 0
     if not given.report:
         peers = [peer for peer in PEERS if peer.name in given.engines.split(",")]
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             Comparison(given, sizes, peers).run(wanted)
         except OutOfTime:

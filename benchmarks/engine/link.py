@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from baton.runtime.tied import tied_command
+
 START_TIMEOUT_S = 600.0
 _TAIL_LINES = 4
 
@@ -27,14 +29,15 @@ class RunnerFailed(Exception):
 
 class Link:
     """One runner. It runs only between `ask` and its answer: the rest of the time its whole group is stopped, so that
-    neither its threads nor its helpers disturb others. `close` ends it."""
+    neither its threads nor its helpers disturb others. `close` ends it, as does the end of this process: a stopped
+    process would never notice that by itself."""
 
     def __init__(self, python: Path, script: Path, options: dict[str, Any], environment: dict[str, str]) -> None:
         """Start it, and wait for its first token. Raises RunnerFailed. `start_s`: from nothing to the first token."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         started = time.monotonic()
         self._process = subprocess.Popen(
-            [str(python), str(script)],
+            tied_command([str(python), str(script)]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

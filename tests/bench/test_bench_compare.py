@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,14 @@ def link(parts: SimpleNamespace, tmp_path: Path) -> Iterator[Any]:
     made.close()
 
 
+def _state(pid: int) -> str:
+    """One letter, as in ps; empty when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
 def test_a_runner_is_asked_and_stopped_in_between(parts: SimpleNamespace, link: Any) -> None:
     assert link.about == "fake 1" and link.start_s > 0
     case = parts.cases.Case("prefill 10", {"do": "prefill", "tokens": 10})
@@ -64,8 +73,8 @@ def test_a_runner_is_asked_and_stopped_in_between(parts: SimpleNamespace, link: 
     decode = next(case for case in parts.cases.cases(parts.cases.SMOKE) if case.open and case.open["batch"] == 4)
     with decode.opened(link):
         assert decode.timed(link) == (8.0, 2.0)
-    state = Path(f"/proc/{link._process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    assert state == "T"
+    while _state(link._process.pid) != "T":
+        time.sleep(0.01)
     assert link.memory_bytes() > 1 << 20
 
 
@@ -79,6 +88,21 @@ def test_failures_of_a_runner(parts: SimpleNamespace, link: Any) -> None:
     link.close()
     with pytest.raises(parts.link.RunnerFailed, match="it was ended"):
         link.ask(10, do="prefill", tokens=1)
+
+
+def test_a_stopped_runner_does_not_outlive_the_comparison(tmp_path: Path) -> None:
+    script = tmp_path / "fake_runner.py"
+    script.write_text(FAKE_RUNNER.format(folder=str(FOLDER / "runners")))
+    options = {"model": "m", "cores": sorted(os.sched_getaffinity(0)), "seed": 0}
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(FOLDER)!r})\n"
+        "from pathlib import Path; from link import Link\n"
+        f"link = Link(Path(sys.executable), Path({str(script)!r}), {options}, {{}})\n"
+        "print(link._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    while _state(int(done.stdout)) not in "Z":
+        time.sleep(0.01)
 
 
 def test_results_survive_and_failed_rows_are_tried_again(parts: SimpleNamespace, tmp_path: Path) -> None:
