@@ -18,8 +18,8 @@ from baton.engine.batch import StepBatch
 from baton.engine.cpu import attention as cpu_attention
 from baton.engine.cpu import pointwise as cpu_pointwise
 from baton.engine.cpu.attention import CpuAttention
-from baton.engine.cpu.library import Kernels, kernels
-from baton.engine.cpu.linear import QUANTIZATIONS
+from baton.engine.cpu.library import ALIGNMENT, Kernels, kernels
+from baton.engine.cpu.linear import QUANTIZATIONS, steady
 from baton.engine.cpu.pointwise import CpuPointwise
 from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.model.decoder import Decoder
@@ -42,7 +42,11 @@ class TorchModelRunner:
         kernels: Kernels | None = None,
         deterministic: bool = False,
     ) -> None:
-        """`kernels`: what runs on a CPU; None for plain torch operations, as for what the kernels do not support."""
+        """`kernels`: what runs on a CPU; None for plain torch operations, as for what the kernels do not support.
+
+        `deterministic`: a token's logits are the same to the last bit however its request was cut into steps, and
+        whatever is in the batch. ConfigError where that cannot be had.
+        """
         limit = config.context_tokens
         if max_context_tokens is not None and not 1 <= max_context_tokens <= limit:
             raise ConfigError(f"max_context_tokens is {max_context_tokens}; the model allows 1 to {limit}")
@@ -58,6 +62,11 @@ class TorchModelRunner:
         pointwise: Pointwise = TorchPointwise(config)
         if kernels is not None and cpu_pointwise.supports(config, dtype):
             pointwise = CpuPointwise(kernels, config, dtype)
+        if deterministic and not (isinstance(self._attention, CpuAttention) and isinstance(pointwise, CpuPointwise)):
+            raise ConfigError(
+                "deterministic = true needs Baton's kernels: a CPU, a C++ compiler, float32 or bfloat16, and sizes of "
+                f"heads and layers that are multiples of {ALIGNMENT}"
+            )
         self._decoder = Decoder(config, weights, self._attention, pointwise)
         self._bound = False
 
@@ -72,6 +81,7 @@ class TorchModelRunner:
         max_context_tokens: int | None = None,
         quantization: str = "none",
         backend: str = "auto",
+        deterministic: bool = False,
     ) -> TorchModelRunner:
         """Load the checkpoint folder `path`.
 
@@ -81,6 +91,8 @@ class TorchModelRunner:
         `quantization` is none, int8 (a scale per output) or int4 (a scale and zero point per 32 weights of a row): the
         linear layers' weights in fewer bits, for less memory and faster decoding, and less exact.
         `backend` is auto (Baton's kernels and packed weights on a CPU), or torch: plain torch operations.
+        `deterministic`, as for the constructor, takes attention to a new token about twice the time, and a
+        step of a single token a tenth more.
         Raises CheckpointError (naming the file or tensor) or ConfigError (naming the setting).
         """
         if quantization not in QUANTIZATIONS:
@@ -90,6 +102,8 @@ class TorchModelRunner:
         on_cpu = torch.device(device).type == "cpu"
         if quantization != "none" and not on_cpu:
             raise ConfigError(f"quantization = {quantization} runs on a CPU only; the device is {device}")
+        if quantization != "none" and deterministic:
+            raise ConfigError(f"deterministic = true needs quantization = none; it is {quantization}")
         if dtype != "auto" and dtype not in DTYPE_BYTES:
             raise ConfigError(f"dtype is {dtype!r}; it must be auto, {', '.join(DTYPE_BYTES)}")
         if page_size < 1:
@@ -109,8 +123,10 @@ class TorchModelRunner:
         )
         native = on_cpu and backend == "auto"
         projection = QUANTIZATIONS[quantization] if native or quantization != "none" else Linear
+        if native and deterministic and dtype in cpu_attention.DTYPES:
+            projection = steady
         weights = load_weights(path, config, getattr(torch, dtype), device, progress, projection)
-        return cls(config, weights, layout, max_context_tokens, kernels() if native else None)
+        return cls(config, weights, layout, max_context_tokens, kernels() if native else None, deterministic)
 
     def bind_pool(self, pool: torch.Tensor) -> None:
         """Use `pool`, [layers, pages, 2, page_size, kv_heads, head_dim], for K and V; it stays the caller's.
