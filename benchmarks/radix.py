@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import json
 import random
 import statistics
 import sys
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+from baton.cli.bench.report import document, write_json
 from baton.engine.radix import Node, RadixCache
 
 SYSTEM_PROMPTS, SYSTEM_PAGES = 1000, 4
@@ -201,6 +201,10 @@ def table(pages: int, leaves: int, baton: list[Cost], plain: list[Cost]) -> str:
     return "\n".join([*lines, "", PUBLISHED])
 
 
+def _rows(found: list[Cost]) -> list[dict[str, object]]:
+    return [asdict(row) for row in found]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000, metavar="N", help="leaves (%(default)s)")
@@ -219,9 +223,9 @@ def main() -> int:
     pages = given.requests * given.own_pages + min(SYSTEM_PROMPTS, given.requests) * SYSTEM_PAGES
     print(table(pages, given.requests, baton, plain))
     if given.json:
-        rows = {"baton": baton, "dict": plain}
-        facts = {name: [asdict(row) for row in found] for name, found in rows.items()}
-        given.json.write_text(json.dumps({"pages": pages, "leaves": given.requests, **facts}, indent=1) + "\n")
+        found = {"pages": pages, "leaves": given.requests, "us_per_call": {"baton": _rows(baton), "dict": _rows(plain)}}
+        settings = {"requests": given.requests, "own_pages": given.own_pages}
+        write_json(given.json, document(found, command=sys.argv, settings=settings))
     return 0
 
 
