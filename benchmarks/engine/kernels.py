@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from baton.engine.batch import StepBatch
 from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cpu.library import Kernels, kernels
 from baton.engine.cpu.linear import int4, int8, packed
+from baton.engine.cpu.quantized import maker
 
 PAGE_SIZE = 16
 # (name, query heads, key/value heads, head_dim): the 100 M Llama and the 600 M Qwen3 of the engine's benchmark.
@@ -148,17 +150,19 @@ def attention_rows(native: Kernels | None, dtype: str, machine: Mapping[str, flo
     return rows
 
 
-def linear_rows(dtype: str, machine: Mapping[str, float], repetitions: int) -> list[Row]:
+def linear_rows(native: Kernels | None, dtype: str, machine: Mapping[str, float], repetitions: int) -> list[Row]:
     rows = []
     for name, (fan_in, out) in LINEARS.items():
         weight = (torch.randn(out, fan_in) * fan_in**-0.5).to(getattr(torch, dtype))
-        layers = {"packed": packed(weight), "int8": int8(weight), "int4": int4(weight)}
+        layers = {"packed": packed(weight), "int8 torch": int8(weight), "int4 torch": int4(weight)}
+        if native is not None:
+            layers |= {"int8": maker(native, 8)(weight, None), "int4": maker(native, 4)(weight, None)}
         for batch in BATCHES:
             if name == "head" and batch > max(BATCHES[:-1]):
                 continue  # logits are wanted of the last tokens only
             x = torch.randn(batch, fan_in).to(weight.dtype)
-            contenders: dict[str, Callable[[], object]] = {"torch": lambda x=x, w=weight: F.linear(x, w)}
-            contenders |= {kind: lambda x=x, layer=layer: layer(x) for kind, layer in layers.items()}
+            contenders: dict[str, Callable[[], object]] = {"torch": partial(F.linear, x, weight)}
+            contenders |= {kind: partial(layer, x) for kind, layer in layers.items()}
             for kind, seconds in best_seconds(contenders, repetitions).items():
                 gb_per_s, gflop_per_s = weight.nbytes / seconds / 1e9, 2 * weight.numel() * batch / seconds / 1e9
                 size = f"{batch} x {fan_in} x {out}"
@@ -168,13 +172,13 @@ def linear_rows(dtype: str, machine: Mapping[str, float], repetitions: int) -> l
 
 def show(rows: list[Row]) -> None:
     """A table; `x` is how many times faster than plain torch at the same work."""
-    print(f"{'what':<20}{'size':<18}{'by':<9}{'us':>10}{'GB/s':>8}{'GFLOP/s':>9}{'of read':>9}{'of gemm':>9}{'x':>7}")
+    print(f"{'what':<20}{'size':<18}{'by':<11}{'us':>10}{'GB/s':>8}{'GFLOP/s':>9}{'of read':>9}{'of gemm':>9}{'x':>7}")
     torch_us = 0.0
     for line in rows:
         torch_us = line["us"] if line["by"] == "torch" else torch_us
         line["x"] = torch_us / line["us"]
         print(
-            f"{line['what']:<20}{line['size']:<18}{line['by']:<9}{line['us']:>10.0f}{line['GB/s']:>8.1f}{line['GFLOP/s']:>9.0f}"
+            f"{line['what']:<20}{line['size']:<18}{line['by']:<11}{line['us']:>10.0f}{line['GB/s']:>8.1f}{line['GFLOP/s']:>9.0f}"
             f"{line['of read']:>9.0%}{line['of gemm']:>9.0%}{line['x']:>7.1f}"
         )
 
@@ -204,7 +208,7 @@ def main() -> None:
             if arguments.only != "linear":
                 rows += attention_rows(native, dtype, machine, repetitions)
             if arguments.only != "attention":
-                rows += linear_rows(dtype, machine, repetitions)
+                rows += linear_rows(native, dtype, machine, repetitions)
             show(rows)
             results[dtype] = {"machine": machine, "rows": rows}
     if arguments.json is not None:

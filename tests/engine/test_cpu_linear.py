@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
 from paged_rows import PagedModel, Row
 
 from baton.core.errors import ConfigError
+from baton.engine.cpu import quantized
+from baton.engine.cpu.build import COMPILERS, runnable_variants
+from baton.engine.cpu.library import open_kernels
 from baton.engine.cpu.linear import int4, int8, packed
 from baton.engine.runner import TorchModelRunner
+from baton.runtime import environ
 from baton.testing.checkpoints import make_checkpoint
 
 torch.set_num_threads(1)
@@ -32,6 +38,42 @@ def test_products(make, bias: bool, dtype: str, rows: int) -> None:
     assert y.dtype == weight.dtype and y.shape == (rows, 96)
     error = (y.double() - exact).abs().max() / exact.square().mean().sqrt()
     assert error < ERROR[make].get(dtype, ERROR[make]["float32"])
+
+
+@pytest.fixture(scope="module", params=runnable_variants())
+def kernels(request):
+    if not any(map(shutil.which, COMPILERS)):
+        pytest.skip("no C++ compiler")
+    return open_kernels(environ.cache_dir() / "kernels", request.param)
+
+
+@pytest.mark.parametrize(("bits", "torch_made"), [(8, int8), (4, int4)])
+@pytest.mark.parametrize(("outs", "depth"), [(16, 32), (80, 288), (192, 768)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@torch.inference_mode()
+def test_own_kernel(kernels, bits: int, torch_made, outs: int, depth: int, dtype: str) -> None:
+    """As exact as torch's; a row's result is the same to the last bit whatever its companions and the threads."""
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(outs, depth, generator=generator) * depth**-0.5).to(getattr(torch, dtype))
+    x, bias = (torch.randn(*size, generator=generator).to(weight.dtype) for size in ((70, depth), (outs,)))
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    layer = quantized.maker(kernels, bits)(weight, bias)
+    y = layer(x)
+    assert isinstance(layer, quantized.QuantizedLinear)
+    assert y.dtype == weight.dtype
+    error, theirs = ((made - exact).square().mean().sqrt() for made in (y, torch_made(weight, bias)(x)))
+    assert error < 1.1 * theirs
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(layer(x), y)
+    finally:
+        torch.set_num_threads(1)
+    for rows in (0, 1, 2, 7, 33):
+        assert torch.equal(layer(x[3 : 3 + rows]), y[3 : 3 + rows])
+
+
+def test_own_kernel_leaves_odd_shapes_to_torch(kernels) -> None:
+    assert quantized.maker(kernels, 8)(torch.randn(20, 40), None)(torch.randn(2, 40)).shape == (2, 20)
 
 
 def test_no_rows() -> None:

@@ -17,6 +17,7 @@ from baton.engine.attention import AttentionBackend, TorchAttention
 from baton.engine.batch import StepBatch
 from baton.engine.cpu import attention as cpu_attention
 from baton.engine.cpu import pointwise as cpu_pointwise
+from baton.engine.cpu import quantized
 from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cpu.library import ALIGNMENT, Kernels, kernels
 from baton.engine.cpu.linear import QUANTIZATIONS, steady
@@ -122,11 +123,14 @@ class TorchModelRunner:
             head_dim=config.head_dim,
         )
         native = on_cpu and backend == "auto"
+        own = kernels() if native else None
         projection = QUANTIZATIONS[quantization] if native or quantization != "none" else Linear
-        if native and deterministic and dtype in cpu_attention.DTYPES:
+        if quantization != "none" and own is not None:
+            projection = quantized.maker(own, int(quantization.removeprefix("int")))
+        elif native and deterministic and dtype in cpu_attention.DTYPES:
             projection = steady
         weights = load_weights(path, config, getattr(torch, dtype), device, progress, projection)
-        return cls(config, weights, layout, max_context_tokens, kernels() if native else None, deterministic)
+        return cls(config, weights, layout, max_context_tokens, own, deterministic)
 
     def bind_pool(self, pool: torch.Tensor) -> None:
         """Use `pool`, [layers, pages, 2, page_size, kv_heads, head_dim], for K and V; it stays the caller's.

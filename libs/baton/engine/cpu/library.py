@@ -37,6 +37,15 @@ class AttentionCall(ctypes.Structure):
     ]  # fmt: skip
 
 
+class QuantizedCall(ctypes.Structure):
+    """Arguments of `multiply`: `Quantized` of source/quantized.h, field by field."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "weights", "scales", "steps", "lowest", "bias", "out")),
+        *((name, c_int64) for name in ("weight_bits", "rows", "depth", "outs", "threads")),
+    ]
+
+
 class Kernels:
     """The functions of one compiled library. Stateless: any thread may call any of them."""
 
@@ -49,12 +58,14 @@ class Kernels:
         self.norm = library.baton_norm
         self.rotate = library.baton_rotate
         self.gate = library.baton_gate
+        self.multiply = library.baton_multiply
         self.attend.argtypes = [c_int64, ctypes.POINTER(AttentionCall)]
         self.write.argtypes = [c_int64, *[c_void_p] * 4, *[c_int64] * 5]
         self.norm.argtypes = [c_int64, *[c_void_p] * 4, c_int64, c_int64, c_double, c_int64]
         self.rotate.argtypes = [c_int64, *[c_void_p] * 5, *[c_int64] * 5, c_double, c_int64]
+        self.multiply.argtypes = [c_int64, ctypes.POINTER(QuantizedCall)]
         self.gate.argtypes = [c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
-        for function in (self.attend, self.write, self.norm, self.rotate, self.gate):
+        for function in (self.attend, self.write, self.norm, self.rotate, self.gate, self.multiply):
             function.restype = None
 
 

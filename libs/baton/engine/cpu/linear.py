@@ -1,8 +1,9 @@
 """Linear layers for CPUs, each made once from a weight and then called for every step.
 
 `packed` reorders a weight for oneDNN ahead of time: benchmarks/engine/kernels.py finds that faster than a plain product
-for every shape and batch it tries, in bfloat16 and in float32. The int8 and int4 layers hold the weight alone in fewer
-bits and multiply in bfloat16, which is what torch's kernels for them do; what comes in and goes out keeps its dtype.
+for every shape and batch it tries, in bfloat16 and in float32. The int8 and int4 layers are by torch's kernels, for
+where Baton's own (baton.engine.cpu.quantized) are not to be had: the weight alone has fewer bits, products are of
+bfloat16, and what comes in and goes out keeps its dtype.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ class Int8Linear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         wide = weight.float()
+        # torch's kernel reads past the end of other shapes.
+        out, fan_in = weight.shape
+        self._most_rows = _SPREAD_ROWS if fan_in % 32 == 0 and out % 16 == 0 else 0
         # Rounded to what the kernel takes before quantizing, so that the nearest step is found for that.
         self._scale = (wide.abs().amax(1).clamp_min(1e-12) / 127.0).bfloat16()
         self._quantized = (wide / self._scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
@@ -51,7 +55,7 @@ class Int8Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         half = x.bfloat16()
-        if len(x) < _SPREAD_ROWS:
+        if len(x) < self._most_rows:
             y = torch._weight_int8pack_mm(half, self._quantized, self._scale)
         else:
             y = F.linear(half, self._quantized.bfloat16()) * self._scale  # int8 values are exact in bfloat16

@@ -82,10 +82,10 @@ void dots(const E* const* k, Ahead<E> ahead, int64_t head, int n, const float* q
             if (ahead.rows) prefetch(ahead.rows[first + i] + ahead.offset, dim);
             vf total[Q] = {};
             for (int64_t d = 0; d < dim; d += LANES) {
-                vf x = load(row + d);
-                for (int j = 0; j < Q; j++) total[j] += x * load(q + j * dim + d);
+                const vf x = load(row + d);
+                each<Q>([&](auto j) { total[j] += x * load(q + j * dim + d); });
             }
-            for (int j = 0; j < Q; j++) partial[j][i] = total[j];
+            each<Q>([&](auto j) { partial[j][i] = total[j]; });
         }
         for (int j = 0; j < Q; j++) store(scores + j * BLOCK + first, sums(partial[j]));
     }
@@ -96,17 +96,19 @@ template <int Q, int WIDTH, class E>
 void weigh(const E* const* v, Ahead<E> ahead, int64_t at, int n, const float* weights, const float* keep,
            int64_t dim, int64_t d, float* out) {
     vf total[Q][WIDTH];
-    for (int j = 0; j < Q; j++)
-        for (int w = 0; w < WIDTH; w++) total[j][w] = load(out + j * dim + d + w * LANES) * keep[j];
+    each<Q>([&](auto j) {
+        each<WIDTH>([&](auto w) { total[j][w] = load(out + j * dim + d + w * LANES) * keep[j]; });
+    });
     for (int i = 0; i < n; i++) {
-        vf x[WIDTH];
         if (ahead.rows) prefetch(ahead.rows[i] + ahead.offset + d, WIDTH * LANES);
-        for (int w = 0; w < WIDTH; w++) x[w] = load(v[i] + at + d + w * LANES);
-        for (int j = 0; j < Q; j++)
-            for (int w = 0; w < WIDTH; w++) total[j][w] += x[w] * weights[j * BLOCK + i];
+        vf x[WIDTH];
+        each<WIDTH>([&](auto w) { x[w] = load(v[i] + at + d + w * LANES); });
+        each<Q>([&](auto j) {
+            const vf weight = splat(weights[j * BLOCK + i]);
+            each<WIDTH>([&](auto w) { total[j][w] += x[w] * weight; });
+        });
     }
-    for (int j = 0; j < Q; j++)
-        for (int w = 0; w < WIDTH; w++) store(out + j * dim + d + w * LANES, total[j][w]);
+    each<Q>([&](auto j) { each<WIDTH>([&](auto w) { store(out + j * dim + d + w * LANES, total[j][w]); }); });
 }
 
 // The running softmax of one query: turns scores into weights in place; returns what earlier sums must be scaled by.
@@ -227,6 +229,12 @@ static inline vf multiply_add(vf total, vi a, vi b) {
     return total + (vf)a * (vf)b;
 }
 
+static inline vi load_units(const int32_t* p) {
+    vi v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
 static inline int32_t unit(float x) {
     int32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -238,18 +246,18 @@ template <int PAIRED, int M, int WIDTH, bool ADD>
 void tile(const int32_t* a, int64_t a_stride, const int32_t* b, int64_t b_stride, float* c, int64_t c_stride,
           int64_t depth) {
     vf total[M][WIDTH];
-    for (int m = 0; m < M; m++)
-        for (int w = 0; w < WIDTH; w++) total[m][w] = ADD ? load(c + m * c_stride + w * LANES) : vf{};
+    each<M>([&](auto m) {
+        each<WIDTH>([&](auto w) { total[m][w] = ADD ? load(c + m * c_stride + w * LANES) : vf{}; });
+    });
     for (int64_t k = 0; k < depth; k++) {
         vi right[WIDTH];
-        memcpy(right, b + k * b_stride, sizeof right);
-        for (int m = 0; m < M; m++) {
+        each<WIDTH>([&](auto w) { right[w] = load_units(b + k * b_stride + w * LANES); });
+        each<M>([&](auto m) {
             const vi left = a[m * a_stride + k] - vi{};
-            for (int w = 0; w < WIDTH; w++) total[m][w] = multiply_add<PAIRED>(total[m][w], left, right[w]);
-        }
+            each<WIDTH>([&](auto w) { total[m][w] = multiply_add<PAIRED>(total[m][w], left, right[w]); });
+        });
     }
-    for (int m = 0; m < M; m++)
-        for (int w = 0; w < WIDTH; w++) store(c + m * c_stride + w * LANES, total[m][w]);
+    each<M>([&](auto m) { each<WIDTH>([&](auto w) { store(c + m * c_stride + w * LANES, total[m][w]); }); });
 }
 
 template <int PAIRED, int M, bool ADD>

@@ -3,6 +3,7 @@
 // Nothing is checked here: the Python side has done so.
 #include "attention.h"
 #include "elementwise.h"
+#include "quantized.h"
 
 using namespace baton;
 
@@ -59,6 +60,8 @@ void baton_rotate(int64_t bits, void* x, const void* cosines, const void* sines,
         }
     });)
 }
+
+void baton_multiply(int64_t bits, const Quantized* quantized) { FOR_ELEMENT(bits, multiply_quantized<E>(*quantized);) }
 
 // out[tokens, size] = silu(gate) * up, of x [tokens, 2 * size]: gate, up.
 void baton_gate(int64_t bits, const void* x, void* out, int64_t tokens, int64_t size, int64_t threads) {

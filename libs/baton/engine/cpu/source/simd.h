@@ -4,9 +4,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -28,6 +29,37 @@ typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
+typedef uint8_t vb __attribute__((vector_size(LANES)));
+
+// Conversions for which the compiler's own code is many instructions long.
+#if defined(__AVX512F__)
+static inline vu widened(vh h) { return (vu)_mm512_cvtepu16_epi32((__m256i)h); }
+static inline vu widened(vb b) { return (vu)_mm512_cvtepu8_epi32((__m128i)b); }
+static inline vh narrowed(vu u) { return (vh)_mm512_cvtepi32_epi16((__m512i)u); }
+#elif defined(__AVX2__)
+static inline vu widened(vh h) { return (vu)_mm256_cvtepu16_epi32((__m128i)h); }
+static inline vu widened(vb b) {
+    int64_t bits;
+    memcpy(&bits, &b, sizeof bits);
+    return (vu)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bits));
+}
+static inline vh narrowed(vu u) { return __builtin_convertvector(u, vh); }
+#else
+static inline vu widened(vh h) { return __builtin_convertvector(h, vu); }
+static inline vu widened(vb b) { return __builtin_convertvector(b, vu); }
+static inline vh narrowed(vu u) { return __builtin_convertvector(u, vh); }
+#endif
+
+// f(0) to f(N - 1) with constant arguments: arrays that are indexed by them live in registers, which a loop that the
+// compiler unrolls later does not achieve.
+template <class F, int... I>
+__attribute__((always_inline)) static inline void each_of(const F& f, std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+__attribute__((always_inline)) static inline void each(const F& f) {
+    each_of(f, std::make_integer_sequence<int, N>{});
+}
 
 static inline vf splat(float x) { return x - vf{}; }
 
@@ -40,7 +72,7 @@ static inline vf load(const float* p) {
 static inline vf load(const bf16* p) {
     vh h;
     memcpy(&h, p, sizeof h);
-    return (vf)(__builtin_convertvector(h, vu) << 16);
+    return (vf)(widened(h) << 16);
 }
 
 static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
@@ -49,7 +81,7 @@ static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
 static inline void store(bf16* p, vf v) {
     vu bits = (vu)v;
     vu rounded = bits + 0x7fff + ((bits >> 16) & 1);
-    vh h = __builtin_convertvector((v == v ? rounded : (bits | 0x400000)) >> 16, vh);
+    vh h = narrowed((v == v ? rounded : (bits | 0x400000)) >> 16);
     memcpy(p, &h, sizeof h);
 }
 
