@@ -12,6 +12,7 @@ from models import Model
 from roofline import Machine, decode_s, mixed_s, prefill_s
 
 SHARED_FROM_TOKENS = 512
+SPARE_TOKENS = 64  # that early rows of a batch may draw while the prompts of others are computed
 WARM_TOKENS = 1024  # what computes more than this is warm from the rows before it
 COMMAND_TIMEOUT_S = 240.0
 
@@ -35,7 +36,7 @@ class Sizes:
     def pool_tokens(self) -> int:
         """Most KV positions that any row needs at once."""
         requests, input_tokens, output_tokens = self.mixed
-        decode = max(batch * (self.decode_tokens + 2) for batch in self.batches) + max(
+        decode = max(self.batches) * (self.decode_tokens + SPARE_TOKENS) + max(
             context if is_shared(batch, context) else batch * context
             for batch in self.batches
             for context in self.contexts
@@ -45,7 +46,7 @@ class Sizes:
     @property
     def context(self) -> int:
         """Longest request, with room for the first token."""
-        return max(*self.prefill, max(self.contexts) + self.decode_tokens, sum(self.mixed[1:])) + 16
+        return max(*self.prefill, max(self.contexts) + self.decode_tokens + SPARE_TOKENS, sum(self.mixed[1:])) + 16
 
 
 FULL = Sizes((128, 1024, 4096), (1, 8, 32), (128, 2048), (32, 256, 64), 16, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def bench(checkpoint: str) -> EngineBench:
-    return EngineBench(WorkerSettings(model=checkpoint, kv_memory_bytes=pool_bytes(checkpoint, "auto", 2048)))
+def bench(checkpoint: str) -> Iterator[EngineBench]:
+    made = EngineBench(WorkerSettings(model=checkpoint, kv_memory_bytes=pool_bytes(checkpoint, "auto", 2048)))
+    yield made
+    made.close()
 
 
 def test_prefill_and_mixed_count_their_tokens(bench: EngineBench) -> None:
@@ -40,6 +43,15 @@ def test_decode_draws_what_it_was_asked_for(bench: EngineBench, shared: bool) ->
         bench.decode(1)
     bench.close_decode()
     assert bench.prefill(16).tokens_per_s > 0
+
+
+def test_rows_that_decode_before_the_others_have_prompts(checkpoint: str) -> None:
+    pool = pool_bytes(checkpoint, "auto", 4096)
+    bench = EngineBench(WorkerSettings(model=checkpoint, kv_memory_bytes=pool, max_batch_tokens=300, max_running=16))
+    bench.open_decode(16, 128, tokens=4)
+    assert bench.decode(4).tokens == 64
+    bench.close_decode()
+    bench.close()
 
 
 def test_command(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 
 from protocol import Timed
 
+SPARE_TOKENS = 64
+
 
 class SteppedRunner(ABC):
     """`protocol.Runner` over three verbs."""
@@ -44,15 +46,18 @@ class SteppedRunner(ABC):
     def open_decode(self, prompts: list[list[int]], tokens: int) -> None:
         if len(prompts) > 1 and prompts[0] is prompts[1]:
             self.prefill(prompts[0])
-        self._decoding = [self._add(prompt, tokens + 2) for prompt in prompts]
+        # Those whose prompts are computed first decode while the others' are.
+        self._decoding = [self._add(prompt, tokens + SPARE_TOKENS) for prompt in prompts]
         waiting = set(self._decoding)
         while waiting:
+            self._check_busy()
             waiting -= {name for name, _ in self.step()}
 
     def decode(self, steps: int) -> Timed:
         wanted, drawn = steps * len(self._decoding), 0
         started = time.perf_counter()
         while drawn < wanted:
+            self._check_busy()
             drawn += sum(tokens for _, tokens in self.step())
         return drawn, time.perf_counter() - started
 
@@ -70,6 +75,10 @@ class SteppedRunner(ABC):
         while self.busy():
             drawn += sum(tokens for _, tokens in self.step())
         return drawn, time.perf_counter() - started
+
+    def _check_busy(self) -> None:
+        if not self.busy():
+            raise RuntimeError("the engine has nothing to do, but was to draw more tokens")
 
     def _add(self, prompt: list[int], tokens: int) -> str:
         name = f"request-{next(self._numbers)}"

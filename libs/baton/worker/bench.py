@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from baton.core.attempt import Attempt
-from baton.core.errors import BatonError, ConfigError
+from baton.core.errors import BatonError, ConfigError, InternalError
 from baton.core.layout import DTYPE_BYTES, RESERVED_PAGES, KvLayout
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, StepOutput
@@ -88,7 +88,9 @@ class EngineBench:
             self._submit(prompts[0], 1)
             self._finish()
             prompts *= batch
-        attempts = [self._submit(prompt, tokens + 2) for prompt in prompts]
+        # Those whose prompts are computed first decode while the others' are: at most so many steps.
+        ahead = spare_tokens(1 if shared else batch, context)
+        attempts = [self._submit(prompt, tokens + ahead) for prompt in prompts]
         self._decoding = _Decoding(attempts, tokens)
         self._step_until_all_have(dict.fromkeys(attempts, 1))
 
@@ -123,6 +125,10 @@ class EngineBench:
                 drawn += len(row.token_ids)
         return MixedTiming(Timing(drawn, time.perf_counter() - started), [first_s[attempt] for attempt in attempts])
 
+    def close(self) -> None:
+        """End the engine's own thread. Nothing may be called afterwards."""
+        self._engine.close()
+
     def _prompt(self, tokens: int) -> list[int]:
         ids: list[int] = self._random.integers(min(_FIRST_TOKEN, self._vocab - 1), self._vocab, tokens).tolist()
         return ids
@@ -135,6 +141,8 @@ class EngineBench:
         return attempt
 
     def _step(self) -> StepOutput:
+        if not self._engine.has_work:
+            raise InternalError("the engine has nothing to do, but was to draw more tokens")
         output = self._engine.step()
         if output.failed:
             error: BatonError = output.failed[0].error
@@ -152,6 +160,11 @@ class EngineBench:
     def _finish(self) -> None:
         while self._engine.has_work:
             self._step()
+
+
+def spare_tokens(batch: int, context: int) -> int:
+    """Tokens that a request may draw while the prompts of its batch are computed, 256 tokens a step at the least."""
+    return batch * context // 256 + 16
 
 
 def pool_bytes(model: str, dtype: str, tokens: int, page_size: int = 16) -> int:

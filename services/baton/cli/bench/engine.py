@@ -72,7 +72,10 @@ def main(argv: list[str]) -> int:
     logs.configure("bench", "warning", "console")
     print(f"loading {given.model}", file=sys.stderr, flush=True)
     bench = _load(given)
-    rows = _measure(bench, given)
+    try:
+        rows = _measure(bench, given)
+    finally:
+        bench.close()
     found = {
         "load_s": bench.load_s,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -90,11 +93,14 @@ def _load(given: argparse.Namespace) -> Any:
     measuring = importlib.import_module("baton.worker.bench")
     settings = importlib.import_module("baton.worker.settings")
     requests, input_tokens, output_tokens = given.mixed
-    decode_tokens = (given.repeats + 1) * given.steps + 2
     tokens = max(
         *given.prefill,
         requests * (input_tokens + output_tokens),
-        *(batch * (decode_tokens + context) for batch in given.batch for context in given.context),
+        *(
+            batch * ((given.repeats + 1) * given.steps + context + measuring.spare_tokens(batch, context))
+            for batch in given.batch
+            for context in given.context
+        ),
     )
     return measuring.EngineBench(
         settings.WorkerSettings(
