@@ -120,7 +120,12 @@ class Engine:
     ) -> Any:
         """Like `generate`, without blocking the event loop. Cancelling the task cancels the generation."""
         requests, single = self._requests(prompt, sampling)
-        results = await asyncio.gather(*(self._finish(request) for request in requests))
+        tasks = [asyncio.create_task(self._finish(request)) for request in requests]
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
         return results[0] if single else results
 
     async def async_stream(self, prompt: Prompt, sampling: Sampling = None) -> AsyncIterator[Result]:
