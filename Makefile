@@ -59,9 +59,10 @@ docs: $(VENV)/.dev ## generate docs/configuration.md and the module table anew
 	@$(BIN)/python tools/configuration_doc.py
 	@$(BIN)/python tools/module_map.py
 
-bench: $(if $(NAME),$(VENV)/.runtime) ## list the benchmarks, or run one (NAME=prefix_index ARGS="...")
-	@$(if $(NAME),exec $(BIN)/python benchmarks/$(NAME).py $(ARGS),for f in benchmarks/*.py; do \
-		printf '  make bench NAME=%-20s %s\n' "$$(basename $$f .py)" "$$(head -n 1 $$f | sed 's/^"""//; s/"""$$//')"; done)
+bench: $(if $(NAME),$(VENV)/.dev) ## list the benchmarks, or run one (NAME=prefix_index ARGS="...")
+	@$(if $(NAME),exec $(BIN)/python benchmarks/$(NAME).py $(ARGS),for f in benchmarks/*.py benchmarks/*/compare.py; do \
+		n=$${f#benchmarks/}; printf '  make bench NAME=%-20s %s\n' "$${n%.py}" \
+		"$$(head -n 1 $$f | sed 's/^"""//; s/"""$$//')"; done)
 
 clean: ## remove caches and build outputs (not the virtual environment)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,12 +14,24 @@ from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Finish, HandoffListener, Reserved, RowOutput, Stage, StepOutput
 from baton.engine.batch import ModelRunner
 from baton.engine.engine import EngineCore
+from baton.engine.lane import CallersLane
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
 from baton.testing.toy_model import ToyRunner
 
 ROOT = b"root"
 SMALL = EngineConfig(max_running=8, max_batch_tokens=32, chunk_tokens=16)
+
+
+# How steps follow each other. "late" is the overlapped loop with each step run as soon as it is prepared: the results
+# come one step late, and nothing depends on threads.
+LOOPS = ("plain", "late", "threaded")
+
+
+class Loop:
+    """The loop that engines of the running test use."""
+
+    name = "plain"
 
 
 class Clock:
@@ -42,7 +55,9 @@ class Harness:
         self.runner = runner or ToyRunner()
         self.pool = KvPool(self.runner.layout, pages)
         self.clock = Clock()
-        self.engine = EngineCore(self.runner, self.pool, config, listener, self.clock)
+        config = replace(config, overlap=Loop.name != "plain")
+        lane = CallersLane() if Loop.name == "late" else None
+        self.engine = EngineCore(self.runner, self.pool, config, listener, self.clock, lane)
         self.outputs: dict[Attempt, list[int]] = defaultdict(list)
         self.rows: dict[Attempt, list[RowOutput]] = defaultdict(list)
         self.finishes: dict[Attempt, Finish] = {}

@@ -11,25 +11,25 @@ import torch
 from baton.core.errors import InternalError, InvalidRequest
 from baton.core.sampling import SamplingParams
 from baton.engine.philox import gumbel, philox
-from baton.engine.sampler import NonFiniteLogits, SampleRow, check_params, prompt_logprobs, sample
+from baton.engine.sampler import NonFiniteLogits, SampleRow, check_params, launch_prompt_logprobs, sample
+from baton.engine.token_counts import TokenCounts
 
 torch.set_num_threads(1)
 
 
-def row(position: int = 0, **fields) -> SampleRow:
-    outer = {
-        key: fields.pop(key) for key in ("prompt_ids", "output_ids", "output_len", "eos_token_ids") if key in fields
-    }
-    return SampleRow(SamplingParams(**fields), position, **outer)
+def row(position: int = 0, vocab: int = 600, **fields) -> SampleRow:
+    outer = {key: fields.pop(key) for key in ("output_len", "eos_token_ids") if key in fields}
+    counts = TokenCounts(fields.pop("prompt_ids", ()), fields.pop("output_ids", ()), vocab)
+    return SampleRow(SamplingParams(**fields), position, counts, **outer)
 
 
 def one(logits: list[float], **fields) -> int:
-    return sample(torch.tensor([logits]), [row(**fields)]).token_ids[0]
+    return sample(torch.tensor([logits]), [row(vocab=len(logits), **fields)]).token_ids[0]
 
 
 def draws(logits: torch.Tensor, count: int, **fields) -> torch.Tensor:
     """How often each token comes out at `count` positions."""
-    rows = [row(position, **fields) for position in range(count)]
+    rows = [row(position, len(logits), **fields) for position in range(count)]
     return torch.tensor(sample(logits.expand(count, -1), rows).token_ids).bincount(minlength=len(logits))
 
 
@@ -278,14 +278,14 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 
 def test_prompt_logprobs() -> None:
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
-    found = prompt_logprobs(logits, [3, 1, 4, 1, 5], 2)
+    found = launch_prompt_logprobs(logits, [3, 1, 4, 1, 5], 2).read()
     exact = logits.double().log_softmax(-1)
     for i, token in enumerate([3, 1, 4, 1, 5]):
         assert found[i].token_id == token
         assert found[i].logprob == pytest.approx(float(exact[i, token]), abs=1e-5)
         assert [top for top, _ in found[i].top] == exact[i].topk(2).indices.tolist()
-    assert prompt_logprobs(logits[:0], [], 2) == []
-    assert prompt_logprobs(logits, [0] * 5, 0)[0].top == ()
+    assert launch_prompt_logprobs(logits[:0], [], 2).read() == []
+    assert launch_prompt_logprobs(logits, [0] * 5, 0).read()[0].top == ()
 
 
 def test_params_that_name_tokens_the_model_lacks() -> None:

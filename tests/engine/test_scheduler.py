@@ -52,6 +52,7 @@ class Desk:
 
     def step(self) -> StepPlan:
         plan = self.scheduler.plan(self.now)
+        assert plan is not None
         for row in plan.rows:
             self.scheduler.computed(row)
             if row.draws:
@@ -307,10 +308,10 @@ def test_one_token_at_least_is_computed_of_a_prompt_that_is_cached_whole() -> No
 )
 def test_what_ends_a_request(tokens: list[int], params: dict, finish: Finish | None) -> None:
     sampling = SamplingParams(**{"max_tokens": 100, **params})
-    state = RequestState.of(EngineRequest(Attempt("a"), [9] * 4, 4, sampling, b"root"), 0, 0.0, PAGE)
+    state = RequestState.of(EngineRequest(Attempt("a"), [9] * 4, 4, sampling, b"root"), 0, 0.0, PAGE, 8)
     for token in tokens:
         state.append(token)
-    assert state.finish(frozenset({5}), token_limit=8) is finish
+    assert state.finish(frozenset({5})) is finish
 
 
 @pytest.mark.parametrize(

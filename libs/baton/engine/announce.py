@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from baton.engine.api import HandoffListener, Stage
 from baton.engine.plan import PlannedRow, StepPlan
 from baton.engine.pool import PageAllocator
-from baton.engine.request import RequestState
+from baton.engine.request import Phase, RequestState
 
 
 class Announcer:
-    """Calls `listener` on the engine's thread. Exceptions of the listener pass through, and fail the step."""
+    """Calls `listener` where steps are prepared and where they run. Its exceptions pass through, and fail the step."""
 
     def __init__(self, listener: HandoffListener, allocator: PageAllocator, layers: int, page_size: int) -> None:
         self._listener = listener
@@ -39,6 +39,8 @@ class Announcer:
 
         def on_layer(layer: int) -> None:
             for request, first, pages, generations in announced:
+                if request.phase is Phase.HELD:
+                    continue  # cancelled or failed while the step was on its way
                 self._listener.produced(request.attempt, layer, layer + 1, first, pages, generations)
 
         return on_layer

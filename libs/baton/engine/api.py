@@ -124,7 +124,7 @@ class EngineLoad:
 
 
 class HandoffListener(Protocol):
-    """Told, on the engine's thread and while the step runs, which pages of OFFER requests have their final bytes.
+    """Told which pages of OFFER requests have their final bytes, by the thread that runs the model, while it does.
 
     Must not block. Ranges of one attempt never overlap; together they cover every layer and page of the prompt
     before the step that samples the first token returns.
@@ -143,7 +143,7 @@ class HandoffListener(Protocol):
     ) -> None: ...
 
 
-class Engine(Protocol):
+class StepEngine(Protocol):
     """The engine as workers use it (implemented by baton.engine.engine.EngineCore, and by toys in tests)."""
 
     def submit(self, request: EngineRequest) -> None:
@@ -155,16 +155,23 @@ class Engine(Protocol):
 
     def cancel(self, attempt: Attempt) -> bool:
         """Stop computing. Returns True when its pages are free now, False when they stay held until `release`
-        (an OFFER that was announced, a FETCH that was reserved and not activated). Unknown attempts: True."""
+        (an OFFER that was announced, a FETCH that was reserved and not activated). Unknown attempts: True.
+        "Now" is at the latest when the step under way has ended: until then nobody else gets them."""
 
     def release(self, attempt: Attempt, *, valid: bool) -> None:
         """Give back the pages of an OFFER (valid: they stay cached) or of a FETCH that failed (not valid)."""
 
     def step(self) -> StepOutput:
-        """Schedule, run, sample, commit. Returns at once with an empty output when there is nothing to do."""
+        """Schedule, run, sample, commit. Returns at once with an empty output when there is nothing to do.
+
+        An overlapped engine tells of a step's tokens with the next call, while the step after it runs.
+        """
 
     @property
     def has_work(self) -> bool:
         """False when `step` would do nothing until the next call of another method."""
 
     def load(self) -> EngineLoad: ...
+
+    def close(self) -> None:
+        """Wait for the step under way and end the engine's own thread, if any. Nothing may be called afterwards."""

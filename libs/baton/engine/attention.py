@@ -44,6 +44,16 @@ class AttentionBackend(Protocol):
         """Attend to all positions up to each token's own, within the layer's window. Returns a new [T, H, D]."""
 
 
+def check_pool(layout: KvLayout, pool: torch.Tensor) -> None:
+    """Raises ConfigError when `pool` is not memory of that layout."""
+    expected = (layout.layers, pool.shape[1], 2, layout.page_size, layout.kv_heads, layout.head_dim)
+    if tuple(pool.shape) != expected or str(pool.dtype) != f"torch.{layout.dtype}" or not pool.is_contiguous():
+        raise ConfigError(
+            f"a pool of {list(pool.shape)} {pool.dtype} does not fit the model; "
+            f"{list(expected)} {layout.dtype}, contiguous, is needed"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _DecodeGroup:
     """Rows with one new token each, attended together. Their positions are gathered page by page and padded."""
@@ -93,12 +103,7 @@ class TorchAttention:
 
     def bind_pool(self, pool: torch.Tensor) -> None:
         layout = self._layout
-        expected = (layout.layers, pool.shape[1], 2, layout.page_size, layout.kv_heads, layout.head_dim)
-        if tuple(pool.shape) != expected or str(pool.dtype) != f"torch.{layout.dtype}" or not pool.is_contiguous():
-            raise ConfigError(
-                f"a pool of {list(pool.shape)} {pool.dtype} does not fit the model; "
-                f"{list(expected)} {layout.dtype}, contiguous, is needed"
-            )
+        check_pool(layout, pool)
         self._pages = [layer.view(-1, layout.page_size * layout.kv_heads * layout.head_dim) for layer in pool]
         self._slots = [layer.view(-1, layout.kv_heads, layout.head_dim) for layer in pool]
         self._scratch = pool.new_empty(0)

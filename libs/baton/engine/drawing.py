@@ -1,4 +1,8 @@
-"""From a step's logits to what its rows draw: joins the plan's rows with the sampler."""
+"""From a step's logits to what its rows draw: joins the plan's rows with the sampler.
+
+In three acts, so that the middle one can run where and when the model runs: `Draws` is prepared on the host, `launch`
+makes the draws from the logits and waits for nothing, `LaunchedDraws.read` brings the results to the host.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,15 @@ import torch
 from baton.core.errors import InternalError
 from baton.engine.api import TokenLogprob
 from baton.engine.plan import PlannedRow
-from baton.engine.sampler import NonFiniteLogits, SampleRow, prompt_logprobs, sample
+from baton.engine.sampler import (
+    LogprobTensors,
+    NonFiniteLogits,
+    Sampled,
+    SampleRow,
+    launch_prompt_logprobs,
+    launch_sample,
+)
+from baton.engine.token_counts import TokenCounts, penalizes
 
 
 @dataclass(slots=True)
@@ -22,50 +34,94 @@ class Drawn:
     failed: dict[int, InternalError] = field(default_factory=dict)
 
 
-def draw(rows: Sequence[PlannedRow], logits: torch.Tensor, eos_token_ids: frozenset[int]) -> Drawn:
-    """Draw the next token of each row that has reached its last one. `logits` [L, V] are the batch's, in its order.
+@dataclass(frozen=True, slots=True)
+class _PromptDraw:
+    """Logits `start:end` are of a prompt, whose `following` tokens' logprobs are wanted, and the `k` likeliest."""
 
-    A row with unusable logits is in `failed`, and the others draw what they would have drawn without it.
-    """
-    drawn = Drawn()
-    at: dict[int, int] = {}  # row -> where its last token's logits are
-    end = 0
-    for index, row in enumerate(rows):
-        start, end = end, end + row.end - row.logits_start
-        if row.request.prompt_logprobs is not None:
-            drawn.prompt_logprobs[index] = _of_prompt(row, logits[start : end - row.draws])
-        if row.draws:
-            at[index] = end - 1
-    while at:
-        picked = list(at)
-        chosen = logits if len(picked) == len(logits) else logits[list(at.values())]
-        try:
-            result = sample(chosen, [_sample_row(rows[index], eos_token_ids) for index in picked])
-        except NonFiniteLogits as error:
-            for bad in error.rows:
-                drawn.failed[picked[bad]] = error
-                del at[picked[bad]]
-            continue
-        drawn.tokens = dict(zip(picked, zip(result.token_ids, result.logprobs, strict=True), strict=True))
-        break
-    return drawn
+    row: int
+    start: int
+    end: int
+    following: list[int]
+    k: int
 
 
-def _of_prompt(row: PlannedRow, logits: torch.Tensor) -> list[TokenLogprob]:
-    """Logprobs of the prompt tokens that follow each of the chunk's; the last chunk's last is the one to be drawn."""
-    following = row.request.tokens.view[row.start + 1 : row.end + 1].tolist()
-    return prompt_logprobs(logits, following, row.request.sampling.prompt_logprobs or 0)
+@dataclass(slots=True)
+class Draws:
+    """What is to be drawn in a step. `rows[i]` is of the plan's row `index[i]`, from logits `at[i]`."""
+
+    rows: list[SampleRow] = field(default_factory=list)
+    index: list[int] = field(default_factory=list)
+    at: list[int] = field(default_factory=list)
+    prompts: list[_PromptDraw] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[PlannedRow], eos_token_ids: frozenset[int], vocab_size: int, device: torch.device
+    ) -> Draws:
+        """Also notes in each request that draws where its token will be among those of the step."""
+        draws = cls()
+        end = 0
+        for index, row in enumerate(rows):
+            start, end = end, end + row.end - row.logits_start
+            request = row.request
+            if request.prompt_logprobs is not None and not row.late:
+                following = request.tokens.view[row.start + 1 : row.end + 1].tolist()
+                k = request.sampling.prompt_logprobs or 0
+                draws.prompts.append(_PromptDraw(index, start, end - row.draws, following, k))
+            if row.draws:
+                request.token_place = len(draws.rows)
+                draws.rows.append(_sample_row(row, eos_token_ids, vocab_size, device))
+                draws.index.append(index)
+                draws.at.append(end - 1)
+        return draws
+
+    def launch(self, logits: torch.Tensor) -> LaunchedDraws:
+        """Draw from `logits` [L, V], the batch's, in its order. Counts what was drawn for the requests' penalties."""
+        chosen = logits if len(self.rows) == len(logits) else logits[self.at]
+        sampled = launch_sample(chosen, self.rows)
+        for i, row in enumerate(self.rows):
+            if row.counts is not None:
+                row.counts.add(sampled.token_ids[i : i + 1])
+        prompts = [launch_prompt_logprobs(logits[p.start : p.end], p.following, p.k) for p in self.prompts]
+        return LaunchedDraws(self, sampled, prompts)
 
 
-def _sample_row(row: PlannedRow, eos_token_ids: frozenset[int]) -> SampleRow:
+@dataclass(frozen=True, slots=True)
+class LaunchedDraws:
+    """What a step draws, still on the device. `token_ids`, int64 [N], are in order of `draws.rows`."""
+
+    draws: Draws
+    sampled: Sampled
+    prompts: list[LogprobTensors]
+
+    @property
+    def token_ids(self) -> torch.Tensor:
+        return self.sampled.token_ids
+
+    def read(self) -> Drawn:
+        """Waits for the device. A row with unusable logits is in `failed`, and the others have drawn what they would
+        have drawn without it."""
+        drawn = Drawn()
+        unusable = self.sampled.unusable
+        result = self.sampled.read()
+        for i, index in enumerate(self.draws.index):
+            if i in unusable:
+                error = f"logits of a token have no finite maximum: {unusable[i]}"
+                drawn.failed[index] = NonFiniteLogits([index], error)
+            else:
+                drawn.tokens[index] = result.token_ids[i], result.logprobs[i]
+        for prompt, logprobs in zip(self.draws.prompts, self.prompts, strict=True):
+            drawn.prompt_logprobs[prompt.row] = logprobs.read()
+        return drawn
+
+
+def _sample_row(row: PlannedRow, eos_token_ids: frozenset[int], vocab_size: int, device: torch.device) -> SampleRow:
+    """`row.end` is the position of the token to be drawn; what the host knows may end before it."""
     request = row.request
-    params, position = request.sampling, len(request.tokens)
+    params = request.sampling
     if params.plain:
-        return SampleRow(params, position)
-    prompt_ids: list[int] = []
-    output_ids: list[int] = []
-    if params.repetition_penalty != 1.0:
-        prompt_ids = request.tokens.view[: request.prompt_tokens].tolist()
-    if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
-        output_ids = request.tokens.view[request.prompt_tokens :].tolist()
-    return SampleRow(params, position, prompt_ids, output_ids, request.output_len, eos_token_ids)
+        return SampleRow(params, row.end)
+    if request.counts is None and penalizes(params):
+        prompt, output = request.tokens.view[: request.prompt_tokens], request.tokens.view[request.prompt_tokens :]
+        request.counts = TokenCounts(prompt, output, vocab_size, device)
+    return SampleRow(params, row.end, request.counts, row.end - request.prompt_tokens, eos_token_ids)

@@ -1,15 +1,24 @@
 """The engine: takes requests, and with every step computes a batch of their tokens. One thread calls all of it.
 
-A step is: schedule, run, sample, commit. Each part gets what it needs from the one before by value, and the batch's
-tensors belong to their step alone, so that a loop which prepares step n + 1 while n runs needs no other engine.
+A step is: schedule, run, sample, commit. Overlapped, the parts of three steps go on at once:
+
+    engine's thread    schedule n + 1   commit n - 1 and tell of it   schedule n + 2   commit n ...
+    lane               run and sample n .......................    run and sample n + 1 ........
+
+so the lane, a thread or a GPU's stream, has its next step at hand when it ends one. Tokens pass between steps in a pool
+on the device; the host sees them one step late. A request that turns out to have ended has then computed one token too
+many, which nobody is told, in pages that nobody else gets before that step has ended.
 Knows nothing of networks, tokenizers or other workers; handoffs reach it as `activate` and `release`, and leave it
 through the listener.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import structlog
 import torch
@@ -27,10 +36,11 @@ from baton.engine.api import (
     StepOutput,
     TokenLogprob,
 )
-from baton.engine.batch import ModelRunner
-from baton.engine.batching import build_batch
-from baton.engine.drawing import Drawn, draw
+from baton.engine.batch import ModelRunner, StepBatch
+from baton.engine.batching import BatchBuilder
+from baton.engine.drawing import Drawn, Draws, LaunchedDraws
 from baton.engine.intake import Limits
+from baton.engine.lane import CallersLane, Lane, ThreadLane
 from baton.engine.ledger import PageLedger
 from baton.engine.meter import LoadMeter
 from baton.engine.plan import EngineConfig, PlannedRow, StepPlan
@@ -43,8 +53,28 @@ log = structlog.get_logger(__name__)
 PROMPT_LOGITS_BYTES = 64 << 20  # of one step; a prompt whose logits are all wanted is computed in chunks that fit
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a step needs on the device. `late`: where tokens of the step before belong in the batch, and their
+    places in the token pool."""
+
+    batch: StepBatch
+    late: tuple[torch.Tensor, torch.Tensor] | None
+    draws: Draws
+    on_layer: Callable[[int], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step under way."""
+
+    plan: StepPlan
+    launched: Future[LaunchedDraws]
+    started_s: float
+
+
 class EngineCore:
-    """Implements baton.engine.api.Engine over a model runner and a pool, both of which it uses alone from now on.
+    """Implements baton.engine.api.StepEngine over a model runner and a pool, both of which it uses alone from now on.
 
     Raises ConfigError when pool and runner disagree on the layout, or the limits cannot work.
     """
@@ -56,8 +86,11 @@ class EngineCore:
         config: EngineConfig | None = None,
         listener: HandoffListener | None = None,
         clock: Callable[[], float] = time.monotonic,
+        lane: Lane | None = None,
     ) -> None:
-        """`listener` makes this an engine that takes OFFER requests. `clock` counts seconds from any start."""
+        """`listener` makes this an engine that takes OFFER requests. `clock` counts seconds from any start.
+        `lane` is where steps run; None: on a thread of its own if the config says overlap, else on the caller's."""
+        config = config or EngineConfig()
         if runner.layout != pool.layout:
             raise ConfigError(f"the pool is laid out as {pool.layout}, the model needs {runner.layout}")
         self._runner = runner
@@ -68,7 +101,14 @@ class EngineCore:
         )
         self._ledger = PageLedger(pool.allocator, self._page_size)
         logprob_chunk_tokens = PROMPT_LOGITS_BYTES // (4 * runner.vocab_size)
-        self._scheduler = Scheduler(self._ledger, config or EngineConfig(), logprob_chunk_tokens)
+        self._scheduler = Scheduler(self._ledger, config, logprob_chunk_tokens)
+        self._overlap = config.overlap
+        self._lane = lane or (ThreadLane() if config.overlap else CallersLane())
+        self._flight: Flight | None = None
+        self._landed_s = -math.inf
+        device = pool.tensor.device
+        self._batches = BatchBuilder(self._page_size, device)
+        self._tokens = torch.zeros(config.max_running, dtype=torch.int64, device=device)  # the token pool
         self._announcer = (
             Announcer(listener, pool.allocator, pool.layout.layers, self._page_size) if listener is not None else None
         )
@@ -89,10 +129,11 @@ class EngineCore:
             raise InvalidRequest("this engine hands nothing over: it takes no request of stage offer", param="stage")
         self._limits.check(request)
         self._arrivals += 1
-        self._scheduler.submit(RequestState.of(request, self._arrivals, self._clock(), self._page_size))
+        most = self._limits.request_tokens
+        self._scheduler.submit(RequestState.of(request, self._arrivals, self._clock(), self._page_size, most))
 
     def activate(self, attempt: Attempt, first_token: int) -> None:
-        """See Engine.activate. No effect on an unknown attempt; a cancelled one ends, and its pages stay cached.
+        """See StepEngine.activate. No effect on an unknown attempt; a cancelled one ends, and its pages stay cached.
 
         Raises InternalError when the attempt awaits no handoff, or `first_token` is not in the vocabulary.
         """
@@ -110,7 +151,7 @@ class EngineCore:
         self._scheduler.activate(request, first_token)
 
     def cancel(self, attempt: Attempt) -> bool:
-        """See Engine.cancel."""
+        """See StepEngine.cancel."""
         request = self._scheduler.find(attempt)
         if request is None:
             return True
@@ -123,8 +164,8 @@ class EngineCore:
         return True
 
     def release(self, attempt: Attempt, *, valid: bool) -> None:
-        """See Engine.release. The attempt is over, computing or not. No effect on an unknown attempt, nor on one whose
-        pages nobody else may use: RUN_ALL, or a FETCH that was activated.
+        """See StepEngine.release. The attempt is over, computing or not. No effect on an unknown attempt, nor on one
+        whose pages nobody else may use: RUN_ALL, or a FETCH that was activated.
 
         Blocks that this engine computed itself and shared already stay cached even when not `valid`.
         """
@@ -138,28 +179,40 @@ class EngineCore:
         self._scheduler.end(request)
 
     def step(self) -> StepOutput:
-        """Schedule, run, sample, commit. A step that raises fails the requests of its batch and nobody else."""
-        started_s = self._clock()
-        plan = self._scheduler.plan(started_s)
-        output = _output_of(plan)
-        if plan.rows:
-            try:
-                logits = self._run(plan)
-                drawn = draw(plan.rows, logits, self._runner.eos_token_ids)
-            except Exception as error:
-                log.exception("step failed", requests=[str(row.request.attempt) for row in plan.rows])
-                self._fail(plan.rows, _as_internal(error), output)
-            else:
-                self._commit(plan, drawn, output)
-            output.duration_s = self._clock() - started_s
-            self._meter.observe(plan.extend_tokens, plan.decode_rows, output.duration_s)
+        """Schedule, run, sample, commit. A step that raises fails the requests of its batch and nobody else.
+
+        Overlapped, this commits the step that the last call has started, after starting the next one.
+        """
+        output = StepOutput()
+        self._flight = self._turn(self._flight, output)
         output.stored_blocks, output.removed_blocks = self._ledger.cache.drain_events()
         return output
 
+    def _turn(self, last: Flight | None, output: StepOutput) -> Flight | None:
+        """Start the next step, commit `last`; returns the step that is under way afterwards."""
+        started_s = self._clock()
+        plan = self._scheduler.plan(started_s, last is not None)
+        if plan is None:
+            self._land(last, output)
+            last = None
+            plan = self._scheduler.plan(started_s)
+            assert plan is not None, "with nothing under way there is always a plan"
+        output.admitted, output.reserved, output.preempted = plan.admitted, plan.reserved, plan.preempted
+        flight = self._depart(plan, started_s, output)
+        self._land(last, output)
+        if self._overlap:
+            return flight
+        self._land(flight, output)
+        return None
+
     @property
     def has_work(self) -> bool:
-        """See Engine.has_work. Also True while block events wait to be told by the next step."""
-        return self._scheduler.has_work or self._ledger.cache.has_events
+        """See StepEngine.has_work. Also True while a step is under way, or block events wait to be told by the next."""
+        return self._flight is not None or self._scheduler.has_work or self._ledger.cache.has_events
+
+    def close(self) -> None:
+        """See StepEngine.close."""
+        self._lane.close()
 
     def load(self) -> EngineLoad:
         """O(1)."""
@@ -179,13 +232,62 @@ class EngineCore:
         self._ledger.audit(self._scheduler.live)
         self._scheduler.audit()
 
-    def _run(self, plan: StepPlan) -> torch.Tensor:
+    def _depart(self, plan: StepPlan, started_s: float, output: StepOutput) -> Flight | None:
+        """Prepare the step and have it run."""
+        if not plan.rows:
+            return None
+        try:
+            prepared = self._prepare(plan)
+        except Exception as error:
+            self._fail_step(plan, error, output)
+            return None
+        self._ledger.depart()
+        return Flight(plan, self._lane.start(lambda: self._run(prepared)), started_s)
+
+    def _prepare(self, plan: StepPlan) -> Prepared:
         on_layer = self._announcer.begin(plan) if self._announcer is not None else None
-        return self._runner.forward(build_batch(plan.rows, self._page_size), on_layer)
+        batch = self._batches.build(plan.rows)
+        late = self._batches.late_tokens(plan.rows)  # reads the places of the step before: `Draws.of` gives new ones
+        draws = Draws.of(plan.rows, self._runner.eos_token_ids, self._runner.vocab_size, self._tokens.device)
+        return Prepared(batch, late, draws, on_layer)
+
+    @torch.inference_mode()
+    def _run(self, step: Prepared) -> LaunchedDraws:
+        """All that a step does on the device. Runs on the lane; tokens pass from step to step in the token pool."""
+        if step.late is not None:
+            at, places = step.late
+            step.batch.token_ids[at] = self._tokens[places]
+        logits = self._runner.forward(step.batch, step.on_layer)
+        launched = step.draws.launch(logits)
+        self._tokens[: len(launched.token_ids)] = launched.token_ids
+        return launched
+
+    def _land(self, flight: Flight | None, output: StepOutput) -> None:
+        """Wait for the step, and commit it."""
+        if flight is None:
+            return
+        plan = flight.plan
+        output.extend_tokens += plan.extend_tokens
+        output.decode_rows += plan.decode_rows
+        try:
+            drawn = flight.launched.result().read()
+        except Exception as error:
+            self._ledger.land()
+            self._fail_step(plan, error, output)
+        else:
+            self._ledger.land()
+            self._commit(plan, drawn, output)
+        now = self._clock()
+        duration_s = now - max(flight.started_s, self._landed_s)
+        self._landed_s = now
+        output.duration_s += duration_s
+        self._meter.observe(plan.extend_tokens, plan.decode_rows, duration_s)
 
     def _commit(self, plan: StepPlan, drawn: Drawn, output: StepOutput) -> None:
         """Make the step's results part of its requests. Blocks are shared before a finished request lets go of them."""
         for index, row in enumerate(plan.rows):
+            if not row.request.computing:
+                continue  # it has ended while the step was under way
             if index in drawn.failed:
                 self._fail([row], drawn.failed[index], output)
                 continue
@@ -197,7 +299,7 @@ class EngineCore:
 
     def _emit(self, request: RequestState, token_id: int, logprob: TokenLogprob | None) -> RowOutput:
         request.append(token_id)
-        finish = request.finish(self._runner.eos_token_ids, self._limits.request_tokens)
+        finish = request.finish(self._runner.eos_token_ids)
         prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
         if request.stage is Stage.OFFER:
             self._scheduler.hold(request)
@@ -206,24 +308,20 @@ class EngineCore:
         logprobs = [logprob] if logprob is not None else None
         return RowOutput(request.attempt, [token_id], finish, logprobs, prompt_logprobs)
 
+    def _fail_step(self, plan: StepPlan, error: Exception, output: StepOutput) -> None:
+        log.error("step failed", requests=[str(row.request.attempt) for row in plan.rows], exc_info=error)
+        self._fail(plan.rows, _as_internal(error), output)
+
     def _fail(self, rows: list[PlannedRow], error: InternalError, output: StepOutput) -> None:
         """End the rows' requests. Pages that were announced may be read elsewhere: they stay until `release`."""
         for row in rows:
+            if not row.request.computing:
+                continue
             if row.request.announced:
                 self._scheduler.hold(row.request)
             else:
                 self._scheduler.end(row.request)
             output.failed.append(Failed(row.request.attempt, error))
-
-
-def _output_of(plan: StepPlan) -> StepOutput:
-    return StepOutput(
-        admitted=plan.admitted,
-        reserved=plan.reserved,
-        extend_tokens=plan.extend_tokens,
-        decode_rows=plan.decode_rows,
-        preempted=plan.preempted,
-    )
 
 
 def _as_internal(error: Exception) -> InternalError:

@@ -2,12 +2,13 @@
 
 Every lent page has exactly one owner at any time, the cache or one request; this module is the only one that moves
 pages between them, so it is where leaks and double use would be made, and where `audit` looks for them.
-Knows no tensors and no order of requests.
+A page that is given up while a step is under way may still be read or written by that step: it stays in limbo, free for
+nobody, until the step has ended. Knows no tensors and no order of requests.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from baton.core.errors import InternalError
@@ -23,6 +24,15 @@ class PageLedger:
         self.allocator = allocator
         self.cache = RadixCache()
         self.page_size = page_size
+        self._limbo: deque[list[int]] = deque()  # per step under way, oldest first: pages given up since it departed
+
+    def depart(self) -> None:
+        """A step with the pages of its rows is under way."""
+        self._limbo.append([])
+
+    def land(self) -> None:
+        """The oldest step under way has ended: nothing of it touches a page any more."""
+        self.allocator.free(self._limbo.popleft())
 
     @property
     def available_pages(self) -> int:
@@ -31,7 +41,7 @@ class PageLedger:
 
     @property
     def lent_pages(self) -> int:
-        """Held by requests; cached pages that no request uses are not counted."""
+        """Held by requests or in limbo; cached pages that no request uses are not counted."""
         return self.allocator.usable - self.available_pages
 
     def pages_for(self, tokens: int) -> int:
@@ -63,7 +73,7 @@ class PageLedger:
 
     def grow(self, request: RequestState) -> bool:
         """See that there is a page for each of the request's tokens, of which one at most is new. False: no page."""
-        if self.pages_for(len(request.tokens)) <= len(request.pages):
+        if request.planned_tokens <= len(request.pages) * self.page_size:
             return True
         if self.available_pages < 1:
             return False
@@ -88,17 +98,21 @@ class PageLedger:
         insertion = self.cache.insert(request.node, request.hashes[start:end], own)
         for index, page in insertion.duplicates:
             table[start + index] = page
-        self.allocator.free([own[index] for index, _ in insertion.duplicates])
+        if insertion.duplicates:
+            request.table_revision += 1
+            self._free([own[index] for index, _ in insertion.duplicates])
         request.node, request.held_blocks = insertion.node, end
 
     def vacate(self, request: RequestState) -> None:
-        """Take all pages from the request: what the cache owns stays cached, the rest is free."""
+        """Take all pages from the request: what the cache owns stays cached, the rest is free, or in limbo."""
         if request.node is None:
             return
-        self.allocator.free(request.pages.view[request.held_blocks :].tolist())
+        self._free(request.pages.view[request.held_blocks :].tolist())
         self.cache.release(request.node)
         request.pages.clear()
-        request.node, request.held_blocks, request.computed_len, request.sealed = None, 0, 0, False
+        request.table_revision += 1
+        request.node, request.held_blocks, request.sealed = None, 0, False
+        request.computed_len = request.planned_len = 0
 
     def audit(self, requests: Iterable[RequestState]) -> None:
         """Raise InternalError unless every page is accounted for once. Walks everything: for tests."""
@@ -111,12 +125,20 @@ class PageLedger:
             self._audit_prefix(request)
             for page in request.pages.view[request.held_blocks :].tolist():
                 _own(owners, page, f"attempt {request.attempt}")
+        for page in (page for pages in self._limbo for page in pages):
+            _own(owners, page, "a step under way")
         for page in self.cache.audit(locks):
             _own(owners, page, "the cache")
         if set(owners) != self.allocator.lent():
             raise InternalError(f"pages are lent to nobody: {sorted(self.allocator.lent() ^ set(owners))}")
         if self.allocator.free_pages + len(owners) != self.allocator.usable:
             raise InternalError(f"{self.allocator.free_pages} free and {len(owners)} owned pages are not all there are")
+
+    def _free(self, pages: list[int]) -> None:
+        if self._limbo:
+            self._limbo[-1] += pages
+        else:
+            self.allocator.free(pages)
 
     def _take(self, count: int) -> list[int]:
         short = count - self.allocator.free_pages

@@ -17,12 +17,14 @@ class EngineConfig:
     `max_batch_tokens`: tokens of one step; bounds its duration, and with it the time between tokens of a stream.
     `chunk_tokens`: prompt tokens of one request in one step; smaller chunks overlap a handoff better.
     `patience_s`: how long requests with a longer cached prefix may go ahead of one that came before them.
+    `overlap`: prepare each step while the one before it runs, on a thread of its own.
     """
 
     max_running: int = 64
     max_batch_tokens: int = 2048
     chunk_tokens: int = 512
     patience_s: float = 2.0
+    overlap: bool = False
 
     def check(self, page_size: int) -> None:
         """Raises ConfigError when a prompt could never advance: a chunk is at least a page."""
@@ -42,7 +44,8 @@ class EngineConfig:
 class PlannedRow:
     """Positions `start:end` of a request, computed in this step; logits are wanted of `logits_start:end`.
 
-    `draws`: the row reaches the request's last token, so that the next one is drawn.
+    `draws`: the row reaches the request's last token, so that the next one is drawn. `late`: the row's one token is
+    what the step before draws, and is not known on the host yet.
     """
 
     request: RequestState
@@ -50,6 +53,7 @@ class PlannedRow:
     end: int
     logits_start: int
     draws: bool
+    late: bool = False
 
 
 @dataclass(slots=True)

@@ -1,6 +1,8 @@
 """One attempt inside the engine: its tokens, its pages, how far it has come, and when it is over.
 
 Plain state. The scheduler moves it from phase to phase; the ledger fills and empties its page table.
+It is planned ahead of what is known: while a step is under way, `planned_len` counts what that step computes, and
+`pending` the token that it draws.
 
     WAITING ──> EXTENDING ──> DECODING ──> over
        │ ^          │  │         │
@@ -24,6 +26,7 @@ from baton.core.hashing import block_hashes
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Finish, Stage, TokenLogprob
 from baton.engine.radix import Node
+from baton.engine.token_counts import TokenCounts
 
 
 class IntArray:
@@ -71,6 +74,7 @@ class Phase(enum.Enum):
     DECODING = "decoding"
     FETCHING = "fetching"
     HELD = "held"
+    OVER = "over"
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +98,7 @@ class RequestState:
     tokens: IntArray  # int64
     hashes: list[bytes]
     prompt_logprobs: list[TokenLogprob] | None  # None: not wanted, or already emitted
+    token_limit: int  # most tokens, prompt and output, that it may have
 
     phase: Phase = Phase.WAITING
     pages: IntArray = field(default_factory=lambda: IntArray(np.empty(0, dtype=np.int32)))
@@ -101,7 +106,12 @@ class RequestState:
     held_blocks: int = 0
     announced: bool = False  # its pages are offered to another worker: they stay as they are until `release`
     sealed: bool = False  # an announced page duplicates a cached one: nothing more is shared before `release`
-    computed_len: int = 0  # leading tokens whose K and V are in the pages: the next step's cached_len
+    computed_len: int = 0  # leading tokens whose K and V are in the pages
+    planned_len: int = 0  # the same once the steps under way have ended: the next step's cached_len
+    pending: int = 0  # tokens that steps under way draw, which follow `tokens`: at most 1 whenever a step is planned
+    token_place: int = 0  # where the step that drew last put its token (baton.engine.drawing)
+    counts: TokenCounts | None = None  # made when it first draws, if it is penalized
+    table_revision: int = 0  # changes when an entry of `pages` does; not when some are added
 
     hint_blocks: int = 0  # last known length of the cached prefix
     passes: int = 0  # admissions that went ahead of it while it did not fit
@@ -109,7 +119,10 @@ class RequestState:
     admitted_before: bool = False
 
     @classmethod
-    def of(cls, request: EngineRequest, arrival: int, arrived_s: float, page_size: int) -> RequestState:
+    def of(
+        cls, request: EngineRequest, arrival: int, arrived_s: float, page_size: int, most_tokens: int = 1 << 62
+    ) -> RequestState:
+        """`most_tokens`: what the engine allows any request, prompt and output."""
         tokens = np.array(request.token_ids, dtype=np.int64)
         fresh = len(tokens) == request.prompt_tokens and request.stage is not Stage.FETCH
         return cls(
@@ -125,6 +138,7 @@ class RequestState:
             tokens=IntArray(tokens),
             hashes=block_hashes(request.root_hash, tokens.tolist(), page_size),
             prompt_logprobs=[] if fresh and request.sampling.prompt_logprobs is not None else None,
+            token_limit=min(request.prompt_tokens + request.sampling.max_tokens, most_tokens),
         )
 
     @property
@@ -138,9 +152,24 @@ class RequestState:
         return len(self.tokens) - self.prompt_tokens
 
     @property
+    def planned_tokens(self) -> int:
+        """Tokens that it has once the steps under way have ended."""
+        return len(self.tokens) + self.pending
+
+    @property
+    def ends_for_sure(self) -> bool:
+        """The token under way is its last here, whichever it is."""
+        return self.pending > 0 and (self.stage is Stage.OFFER or self.planned_tokens >= self.token_limit)
+
+    @property
+    def computing(self) -> bool:
+        """Results of a step count for it. False for one that was cancelled or has failed in the meantime."""
+        return self.phase is Phase.EXTENDING or self.phase is Phase.DECODING
+
+    @property
     def remaining(self) -> int:
-        """Tokens to compute before the next one can be drawn; 1 while decoding."""
-        return len(self.tokens) - self.computed_len
+        """Tokens of the prompt that no step has taken up yet."""
+        return len(self.tokens) - self.planned_len
 
     @property
     def cacheable_blocks(self) -> int:
@@ -161,16 +190,11 @@ class RequestState:
             block = self.tokens.view[-self.page_size :].tolist()
             self.hashes += block_hashes(parent, block, self.page_size)
 
-    def finish(self, eos_token_ids: frozenset[int], token_limit: int) -> Finish | None:
-        """Whether the last token, an output token, ends the request.
-
-        The first `min_tokens` outputs never stop it. `token_limit` is the most tokens, prompt and output, it may have.
-        """
+    def finish(self, eos_token_ids: frozenset[int]) -> Finish | None:
+        """Whether the last token, an output token, ends the request. The first `min_tokens` outputs never stop it."""
         token_id = int(self.tokens.view[-1])
         params = self.sampling
         ends = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
         if ends and self.output_len > params.min_tokens:
             return Finish.STOP
-        if self.output_len >= params.max_tokens or len(self.tokens) >= token_limit:
-            return Finish.LENGTH
-        return None
+        return Finish.LENGTH if len(self.tokens) >= self.token_limit else None

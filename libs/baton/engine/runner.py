@@ -13,16 +13,26 @@ import torch
 
 from baton.core.errors import ConfigError
 from baton.core.layout import DTYPE_BYTES, KvLayout
-from baton.engine.attention import TorchAttention
+from baton.engine.attention import AttentionBackend, TorchAttention
 from baton.engine.batch import StepBatch
+from baton.engine.cpu import attention as cpu_attention
+from baton.engine.cpu import pointwise as cpu_pointwise
+from baton.engine.cpu import quantized
+from baton.engine.cpu.attention import CpuAttention
+from baton.engine.cpu.library import ALIGNMENT, Kernels, kernels
+from baton.engine.cpu.linear import QUANTIZATIONS, steady
+from baton.engine.cpu.pointwise import CpuPointwise
 from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.model.decoder import Decoder
 from baton.engine.model.files import model_revision
-from baton.engine.model.weights import DecoderWeights, Progress, load_weights, stored_dtype
+from baton.engine.model.pointwise import Pointwise, TorchPointwise
+from baton.engine.model.weights import DecoderWeights, Linear, Progress, load_weights, stored_dtype
+
+BACKENDS = ("auto", "torch")
 
 
 class TorchModelRunner:
-    """`ModelRunner` (baton.engine.batch) of plain torch operations. Use from one thread at a time."""
+    """`ModelRunner` (baton.engine.batch) on torch tensors. Use from one thread at a time."""
 
     def __init__(
         self,
@@ -30,7 +40,14 @@ class TorchModelRunner:
         weights: DecoderWeights,
         layout: KvLayout,
         max_context_tokens: int | None = None,
+        kernels: Kernels | None = None,
+        deterministic: bool = False,
     ) -> None:
+        """`kernels`: what runs on a CPU; None for plain torch operations, as for what the kernels do not support.
+
+        `deterministic`: a token's logits are the same to the last bit however its request was cut into steps, and
+        whatever is in the batch. ConfigError where that cannot be had.
+        """
         limit = config.context_tokens
         if max_context_tokens is not None and not 1 <= max_context_tokens <= limit:
             raise ConfigError(f"max_context_tokens is {max_context_tokens}; the model allows 1 to {limit}")
@@ -39,8 +56,19 @@ class TorchModelRunner:
         self.vocab_size = config.vocab_size
         self.max_context_tokens = max_context_tokens or limit
         self.eos_token_ids = config.eos_token_ids
-        self._attention = TorchAttention(layout, config.windows)
-        self._decoder = Decoder(config, weights, self._attention)
+        dtype = weights.embedding_VE.dtype
+        self._attention: AttentionBackend = TorchAttention(layout, config.windows)
+        if kernels is not None and cpu_attention.supports(layout):
+            self._attention = CpuAttention(kernels, layout, config.windows, one_way=deterministic)
+        pointwise: Pointwise = TorchPointwise(config)
+        if kernels is not None and cpu_pointwise.supports(config, dtype):
+            pointwise = CpuPointwise(kernels, config, dtype)
+        if deterministic and not (isinstance(self._attention, CpuAttention) and isinstance(pointwise, CpuPointwise)):
+            raise ConfigError(
+                "deterministic = true needs Baton's kernels: a CPU, a C++ compiler, float32 or bfloat16, and sizes of "
+                f"heads and layers that are multiples of {ALIGNMENT}"
+            )
+        self._decoder = Decoder(config, weights, self._attention, pointwise)
         self._bound = False
 
     @classmethod
@@ -52,14 +80,31 @@ class TorchModelRunner:
         device: str = "cpu",
         progress: Progress | None = None,
         max_context_tokens: int | None = None,
+        quantization: str = "none",
+        backend: str = "auto",
+        deterministic: bool = False,
     ) -> TorchModelRunner:
         """Load the checkpoint folder `path`.
 
         `dtype` is float32, bfloat16, float16, or auto: what the checkpoint is stored in, but float32 for a float16
         checkpoint on a CPU, where float16 products are slow and imprecise. Pages hold the same dtype.
         `progress(done_bytes, total_bytes)` is called while weights are read.
+        `quantization` is none, int8 (a scale per output) or int4 (a scale and zero point per 32 weights of a row): the
+        linear layers' weights in fewer bits, for less memory and faster decoding, and less exact.
+        `backend` is auto (Baton's kernels and packed weights on a CPU), or torch: plain torch operations.
+        `deterministic`, as for the constructor, takes attention to a new token about twice the time, and a
+        step of a single token a tenth more.
         Raises CheckpointError (naming the file or tensor) or ConfigError (naming the setting).
         """
+        if quantization not in QUANTIZATIONS:
+            raise ConfigError(f"quantization is {quantization!r}; it must be {', '.join(QUANTIZATIONS)}")
+        if backend not in BACKENDS:
+            raise ConfigError(f"backend is {backend!r}; it must be {' or '.join(BACKENDS)}")
+        on_cpu = torch.device(device).type == "cpu"
+        if quantization != "none" and not on_cpu:
+            raise ConfigError(f"quantization = {quantization} runs on a CPU only; the device is {device}")
+        if quantization != "none" and deterministic:
+            raise ConfigError(f"deterministic = true needs quantization = none; it is {quantization}")
         if dtype != "auto" and dtype not in DTYPE_BYTES:
             raise ConfigError(f"dtype is {dtype!r}; it must be auto, {', '.join(DTYPE_BYTES)}")
         if page_size < 1:
@@ -67,7 +112,7 @@ class TorchModelRunner:
         config = load_config(path)
         if dtype == "auto":
             dtype = stored_dtype(path)
-            if dtype == "float16" and torch.device(device).type == "cpu":
+            if dtype == "float16" and on_cpu:
                 dtype = "float32"
         layout = KvLayout(
             model_revision=model_revision(path),
@@ -77,8 +122,15 @@ class TorchModelRunner:
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
         )
-        weights = load_weights(path, config, getattr(torch, dtype), device, progress)
-        return cls(config, weights, layout, max_context_tokens)
+        native = on_cpu and backend == "auto"
+        own = kernels() if native else None
+        projection = QUANTIZATIONS[quantization] if native or quantization != "none" else Linear
+        if quantization != "none" and own is not None:
+            projection = quantized.maker(own, int(quantization.removeprefix("int")))
+        elif native and deterministic and dtype in cpu_attention.DTYPES:
+            projection = steady
+        weights = load_weights(path, config, getattr(torch, dtype), device, progress, projection)
+        return cls(config, weights, layout, max_context_tokens, own, deterministic)
 
     def bind_pool(self, pool: torch.Tensor) -> None:
         """Use `pool`, [layers, pages, 2, page_size, kv_heads, head_dim], for K and V; it stays the caller's.

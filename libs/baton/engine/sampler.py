@@ -29,6 +29,7 @@ from baton.core.errors import InternalError, InvalidRequest
 from baton.core.sampling import SEED_MASK, SamplingParams
 from baton.engine.api import TokenLogprob
 from baton.engine.philox import gumbel
+from baton.engine.token_counts import TokenCounts
 
 _BUCKET = 256
 _HEAD = 256  # how many of the likeliest tokens top-p sorts at first, and by what factor it looks further
@@ -48,14 +49,13 @@ class NonFiniteLogits(InternalError):
 class SampleRow:
     """What the draw of one row depends on.
 
-    `position` is the absolute position of the token being drawn. `prompt_ids` and `output_ids` are read only by
-    penalties, `output_len` (tokens of output so far, over all attempts) and `eos_token_ids` only by `min_tokens`.
+    `position` is the absolute position of the token being drawn. `counts` is read only by penalties, which need it,
+    `output_len` (tokens of output so far, over all attempts) and `eos_token_ids` only by `min_tokens`.
     """
 
     params: SamplingParams
     position: int
-    prompt_ids: Sequence[int] = ()
-    output_ids: Sequence[int] = ()
+    counts: TokenCounts | None = None
     output_len: int = 0
     eos_token_ids: frozenset[int] = frozenset()
 
@@ -76,46 +76,132 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
                 raise InvalidRequest(f"{name} names token {token}; ids are 0 to {vocab_size - 1}", param=name)
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What was drawn, still on the device: `token_ids` int64 [N], all of them ids of the vocabulary. A row whose
+    `best` [N], its greatest logit, is not finite has drawn nothing that means anything."""
+
+    token_ids: torch.Tensor
+    best: torch.Tensor
+    logprobs: LogprobTensors | None  # of the rows `logprob_rows`
+    logprob_rows: list[int]
+
+    @property
+    def unusable(self) -> dict[int, float]:
+        """Greatest logits of rows that have no finite one, by row. Reads the device."""
+        return {i: value for i, value in enumerate(self.best.tolist()) if not math.isfinite(value)}
+
+    def read(self) -> SampleResult:
+        """Tokens and logprobs on the host. Reads the device."""
+        logprobs: list[TokenLogprob | None] = [None] * len(self.token_ids)
+        if self.logprobs is not None:
+            for row, logprob in zip(self.logprob_rows, self.logprobs.read(), strict=True):
+                logprobs[row] = logprob
+        return SampleResult(self.token_ids.tolist(), logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobTensors:
+    """Logprobs of L positions, still on the device: of a token each, and of the `top[i]` likeliest of position i."""
+
+    token_ids: torch.Tensor  # int64 [L]
+    chosen: torch.Tensor  # [L]
+    values: torch.Tensor  # [L, K], best first
+    ids: torch.Tensor  # int64 [L, K]
+    top: Sequence[int]
+
+    @classmethod
+    def of(cls, logits_LV: torch.Tensor, token_ids_L: torch.Tensor, top: Sequence[int]) -> LogprobTensors:
+        """Raw log-softmax: before bias, penalties and temperature."""
+        total_L1 = logits_LV.logsumexp(dim=-1, keepdim=True)
+        chosen_L = (logits_LV.gather(1, token_ids_L[:, None]) - total_L1)[:, 0]
+        head = logits_LV.topk(min(max(top, default=0), logits_LV.shape[1]))
+        return cls(token_ids_L, chosen_L, head.values - total_L1, head.indices, top)
+
+    def read(self) -> list[TokenLogprob]:
+        """Reads the device."""
+        values, ids = self.values.tolist(), self.ids.tolist()
+        return [
+            TokenLogprob(token, logprob, tuple(zip(ids[i][:k], values[i][:k], strict=True)))
+            for i, (token, logprob, k) in enumerate(
+                zip(self.token_ids.tolist(), self.chosen.tolist(), self.top, strict=True)
+            )
+        ]
+
+
 def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> SampleResult:
     """Draw one token per row from float32 logits [N, V], which are left as they are.
 
     Raises NonFiniteLogits, an InternalError, naming rows whose logits hold NaN or +inf or nothing but -inf.
     """
+    sampled = launch_sample(logits, rows)
+    if unusable := sampled.unusable:
+        raise NonFiniteLogits(
+            list(unusable),
+            f"logits of batch rows {list(unusable)} have no finite maximum: {list(unusable.values())}",
+        )
+    return sampled.read()
+
+
+@torch.inference_mode()
+def launch_sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> Sampled:
+    """Draw one token per row from float32 logits [N, V], which are left as they are, and wait for nothing.
+
+    On a GPU the host reads nothing back here. Rows with unusable logits harm no others; see `Sampled.unusable`.
+    """
     if len(rows) != len(logits):
         raise InternalError(f"{len(rows)} rows to sample from {len(logits)} rows of logits")
     if not rows:
-        return SampleResult([], [])
-    token_ids = _greatest(logits)
+        nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
+        return Sampled(nothing, logits.new_empty(0), None, [])
+    best, token_ids = _greatest(logits)
     altered = [i for i, row in enumerate(rows) if not row.params.plain]
+    logits_after = logits
     if altered:
         logits_after = logits.clone()
         for i in altered:
             _alter(logits_after[i], rows[i])
-        token_ids[altered] = _greatest(logits_after[altered], altered)
-    else:
-        logits_after = logits
+        best_after, token_ids[altered] = _greatest(logits_after[altered])
+        best[altered] = torch.where(torch.isfinite(best[altered]), best_after, best[altered])
     drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
     if drawn:
-        token_ids[drawn] = _draw(logits_after[drawn], [rows[i] for i in drawn])
-    return SampleResult(token_ids.tolist(), _row_logprobs(logits, token_ids, rows))
+        token_ids[drawn] = _draw(_select(logits_after, drawn).clone(), [rows[i] for i in drawn])
+    token_ids.clamp_(max=logits.shape[1] - 1)
+    wanted = [i for i, row in enumerate(rows) if row.params.top_logprobs is not None]
+    logprobs = None
+    if wanted:
+        top = [rows[i].params.top_logprobs or 0 for i in wanted]
+        logprobs = LogprobTensors.of(_select(logits, wanted), token_ids[wanted], top)
+    return Sampled(token_ids, best, logprobs, wanted)
 
 
 @torch.inference_mode()
-def prompt_logprobs(logits: torch.Tensor, next_token_ids: Sequence[int], k: int) -> list[TokenLogprob]:
+def launch_prompt_logprobs(logits: torch.Tensor, next_token_ids: Sequence[int], k: int) -> LogprobTensors:
     """Logprobs of the tokens that followed in the prompt, and of the `k` likeliest: logits [L, V], L token ids."""
     token_ids = torch.as_tensor(next_token_ids, dtype=torch.int64, device=logits.device)
-    return _logprobs(logits, token_ids, [k] * len(logits))
+    return LogprobTensors.of(logits, token_ids, [k] * len(logits))
 
 
-def _greatest(logits_NV: torch.Tensor, names: Sequence[int] | None = None) -> torch.Tensor:
-    """Ids of the greatest logits [N]; the greatest is finite unless the row is unusable. `names`: the rows' indices."""
-    best_N, ids_N = logits_NV.max(dim=-1)
-    if not bool(torch.isfinite(best_N).all()):
-        bad = [i for i, value in enumerate(best_N.tolist()) if not math.isfinite(value)]
-        rows = [names[i] for i in bad] if names is not None else bad
-        raise NonFiniteLogits(rows, f"logits of batch rows {rows} have no finite maximum: {best_N[bad].tolist()}")
-    return ids_N
+def _greatest(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The greatest logit of each row [N], NaN if there is one, and its id, int64 [N].
+
+    By buckets, whose greatest are found without looking for their places: six times faster on a CPU.
+    """
+    whole = logits_NV.shape[1] // _BUCKET * _BUCKET
+    if whole == 0:
+        best_N, ids_N = logits_NV.max(dim=-1)
+        return best_N, ids_N
+    buckets_NBC = logits_NV[:, :whole].unflatten(1, (-1, _BUCKET))
+    best_NB = buckets_NBC.amax(dim=-1)
+    bucket_N1 = best_NB.argmax(dim=-1, keepdim=True)
+    best_N = best_NB.gather(1, bucket_N1)[:, 0]
+    rows = torch.arange(len(logits_NV), device=logits_NV.device)
+    ids_N = bucket_N1[:, 0] * _BUCKET + buckets_NBC[rows, bucket_N1[:, 0]].argmax(dim=-1)
+    if whole < logits_NV.shape[1]:
+        rest_N, rest_ids_N = logits_NV[:, whole:].max(dim=-1)
+        later = (rest_N > best_N) | rest_N.isnan()
+        best_N, ids_N = torch.where(later, rest_N, best_N), torch.where(later, rest_ids_N + whole, ids_N)
+    return best_N, ids_N
 
 
 def _alter(logits_V: torch.Tensor, row: SampleRow) -> None:
@@ -123,14 +209,8 @@ def _alter(logits_V: torch.Tensor, row: SampleRow) -> None:
     params, device = row.params, logits_V.device
     if params.logit_bias:
         logits_V[_ids(params.logit_bias, device)] += torch.tensor(list(params.logit_bias.values()), device=device)
-    if params.repetition_penalty != 1.0:
-        seen = torch.cat((_ids(row.prompt_ids, device), _ids(row.output_ids, device))).unique()
-        values = logits_V[seen]
-        penalty = params.repetition_penalty
-        logits_V[seen] = torch.where(values < 0, values * penalty, values / penalty)
-    if params.frequency_penalty or params.presence_penalty:
-        emitted, counts = _ids(row.output_ids, device).unique(return_counts=True)
-        logits_V[emitted] -= params.frequency_penalty * counts + params.presence_penalty
+    if row.counts is not None:
+        row.counts.penalize(logits_V, params)
     if row.output_len < params.min_tokens:
         barred = set(params.stop_token_ids) | (set() if params.ignore_eos else row.eos_token_ids)
         logits_V[_ids((token for token in barred if token < len(logits_V)), device)] = -math.inf
@@ -175,10 +255,12 @@ def _cut_top_k(logits_RV: torch.Tensor, top_k: Sequence[int]) -> None:
 def _cut_top_p(logits_RV: torch.Tensor, top_p: Sequence[float]) -> None:
     """Bar all but the smallest set of likeliest tokens that has a probability of at least `top_p`; 1 is no cut.
 
-    Only as many of the likeliest tokens are sorted as turn out to be needed.
+    On a CPU only as many of the likeliest tokens are sorted as turn out to be needed; elsewhere to look how many that
+    are would mean to wait.
     """
     cut = [i for i, p in enumerate(top_p) if p < 1.0]
-    width = min(_HEAD, logits_RV.shape[1])
+    on_host = logits_RV.device.type == "cpu"
+    width = min(_HEAD, logits_RV.shape[1]) if on_host else logits_RV.shape[1]
     while cut:
         wanted = torch.tensor([top_p[i] for i in cut], dtype=torch.float64, device=logits_RV.device)[:, None]
         logits = _select(logits_RV, cut)
@@ -186,8 +268,11 @@ def _cut_top_p(logits_RV: torch.Tensor, top_p: Sequence[float]) -> None:
         reached = (head - logits.logsumexp(dim=-1, keepdim=True)).double().exp().cumsum(dim=-1) >= wanted
         if width == logits_RV.shape[1]:
             reached[:, -1] = True  # all of it is enough, whatever rounding says
-        found = reached.any(dim=-1)
         least = head.gather(1, reached.int().argmax(dim=-1, keepdim=True))
+        if width == logits_RV.shape[1]:
+            _bar_below(logits_RV, cut, least)
+            return
+        found = reached.any(dim=-1)
         done = found.tolist()
         _bar_below(logits_RV, [i for i, ok in zip(cut, done, strict=True) if ok], least[found])
         cut = [i for i, ok in zip(cut, done, strict=True) if not ok]
@@ -210,33 +295,6 @@ def _bar_below(logits_RV: torch.Tensor, rows: Sequence[int], least_C1: torch.Ten
     least_R1 = logits_RV.new_full((len(logits_RV), 1), -math.inf)
     least_R1[rows] = least_C1
     logits_RV.masked_fill_(logits_RV < least_R1, -math.inf)
-
-
-def _row_logprobs(
-    logits: torch.Tensor, token_ids: torch.Tensor, rows: Sequence[SampleRow]
-) -> list[TokenLogprob | None]:
-    result: list[TokenLogprob | None] = [None] * len(rows)
-    wanted = [(i, row.params.top_logprobs) for i, row in enumerate(rows) if row.params.top_logprobs is not None]
-    if wanted:
-        picked = [i for i, _ in wanted]
-        found = _logprobs(logits[picked], token_ids[picked], [k for _, k in wanted])
-        for i, logprob in zip(picked, found, strict=True):
-            result[i] = logprob
-    return result
-
-
-def _logprobs(logits_LV: torch.Tensor, token_ids_L: torch.Tensor, top: Sequence[int]) -> list[TokenLogprob]:
-    """Raw log-softmax of the given tokens, and of the `top[i]` likeliest of row i."""
-    if not top:
-        return []
-    total_L1 = logits_LV.logsumexp(dim=-1, keepdim=True)
-    chosen = (logits_LV.gather(1, token_ids_L[:, None]) - total_L1)[:, 0].tolist()
-    head = logits_LV.topk(min(max(top), logits_LV.shape[1]))
-    values, ids = (head.values - total_L1).tolist(), head.indices.tolist()
-    return [
-        TokenLogprob(token, chosen[i], tuple(zip(ids[i][: top[i]], values[i][: top[i]], strict=True)))
-        for i, token in enumerate(token_ids_L.tolist())
-    ]
 
 
 def _as_int64(seed: int) -> int:

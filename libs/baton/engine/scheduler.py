@@ -6,6 +6,10 @@ One step carries, within `max_batch_tokens`:
     2. chunks of prompts that are under way       by rank
     3. first chunks of newly admitted requests    only when pages for all of their tokens can be had at once
 
+It may plan a step while the one before is under way: then a request's last token may be one that nobody knows yet, and
+a request that this token ends is planned once in vain. What it may not do then is to preempt, since the tokens under
+way would be lost: it asks to be called again when they have landed.
+
 A request that was admitted thus never waits for pages before its first token, and an OFFER never at all: once its
 pages are announced they must not move. Rank (priority, then arrival) is total, and preemption only ever takes from
 the end of it, so the first request always advances: preemption cannot go round in circles.
@@ -66,25 +70,27 @@ class Scheduler:
         self._enqueue(request)
         self._stuck = False
 
-    def plan(self, now: float) -> StepPlan:
-        """Decide the next step. Pages are taken and phases change here already; nothing is computed."""
+    def plan(self, now: float, under_way: bool = False) -> StepPlan | None:
+        """Decide the next step. Pages are taken and phases change here already; nothing is computed.
+
+        `under_way`: a planned step has not ended yet. None: it must end first, since a request must give way.
+        """
         plan = StepPlan()
-        self._plan_decodes(plan)
+        if not self._plan_decodes(plan, under_way):
+            return None
         budget = self._plan_extends(plan, self._config.max_batch_tokens - len(plan.rows))
         if not plan.preempted:  # admitting now would take the very pages that were just given up
             self._admit(plan, budget, now)
-        self._stuck = not (plan.rows or plan.begun or plan.preempted)
+        for row in plan.rows:
+            self._advance(row)
+        self._stuck = not (plan.rows or plan.begun or plan.preempted or under_way)
         return plan
 
     def computed(self, row: PlannedRow) -> None:
-        """The row's K and V are in its pages: share the blocks that became full."""
-        request = row.request
-        request.computed_len = row.end
-        self._ledger.publish(request)
-        if request.phase is Phase.EXTENDING:
-            self._owe(request, request.remaining)
-            if row.draws:
-                request.phase = Phase.DECODING
+        """The row's K and V are in its pages: share the blocks that became full. What it draws is known now."""
+        row.request.computed_len = row.end
+        row.request.pending -= row.draws
+        self._ledger.publish(row.request)
 
     def activate(self, request: RequestState, first_token: int) -> None:
         """A FETCH has its pages filled: it decodes from the next step on."""
@@ -98,7 +104,7 @@ class Scheduler:
 
     def filled(self, request: RequestState) -> None:
         """A FETCH's pages hold the K and V of all of its tokens."""
-        request.computed_len = len(request.tokens)
+        request.computed_len = request.planned_len = len(request.tokens)
         self._ledger.publish(request)
 
     def hold(self, request: RequestState) -> None:
@@ -113,6 +119,7 @@ class Scheduler:
         self._leave(request)
         self._ledger.vacate(request)
         self._owe(request, 0)
+        request.phase = Phase.OVER
         del self._live[request.attempt]
         self._stuck = False
 
@@ -132,16 +139,33 @@ class Scheduler:
         if self.owed_tokens != sum(request.owed_tokens for request in self._live.values()):
             raise InternalError("the tokens still to be computed are miscounted")
 
-    def _plan_decodes(self, plan: StepPlan) -> None:
+    def _plan_decodes(self, plan: StepPlan, under_way: bool) -> bool:
+        """False: pages are short, and nobody may be preempted now. What has grown may keep its page."""
+        grow = self._ledger.grow
         for request in list(self._running):
-            if request.phase is not Phase.DECODING:
+            if request.phase is not Phase.DECODING or request.ends_for_sure:
                 continue  # extending, or preempted by a request before it
-            while request.phase is Phase.DECODING and not self._ledger.grow(request):
+            while not grow(request):
+                if under_way:
+                    return False
                 self._preempt_last(plan)
-            if request.phase is Phase.DECODING:
-                end = len(request.tokens)
-                plan.rows.append(PlannedRow(request, end - 1, end, end - 1, draws=True))
+                if request.phase is not Phase.DECODING:
+                    break
+            else:
+                end = request.planned_tokens
+                plan.rows.append(PlannedRow(request, end - 1, end, end - 1, draws=True, late=request.pending > 0))
         plan.decode_rows = len(plan.rows)
+        return True
+
+    def _advance(self, row: PlannedRow) -> None:
+        """What is planned from here on follows the row."""
+        request = row.request
+        request.planned_len = row.end
+        request.pending += row.draws
+        if request.phase is Phase.EXTENDING:
+            self._owe(request, request.remaining)
+            if row.draws:
+                request.phase = Phase.DECODING
 
     def _preempt_last(self, plan: StepPlan) -> None:
         """Send the least important request that may be moved back to the queue; its full blocks stay cached."""
@@ -163,7 +187,7 @@ class Scheduler:
 
     def _plan_chunk(self, plan: StepPlan, request: RequestState, budget: int) -> int:
         """Plan the next tokens of a prompt. A chunk ends with a page, so that only the last leaves one unfinished."""
-        start = request.computed_len
+        start = request.planned_len
         limit = min(budget, self._chunk_limit(request))
         end = len(request.tokens)
         if end - start > limit:
@@ -188,8 +212,8 @@ class Scheduler:
         """
         if not self._waiting or self.running >= self._config.max_running or self._ledger.available_pages == 0:
             return
-        extending = [request for request in self._running if request.phase is Phase.EXTENDING]
-        headroom = self.running - sum(request.stage is Stage.OFFER for request in extending)
+        extending = [request for request in self._running if self._is_to_share(request)]
+        headroom = self.running - sum(request.stage is Stage.OFFER for request in self._running)
         unfit: list[RequestState] = []
         for request in admission_order(self._waiting, self._ledger, now, self._config.patience_s):
             if not self._worth_starting(request, extending, budget):
@@ -207,6 +231,12 @@ class Scheduler:
             headroom += request.stage is not Stage.OFFER
             if self.running >= self._config.max_running:
                 return
+
+    def _is_to_share(self, request: RequestState) -> bool:
+        """It is computing blocks that are not in the cache yet."""
+        if request.phase is Phase.EXTENDING:
+            return True
+        return request.held_blocks < request.planned_len // self._ledger.page_size
 
     def _worth_starting(self, request: RequestState, extending: list[RequestState], budget: int) -> bool:
         """Whether the request, were it admitted, would compute something in this step, and not mostly what
@@ -238,7 +268,7 @@ class Scheduler:
             plan.reserved.append(Reserved(request.attempt, request.held_blocks, wanted))
             return 0
         request.phase = Phase.EXTENDING
-        request.computed_len = cached_tokens
+        request.computed_len = request.planned_len = cached_tokens
         self._owe(request, request.remaining)
         self._running.add(request)
         return self._plan_chunk(plan, request, budget)

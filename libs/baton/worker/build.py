@@ -55,6 +55,7 @@ def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
         page_size=settings.page_size,
         progress=_ProgressLog(),
         max_context_tokens=settings.max_context_tokens or None,
+        deterministic=settings.deterministic,
     )
     layout = runner.layout
     pages = settings.kv_memory_bytes // (layout.layers * layout.page_bytes)

@@ -16,7 +16,7 @@ from baton.core import hashing
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, DeadlineExceeded, InvalidRequest, Unavailable
 from baton.core.layout import KvLayout
-from baton.engine.api import Engine, EngineLoad, EngineRequest, HandoffListener, Stage, StepOutput
+from baton.engine.api import EngineLoad, EngineRequest, HandoffListener, Stage, StepEngine, StepOutput
 from baton.kv.local import AgentMessage, Welcome, WorkerMessage
 from baton.rpc.convert import attempt_from_pb, attempt_to_pb, error_to_pb, sampling_from_pb
 from baton.rpc.v1 import worker_pb2 as pb
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 STAGES = {"run_all": Stage.RUN_ALL, "offer": Stage.OFFER, "fetch": Stage.FETCH}
 
 
-MakeEngine = Callable[[HandoffListener | None], Engine]
+MakeEngine = Callable[[HandoffListener | None], StepEngine]
 
 
 class BlockSink(Protocol):
@@ -161,7 +161,7 @@ class Dispatcher:
         self._stop_computing(attempt)
 
     def _stop_computing(self, attempt: Attempt) -> None:
-        def command(engine: Engine) -> None:
+        def command(engine: StepEngine) -> None:
             pages_free = engine.cancel(attempt)
             self._asyncio_loop.call_soon_threadsafe(self._desk.cancelled, attempt, pages_free)
 

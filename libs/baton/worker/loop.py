@@ -14,11 +14,11 @@ from collections.abc import Callable
 import structlog
 
 from baton.core.errors import BatonError, InternalError
-from baton.engine.api import Engine, EngineLoad, EngineRequest, Failed, StepOutput
+from baton.engine.api import EngineLoad, EngineRequest, Failed, StepEngine, StepOutput
 
 log = structlog.get_logger(__name__)
 
-Command = Callable[[Engine], object]  # what it returns is dropped
+Command = Callable[[StepEngine], object]  # what it returns is dropped
 Deliver = Callable[[StepOutput, EngineLoad], None]
 
 
@@ -27,9 +27,10 @@ class EngineLoop:
 
     `deliver(output, load)` gets every step's output, and an empty one when commands alone have changed the load.
     A command or step that raises is a defect: `on_crash` is called with it on the asyncio loop and the thread ends.
+    The engine is closed with the thread.
     """
 
-    def __init__(self, engine: Engine, deliver: Deliver, on_crash: Callable[[BaseException], None]) -> None:
+    def __init__(self, engine: StepEngine, deliver: Deliver, on_crash: Callable[[BaseException], None]) -> None:
         self._engine = engine
         self._deliver = deliver
         self._on_crash = on_crash
@@ -58,7 +59,7 @@ class EngineLoop:
     def submit(self, request: EngineRequest) -> None:
         """Submit a request; one that cannot run is delivered as Failed."""
 
-        def command(engine: Engine) -> None:
+        def command(engine: StepEngine) -> None:
             try:
                 engine.submit(request)
             except BatonError as error:
@@ -78,6 +79,8 @@ class EngineLoop:
             log.critical("engine thread ended", exc_info=error)
             crash = error if isinstance(error, Exception) else InternalError(repr(error))
             self._loop.call_soon_threadsafe(self._on_crash, crash)
+        finally:
+            self._engine.close()
 
     def _wait_for_work(self) -> bool:
         with self._wake:

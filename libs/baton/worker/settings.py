@@ -23,6 +23,7 @@ class WorkerSettings(ServiceSettings):
     chunk_tokens: int = setting(512, "longest piece of a prompt in one step", unit="tokens", ge=1)
     max_context_tokens: int = setting(0, "longest prompt + output; 0 = the model's", unit="tokens", ge=0)
     dtype: str = setting("auto", "computation and KV cache", choices=("auto", "float32", "bfloat16", "float16"))
+    deterministic: bool = setting(False, "the same tokens to the last bit whatever the load and the cache; slower")
     threads: int = setting(1, "CPU threads of the model; more than 1 only where cores are otherwise idle", ge=1)
     lease_s: float = setting(5.0, "registry lease; a worker silent for longer is forgotten", unit="s", gt=0)
     drain_s: float = setting(1.0, "time that running requests get when the worker is stopped", unit="s", ge=0)

@@ -16,6 +16,7 @@ from baton.runtime.sources import nearest
 OWN_COMMANDS = {
     "up": ("baton.cli.up.main", "start a whole system on this machine"),
     "chat": ("baton.cli.chat", "talk to a running system in the terminal"),
+    "bench": ("baton.cli.bench.main", "measure an engine, or a running system under load"),
     "check-env": ("baton.cli.check_env", "say what works on this machine and how to mend the rest"),
     "version": ("baton.cli.version", "versions of Baton and of what it runs on"),
 }

@@ -21,6 +21,8 @@ from baton.engine.model.config import DecoderConfig
 from baton.engine.model.files import TensorEntry, tensor_entries
 
 Progress = Callable[[int, int], None]
+Projection = Callable[[torch.Tensor], torch.Tensor]  # x [T, in] -> a new [T, out]
+MakeProjection = Callable[[torch.Tensor, torch.Tensor | None], Projection]  # of a weight [out, in] and a bias [out]
 
 _STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -41,23 +43,23 @@ class LayerWeights:
     """One layer. E hidden, F intermediate, H heads, K kv heads, D head_dim."""
 
     input_norm_E: torch.Tensor
-    qkv: Linear  # E -> (H + 2 K) D: queries, keys, values
+    qkv: Projection  # E -> (H + 2 K) D: queries, keys, values
     q_norm_D: torch.Tensor | None
     k_norm_D: torch.Tensor | None
-    output: Linear  # H D -> E
+    output: Projection  # H D -> E
     mlp_norm_E: torch.Tensor
-    gate_up: Linear  # E -> 2 F: gate, up
-    down: Linear  # F -> E
+    gate_up: Projection  # E -> 2 F: gate, up
+    down: Projection  # F -> E
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """All weights of a decoder, of one dtype on one device; tied, `head.weight` is `embedding_VE` itself."""
+    """All weights of a decoder, of one dtype on one device."""
 
     embedding_VE: torch.Tensor
     layers: tuple[LayerWeights, ...]
     final_norm_E: torch.Tensor
-    head: Linear  # E -> V
+    head: Projection  # E -> V; tied, made of `embedding_VE`
 
 
 def load_weights(
@@ -66,15 +68,17 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    projection: MakeProjection = Linear,
 ) -> DecoderWeights:
     """Read the weights that `config` describes from the checkpoint folder `path`, as `dtype` on `device`.
 
+    `projection` makes a layer of each matrix as soon as it is read; what it does not keep of that is freed at once.
     `progress(done_bytes, total_bytes)` counts bytes of the files, and is called after each tensor.
     Raises CheckpointError naming the file (missing, truncated, corrupt) or the tensor (missing, wrong shape or type).
     """
     entries = tensor_entries(Path(path))
     with torch.inference_mode():
-        return _Loader(entries, dtype, torch.device(device), progress).decoder(config)
+        return _Loader(entries, dtype, torch.device(device), progress, projection).decoder(config)
 
 
 def stored_dtype(path: str | Path) -> str:
@@ -92,12 +96,18 @@ class _Loader:
     """Reads named tensors of known shapes, each once, into new memory."""
 
     def __init__(
-        self, entries: dict[str, TensorEntry], dtype: torch.dtype, device: torch.device, progress: Progress | None
+        self,
+        entries: dict[str, TensorEntry],
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Progress | None,
+        projection: MakeProjection,
     ) -> None:
         self._entries = entries
         self._dtype = dtype
         self._device = device
         self._progress = progress
+        self._projection = projection
         self._files: dict[Path, Any] = {}
         self._done_bytes = 0
         self._total_bytes = sum(entry.nbytes for entry in entries.values())
@@ -111,7 +121,7 @@ class _Loader:
             head = self._stacked(["lm_head.weight"], [(config.vocab_size, config.hidden_size)])
         if self._progress is not None:
             self._progress(self._total_bytes, self._total_bytes)
-        return DecoderWeights(embedding, layers, final_norm, Linear(head))
+        return DecoderWeights(embedding, layers, final_norm, self._projection(head, None))
 
     def _layer(self, config: DecoderConfig, prefix: str) -> LayerWeights:
         hidden, inner = (config.hidden_size,), config.intermediate_size
@@ -139,11 +149,11 @@ class _Loader:
             down=self._linear([f"{mlp}.down_proj"], [config.hidden_size], inner, config.mlp_bias),
         )
 
-    def _linear(self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool) -> Linear:
+    def _linear(self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool) -> Projection:
         weight = self._stacked([f"{name}.weight" for name in names], [(out, fan_in) for out in outs])
         if not bias:
-            return Linear(weight)
-        return Linear(weight, self._stacked([f"{name}.bias" for name in names], [(out,) for out in outs]))
+            return self._projection(weight, None)
+        return self._projection(weight, self._stacked([f"{name}.bias" for name in names], [(out,) for out in outs]))
 
     def _stacked(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """The named tensors, one after the other along their first dimension."""

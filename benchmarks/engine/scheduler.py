@@ -1,0 +1,145 @@
+"""What the engine costs between the model's forwards: microseconds per step, and how well overlapping hides them.
+
+    python benchmarks/engine/scheduler.py                          host work of a step by rows and context length
+    python benchmarks/engine/scheduler.py --model FOLDER           time between two forwards, plain and overlapped
+
+The first part runs a model that computes nothing, so that a step is scheduling, batching, sampling and committing.
+The second decodes with a real checkpoint, alternating both loops, and reports medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from baton.core.attempt import Attempt
+from baton.core.layout import KvLayout
+from baton.core.sampling import SamplingParams
+from baton.engine.api import EngineRequest
+from baton.engine.batch import ModelRunner, StepBatch
+from baton.engine.engine import EngineCore
+from baton.engine.plan import EngineConfig
+from baton.engine.pool import KvPool
+from baton.engine.runner import TorchModelRunner
+
+CONFIG = EngineConfig(max_running=256, max_batch_tokens=1 << 16, chunk_tokens=1 << 14)
+
+
+class NoModel:
+    """A runner that computes nothing: all logits are the same."""
+
+    layout = KvLayout("none", "float32", layers=1, page_size=16, kv_heads=1, head_dim=1)
+    vocab_size = 64
+    max_context_tokens = 1 << 20
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def bind_pool(self, pool: torch.Tensor) -> None:
+        pass
+
+    def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        return torch.zeros(len(batch.logit_rows), self.vocab_size)
+
+
+class Timed:
+    """A runner that notes when each forward begins and ends."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self.layout, self.vocab_size = runner.layout, runner.vocab_size
+        self.max_context_tokens, self.eos_token_ids = runner.max_context_tokens, frozenset[int]()
+        self.spans: list[tuple[float, float]] = []
+
+    def bind_pool(self, pool: torch.Tensor) -> None:
+        self._runner.bind_pool(pool)
+
+    def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        begin = time.perf_counter()
+        logits = self._runner.forward(batch, on_layer)
+        self.spans.append((begin, time.perf_counter()))
+        return logits
+
+
+def decoding(runner: ModelRunner, rows: int, context: int, steps: int, config: EngineConfig) -> EngineCore:
+    """An engine whose `rows` requests have `context` tokens each and will decode `steps` more."""
+    page_size = runner.layout.page_size
+    pool = KvPool(runner.layout, rows * (-(-(context + steps) // page_size) + 1) + 8)
+    engine = EngineCore(runner, pool, config)
+    generator = torch.Generator().manual_seed(0)
+    for row in range(rows):
+        tokens = torch.randint(0, runner.vocab_size, (context,), generator=generator).tolist()
+        params = SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True)
+        engine.submit(EngineRequest(Attempt(f"{row}"), tokens, context, params, b"root"))
+    decoded = 0
+    while decoded < rows:  # until a step of nothing but these has ended
+        decoded = engine.step().decode_rows
+    return engine
+
+
+def host_cost_us(rows: int, context: int, steps: int = 64) -> float:
+    engine = decoding(NoModel(), rows, context, steps + 8, CONFIG)
+    durations = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        engine.step()
+        durations.append(time.perf_counter() - started)
+    engine.close()
+    return statistics.median(durations) * 1e6
+
+
+def print_host_costs() -> None:
+    print("host work of one decode step, microseconds")
+    contexts = (128, 1024, 8192)
+    print(f"{'rows':>6}" + "".join(f"{f'{context} tokens':>14}" for context in contexts) + f"{'per row':>10}")
+    for rows in (1, 32, 64, 256):
+        costs = [host_cost_us(rows, context) for context in contexts]
+        print(f"{rows:>6}" + "".join(f"{cost:>14.0f}" for cost in costs) + f"{costs[-1] / rows:>10.1f}")
+
+
+def print_gaps(model: str, rows: int, context: int, steps: int, rounds: int) -> None:
+    config = replace(CONFIG, max_running=rows)
+    results: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
+    runner = TorchModelRunner.load(model)
+    for round_ in range(2 * rounds):
+        overlap = bool(round_ % 2)
+        timed = Timed(runner)
+        engine = decoding(timed, rows, context, steps + 8, replace(config, overlap=overlap))
+        timed.spans.clear()
+        started = time.perf_counter()
+        for _ in range(steps):
+            engine.step()
+        step_s = (time.perf_counter() - started) / steps
+        gaps = [after[0] - before[1] for before, after in zip(timed.spans, timed.spans[1:], strict=False)]
+        engine.close()
+        results[overlap].append((step_s, statistics.median(gaps), rows / step_s))
+    print(f"{model}: {rows} rows of {context} tokens, medians of {rounds} rounds of {steps} steps")
+    for overlap, measured in results.items():
+        step_s, gap_s, rate = (statistics.median(column) for column in zip(*measured, strict=True))
+        name = "overlapped" if overlap else "plain"
+        share = 100 * gap_s / step_s
+        print(f"  {name:<11} step {step_s * 1e3:7.2f} ms, between forwards {gap_s * 1e6:6.0f} us = {share:4.2f} %, "
+              f"{rate:7.1f} tok/s")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="checkpoint folder: measure the time between forwards with it")
+    parser.add_argument("--rows", type=int, default=32, help="requests that decode together (32)")
+    parser.add_argument("--context", type=int, default=128, help="tokens of each prompt (128)")
+    parser.add_argument("--steps", type=int, default=24, help="steps per round (24)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each loop (5)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (1)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.model:
+        print_gaps(options.model, options.rows, options.context, options.steps, options.rounds)
+    else:
+        print_host_costs()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Attention over the paged pool by Baton's own kernels: reads K and V straight from the pages, copying nothing.
+
+An `AttentionBackend` (baton.engine.attention) for float32 and bfloat16 on a CPU. A row's result does not depend on
+its companions, bit for bit, nor on the number of threads. Rows with one new token are computed otherwise than longer
+ones, faster and with a little less rounding; `one_way` gives that up, so that a token's result does not depend either
+on how its request was cut into steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+
+from baton.core.layout import KvLayout
+from baton.engine.attention import check_pool
+from baton.engine.batch import StepBatch
+from baton.engine.cpu.library import ALIGNMENT, AttentionCall, Kernels
+
+DTYPES = ("float32", "bfloat16")
+
+
+def supports(layout: KvLayout) -> bool:
+    """Whether the kernels know heads of this kind."""
+    return layout.dtype in DTYPES and layout.head_dim % ALIGNMENT == 0
+
+
+class CpuAttention:
+    """Use from one thread at a time; spreads its work over `torch.get_num_threads()` threads."""
+
+    def __init__(
+        self, kernels: Kernels, layout: KvLayout, windows: Sequence[int | None], one_way: bool = False
+    ) -> None:
+        """`windows`: per layer, the number of latest positions that a token attends to, or None for all."""
+        if not supports(layout):
+            raise ValueError(f"heads of {layout.head_dim} {layout.dtype} need another attention backend")
+        self._kernels = kernels
+        self._layout = layout
+        self._windows = [window or 0 for window in windows]
+        self._bits = 32 if layout.dtype == "float32" else 16
+        self._row_size = layout.kv_heads * layout.head_dim
+        self._layers: list[int] = []
+        self._pool: torch.Tensor | None = None
+        self._batch: StepBatch | None = None
+        self._slots = 0
+        self._call = AttentionCall(
+            page_size=layout.page_size, kv_heads=layout.kv_heads, head_dim=layout.head_dim, one_way=one_way
+        )
+
+    def bind_pool(self, pool: torch.Tensor) -> None:
+        check_pool(self._layout, pool)
+        self._pool = pool
+        self._layers = [layer.data_ptr() for layer in pool]
+
+    def plan(self, batch: StepBatch) -> None:
+        call, rows = self._call, len(batch.q_lens_host)
+        indices = (batch.page_table, batch.q_starts, batch.seq_lens)
+        assert all(index.dtype == torch.int32 and index.is_contiguous() for index in indices)
+        assert batch.slots.dtype == torch.int64 and batch.slots.is_contiguous()
+        assert len(batch.page_table) >= rows and len(batch.q_starts) > rows
+        self._batch = batch  # keeps alive what the addresses below point to
+        call.page_table, call.q_starts, call.seq_lens = (index.data_ptr() for index in indices)
+        call.table_width, call.rows, call.threads = batch.page_table.shape[1], rows, torch.get_num_threads()
+        self._slots = batch.slots.data_ptr()
+
+    def write(self, layer: int, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> None:
+        k_TKD, v_TKD = _by_token(k_TKD), _by_token(v_TKD)
+        self._kernels.write(
+            self._bits, self._layers[layer], k_TKD.data_ptr(), v_TKD.data_ptr(), self._slots, len(k_TKD),
+            k_TKD.stride(0), v_TKD.stride(0), self._layout.page_size, self._row_size,
+        )  # fmt: skip
+
+    def run(self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> torch.Tensor:
+        q_THD, call = _by_token(q_THD), self._call
+        out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
+        call.pool, call.q, call.out = self._layers[layer], q_THD.data_ptr(), out_THD.data_ptr()
+        call.q_stride, call.heads, call.window = q_THD.stride(0), q_THD.shape[1], self._windows[layer]
+        self._kernels.attend(self._bits, ctypes.byref(call))
+        return out_THD
+
+
+def _by_token(x_TND: torch.Tensor) -> torch.Tensor:
+    """`x` itself when each token's heads lie side by side, else a copy in which they do."""
+    if x_TND.stride(2) == 1 and x_TND.stride(1) == x_TND.shape[2]:
+        return x_TND
+    return x_TND.contiguous()

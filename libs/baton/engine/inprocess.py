@@ -1,0 +1,278 @@
+"""The engine in one's own process: text or token ids in, text out. No server, no network, no other process.
+
+    with Engine("path/to/checkpoint") as engine:
+        engine.generate("Once upon a time", {"max_new_tokens": 32})["text"]
+        engine.generate(["a", "b"], {"temperature": 0})              one result per prompt, batched
+        for chunk in engine.stream("Once upon a time"): ...          the same result, growing
+        await engine.async_generate([1, 2, 3])                       token ids; many at once are batched
+
+A result is a dict: `text`, `output_ids`, and `meta_info` with `id`, `finish_reason`, `prompt_tokens`,
+`completion_tokens`, `cached_tokens`, and `output_token_logprobs` where they were asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from baton.core.attempt import Attempt
+from baton.core.errors import ConfigError, InvalidRequest
+from baton.core.hashing import root_hash
+from baton.core.layout import RESERVED_PAGES
+from baton.core.sampling import SamplingParams
+from baton.engine.api import EngineRequest, Finish, TokenLogprob
+from baton.engine.driver import Driver, Progress
+from baton.engine.engine import EngineCore
+from baton.engine.plan import EngineConfig
+from baton.engine.pool import KvPool
+from baton.engine.runner import TorchModelRunner
+
+Prompt = str | Sequence[int]
+Sampling = SamplingParams | Mapping[str, Any] | None
+Result = dict[str, Any]
+
+DEFAULT_NEW_TOKENS = 128
+_FIELDS = frozenset(field.name for field in fields(SamplingParams))
+
+
+class Engine:
+    """A loaded model that generates. Methods may be called from any thread and any event loop, at the same time."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str = "auto",
+        kv_memory_bytes: int = 256 << 20,
+        page_size: int = 16,
+        max_context_tokens: int | None = None,
+        deterministic: bool = False,
+        config: EngineConfig | None = None,
+    ) -> None:
+        """Load the checkpoint folder `model`; see baton.worker.settings for what the parameters mean.
+
+        Raises ConfigError (CheckpointError) naming what cannot work.
+        """
+        runner = TorchModelRunner.load(
+            model, dtype=dtype, page_size=page_size, max_context_tokens=max_context_tokens, deterministic=deterministic
+        )
+        layout = runner.layout
+        pages = kv_memory_bytes // layout.pool_bytes(1)
+        if pages <= RESERVED_PAGES:
+            raise ConfigError(
+                f"kv_memory_bytes = {kv_memory_bytes} holds {pages} pages of {layout.pool_bytes(1)} bytes; "
+                f"{RESERVED_PAGES + 1} are the least"
+            )
+        self._path = Path(model)
+        self._loaded_tokenizer: Tokenizer | None = None
+        self._root = root_hash(layout.model_revision, layout.fingerprint)
+        self._driver = Driver(EngineCore(runner, KvPool(layout, pages), config))
+        self._numbers = itertools.count(1)
+
+    def generate(self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] = None) -> Any:
+        """Generate to the end: a result for one prompt, a list of results for a list of them, in their order.
+
+        `prompt` is text, or token ids, or a list of such. `sampling` is SamplingParams or a dict of its fields, in
+        which `max_new_tokens` may stand for `max_tokens`; or a list of them, one for each prompt.
+        Raises BatonError: InvalidRequest, PromptTooLong for what cannot run; the other prompts are cancelled then.
+        """
+        requests, single = self._requests(prompt, sampling)
+        started: list[tuple[_Request, queue.SimpleQueue[Progress]]] = []
+        try:
+            for request in requests:
+                progress: queue.SimpleQueue[Progress] = queue.SimpleQueue()
+                self._driver.submit(request.request, progress.put)
+                started.append((request, progress))
+            for request, progress in started:
+                while not request.take(progress.get()):
+                    pass
+        finally:
+            self._abandon(requests)
+        results = [request.result() for request in requests]
+        return results[0] if single else results
+
+    def stream(self, prompt: Prompt, sampling: Sampling = None) -> Iterator[Result]:
+        """Generate one prompt; yields what there is so far with every step. Closing the iterator cancels."""
+        request = self._request(prompt, sampling)
+        progress: queue.SimpleQueue[Progress] = queue.SimpleQueue()
+        try:
+            self._driver.submit(request.request, progress.put)
+            done = False
+            while not done:
+                told = progress.get()
+                done = request.take(told)
+                if told.row is not None:
+                    yield request.result()
+        finally:
+            self._abandon([request])
+
+    async def async_generate(
+        self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] = None
+    ) -> Any:
+        """Like `generate`, without blocking the event loop. Cancelling the task cancels the generation."""
+        requests, single = self._requests(prompt, sampling)
+        tasks = [asyncio.create_task(self._finish(request)) for request in requests]
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return results[0] if single else results
+
+    async def async_stream(self, prompt: Prompt, sampling: Sampling = None) -> AsyncIterator[Result]:
+        """Like `stream`, without blocking the event loop."""
+        request = self._request(prompt, sampling)
+        loop = asyncio.get_running_loop()
+        progress: asyncio.Queue[Progress] = asyncio.Queue()
+        try:
+            self._driver.submit(request.request, _to_loop(loop, progress))
+            done = False
+            while not done:
+                told = await progress.get()
+                done = request.take(told)
+                if told.row is not None:
+                    yield request.result()
+        finally:
+            self._abandon([request])
+
+    def shutdown(self) -> None:
+        """End the engine; generations under way raise Cancelled, later ones Unavailable. May be repeated."""
+        self._driver.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    async def _finish(self, request: _Request) -> Result:
+        loop = asyncio.get_running_loop()
+        progress: asyncio.Queue[Progress] = asyncio.Queue()
+        try:
+            self._driver.submit(request.request, _to_loop(loop, progress))
+            while not request.take(await progress.get()):
+                pass
+        finally:
+            self._abandon([request])
+        return request.result()
+
+    def _abandon(self, requests: Sequence[_Request]) -> None:
+        for request in requests:
+            if request.finish is None:
+                self._driver.cancel(request.request.attempt)
+
+    def _requests(
+        self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
+    ) -> tuple[list[_Request], bool]:
+        if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+            if isinstance(sampling, Sequence):
+                raise InvalidRequest("one prompt takes one set of sampling parameters, not a list", param="sampling")
+            return [self._request(prompt, sampling)], True  # type: ignore[arg-type]
+        each = list(sampling) if isinstance(sampling, Sequence) else [sampling] * len(prompt)
+        if len(each) != len(prompt):
+            raise InvalidRequest(f"{len(each)} sampling parameters for {len(prompt)} prompts", param="sampling")
+        return [self._request(one, params) for one, params in zip(prompt, each, strict=True)], False  # type: ignore[arg-type]
+
+    def _request(self, prompt: Prompt, sampling: Sampling) -> _Request:
+        token_ids: Sequence[int] = self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else list(prompt)
+        attempt = Attempt(f"local-{next(self._numbers)}", 0)
+        params = _sampling(sampling)
+        request = EngineRequest(attempt, token_ids, len(token_ids), params, self._root)
+        return _Request(request, lambda: self._tokenizer)
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        if self._loaded_tokenizer is None:
+            file = self._path / "tokenizer.json"
+            if not file.is_file():
+                raise ConfigError(f"{file} is missing; without it prompts must be token ids, and results have no text")
+            self._loaded_tokenizer = Tokenizer.from_file(str(file))
+        return self._loaded_tokenizer
+
+
+class _Request:
+    """One generation, and what has come of it so far."""
+
+    def __init__(self, request: EngineRequest, tokenizer: Callable[[], Tokenizer]) -> None:
+        self.request = request
+        self.finish: Finish | None = None
+        self._output_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._cached_tokens = 0
+        self._text = ""
+        try:
+            self._tokenizer: Tokenizer | None = tokenizer()
+        except ConfigError:
+            self._tokenizer = None
+        self._decoder = DecodeStream(skip_special_tokens=True)
+
+    def take(self, progress: Progress) -> bool:
+        """Returns whether the generation is complete. Raises the error that has ended it."""
+        if progress.error is not None:
+            raise progress.error
+        if progress.cached_tokens is not None:
+            self._cached_tokens = progress.cached_tokens
+        if progress.row is None:
+            return False
+        self.finish = progress.row.finish
+        self._output_ids += progress.row.token_ids
+        self._logprobs += progress.row.logprobs or []
+        shown = progress.row.token_ids[: -1 if self.finish is Finish.STOP else None]
+        if self._tokenizer is not None:
+            self._text += "".join(self._decoder.step(self._tokenizer, token) or "" for token in shown)
+        return self.finish is not None
+
+    def result(self) -> Result:
+        """What there is now. `text` leaves out the token that stopped it, and an unfinished character."""
+        info: dict[str, Any] = {
+            "id": self.request.attempt.request_id,
+            "finish_reason": self._finish_reason(),
+            "prompt_tokens": len(self.request.token_ids),
+            "completion_tokens": len(self._output_ids),
+            "cached_tokens": self._cached_tokens,
+        }
+        if self.request.sampling.top_logprobs is not None:
+            info["output_token_logprobs"] = [(one.logprob, one.token_id) for one in self._logprobs]
+            info["output_top_logprobs"] = [[(value, token) for token, value in one.top] for one in self._logprobs]
+        return {"text": self._text, "output_ids": list(self._output_ids), "meta_info": info}
+
+    def _finish_reason(self) -> dict[str, Any] | None:
+        if self.finish is None:
+            return None
+        if self.finish is Finish.STOP:
+            return {"type": "stop", "matched": self._output_ids[-1]}
+        return {"type": "length", "length": len(self._output_ids)}
+
+
+def _sampling(given: Sampling) -> SamplingParams:
+    if isinstance(given, SamplingParams):
+        return given
+    params = {"max_tokens": DEFAULT_NEW_TOKENS, **(given or {})}
+    if "max_new_tokens" in params:
+        params["max_tokens"] = params.pop("max_new_tokens")
+    if unknown := params.keys() - _FIELDS:
+        raise InvalidRequest(
+            f"sampling has no {sorted(unknown)[0]!r}; it has max_new_tokens, {', '.join(sorted(_FIELDS))}",
+            param=sorted(unknown)[0],
+        )
+    params["stop_token_ids"] = tuple(params.get("stop_token_ids", ()))
+    return SamplingParams(**params)
+
+
+def _to_loop(loop: asyncio.AbstractEventLoop, progress: asyncio.Queue[Progress]) -> Callable[[Progress], None]:
+    def deliver(told: Progress) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(progress.put_nowait, told)
+
+    return deliver
