@@ -98,7 +98,9 @@ def test_long_meanings_are_cut_only_where_the_screen_ends() -> None:
 
 
 def test_flags_are_text_for_the_settings() -> None:
-    given = flags.parse("example", "x", Example, ["--wait-s=3", "--strict", "--pool-bytes", "1GiB", "--config", "f.toml"])
+    given = flags.parse(
+        "example", "x", Example, ["--wait-s=3", "--strict", "--pool-bytes", "1GiB", "--config", "f.toml"]
+    )
     assert given == flags.Given({"wait_s": "3", "strict": "true", "pool_bytes": "1GiB"}, "f.toml")
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,10 @@ from in_process import MODEL, cluster
 from baton.client import GenerateRequest, TokensEvent
 from baton.core.sampling import SamplingParams
 from baton.decode.desk import FetchDesk
+from baton.engine.batch import StepBatch
+from baton.engine.runner import TorchModelRunner
 from baton.kv.local import Fetched
+from baton.runtime import metrics
 from baton.testing.checkpoints import make_checkpoint
 
 LAYERS, KV_HEADS, HEAD_DIM, PAGE = 4, 2, 16, 16
@@ -47,12 +53,39 @@ def prompt(length: int, seed: int) -> list[int]:
     return [rng.randrange(10, 300) for _ in range(length)]
 
 
+@contextmanager
+def last_chunk_waits_for_the_first_bytes(monkeypatch, last_position: int) -> Iterator[None]:
+    """Prefill computes its last chunk only when bytes of an earlier one have arrived: if nothing is handed over while
+    the prompt is computed, this fails; how fast the machine is, does not matter."""
+    original = TorchModelRunner.forward
+    before = bytes_read()
+
+    def forward(self: TorchModelRunner, batch: StepBatch, on_layer: Callable[[int], None] | None = None):
+        if len(batch.token_ids) > 1 and int(batch.positions[-1]) == last_position:
+            deadline = time.monotonic() + 20
+            while bytes_read() == before:
+                assert time.monotonic() < deadline, "no page arrived before the last chunk"
+                time.sleep(0.001)
+        return original(self, batch, on_layer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchModelRunner, "forward", forward)
+        yield
+
+
+def bytes_read() -> float:
+    value = metrics.REGISTRY.get_sample_value("baton_kv_agent_read_bytes_total")
+    assert value is not None
+    return value
+
+
 @pytest.mark.parametrize("transport", ["ucx", "tcp"])
-async def test_bytes_and_overlap(checkpoint, tmp_path, handoffs, transport):
+async def test_bytes_and_overlap(checkpoint, tmp_path, handoffs, transport, monkeypatch):
     ids = prompt(1500, seed=1)
     pages = -(-len(ids) // PAGE)
     async with cluster(tmp_path, checkpoint, transport=transport, worker={"chunk_tokens": 256}) as running:
-        first, end = await running.tokens(ids, 4)
+        with last_chunk_waits_for_the_first_bytes(monkeypatch, len(ids) - 1):
+            first, end = await running.tokens(ids, 4)
         assert end.usage.handoff_bytes == LAYERS * pages * PAGE_BYTES
         (handoff,) = handoffs
         assert handoff.bytes_read == LAYERS * pages * PAGE_BYTES

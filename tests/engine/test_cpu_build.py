@@ -8,6 +8,7 @@ import stat
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from baton.engine.cpu import build as building
 from baton.engine.cpu import library
@@ -106,12 +107,14 @@ def test_variants_follow_the_processor(monkeypatch) -> None:
     assert building.best_variant() == "plain"
 
 
-def test_the_model_runs_without_a_compiler(monkeypatch, tmp_path, capsys) -> None:
+def test_the_model_runs_without_a_compiler(monkeypatch, tmp_path) -> None:
     """One warning, and plain torch operations."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(library, "kernels", library.kernels.__wrapped__)
-    assert library.kernels() is None
-    assert "no C++ compiler was found" in capsys.readouterr().out
+    with capture_logs() as logs:
+        assert library.kernels() is None
+    assert [entry["log_level"] for entry in logs] == ["warning"]
+    assert "no C++ compiler was found" in logs[0]["reason"]
     monkeypatch.setattr("baton.engine.runner.kernels", lambda: None)
     runner = TorchModelRunner.load(make_checkpoint(tmp_path / "model"))
     assert type(runner._attention).__name__ == "TorchAttention"
