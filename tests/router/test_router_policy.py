@@ -92,6 +92,12 @@ def test_there_is_a_placement_whenever_one_worker_could_do_it_alone(
     assert not able or isinstance(answer, Placement) or answer.busy
 
 
+def test_a_match_longer_than_the_prompt_counts_as_the_prompt() -> None:
+    fleet = [worker("w0", "decode", handoff_bytes_per_s=1.0), worker("w1", "prefill")]
+    longer, whole = (place(RequestFacts("m", 16, 2), fleet, {"w0": tokens}, LIMITS, 0) for tokens in (4096, 16))
+    assert isinstance(longer, Placement) and longer == whole and longer.price_s >= 0
+
+
 @given(REQUESTS.map(lambda r: replace(r, failed={})), FLEETS, CACHED)
 def test_no_subset_of_the_fleet_offers_a_better_price(
     request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, int]

@@ -161,6 +161,7 @@ class _Costs:
 
     @classmethod
     def of(cls, worker: WorkerFacts, request: RequestFacts, cached: int, limits: Limits) -> _Costs:
+        cached = min(cached, request.tokens)  # a match that is too long must not make a worker cheaper than free
         extend_tokens = request.tokens - min(cached, request.tokens - 1)  # the last token is always computed
         extend_s = extend_tokens / worker.extend_rate
         slots = worker.max_running + max(2, worker.max_running // 4)
