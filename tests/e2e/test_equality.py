@@ -56,7 +56,7 @@ async def check(running: Cluster, reference: Reference, batch: list[list[int]]) 
 async def test_disaggregated(checkpoint, tmp_path):
     torch.set_num_threads(1)
     reference = Reference(checkpoint)
-    batch = prompts(reference.model.config.vocab_size, [1, 2, 15, 16, 17, 33, 250, 700])
+    batch = prompts(reference.model.config.vocab_size, [1, 2, 15, 16, 17, 33, 250, 700, 3000])
     async with cluster(tmp_path, checkpoint, worker={"chunk_tokens": 128}) as running:
         await check(running, reference, batch)
 
@@ -70,10 +70,10 @@ async def test_long_prompts_over_each_transport(checkpoint, tmp_path, transport)
         await check(running, reference, batch)
 
 
-@pytest.mark.parametrize("checkpoint", ["llama"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["llama", "mistral", "qwen2", "qwen3"], indirect=True)
 async def test_unified(checkpoint, tmp_path):
     reference = Reference(checkpoint)
-    batch = prompts(reference.model.config.vocab_size, [1, 40, 700, 33])
+    batch = prompts(reference.model.config.vocab_size, [1, 40, 700, 33, 3000])
     async with cluster(tmp_path, checkpoint, prefill=0, decode=0, unified=1) as running:
         await check(running, reference, batch)
 
