@@ -16,11 +16,13 @@ import pytest
 
 from baton.cli import main as cli
 from baton.cli.up import plan
+from baton.cli.up.model import find_model
 from baton.cli.up.network import check_port, free_port, http_status, pick_ports
 from baton.cli.up.plan import Model, Planner, default_pool_bytes
 from baton.cli.up.runtime_dir import runtime_dir
 from baton.cli.up.settings import UpSettings
-from baton.core.errors import ConfigError
+from baton.core.errors import CheckpointError, ConfigError
+from baton.models import DRAFT, TINY, bundled
 
 PROGRAM = """
 import sys
@@ -122,6 +124,7 @@ def test_from_start_to_ctrl_c(start: Start, model: Path, short_dir: Path) -> Non
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
     text = "\n".join(lines)
     assert "prefill-0       | loading weights percent=50" in text
+    assert "a tiny model of its own" not in text  # said of the bundled one only
     assert f"baton chat --url {status['url']}" in text
     assert "\x1b[" not in text
     curl = text[text.index("curl -N") : text.index("  baton chat")].replace("\\\n", " ")
@@ -161,6 +164,25 @@ def test_a_busy_port_is_told_before_anything_starts(model: Path, capsys: pytest.
 def test_a_model_that_is_none(name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["up", "--port", "0", "--model", str(tmp_path / name)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_model_the_bundled_one_is_served(model: Path) -> None:
+    assert find_model(UpSettings()) == Model(bundled(TINY), "baton-tiny")
+    assert find_model(UpSettings(served_name="m")) == Model(bundled(TINY), "m")
+    assert find_model(UpSettings(model=model)) == Model(model, "tiny-model")
+
+
+def test_an_installation_without_models_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("baton.models._FOLDER", tmp_path)
+    assert cli.main(["up", "--port", "0"]) == 2
+    assert f"does not hold the model 'baton-tiny': {tmp_path} has none" in capsys.readouterr().err
+    (tmp_path / DRAFT).mkdir()
+    (tmp_path / DRAFT / "config.json").write_text("{}")
+    assert bundled(DRAFT) == tmp_path / DRAFT
+    with pytest.raises(CheckpointError, match=r"'\.\./models': .* has baton-tiny-draft; install"):
+        bundled("../models")
 
 
 def planner(settings: UpSettings, folder: Path, config: str | None = None) -> Planner:

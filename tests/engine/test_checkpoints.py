@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from paged_rows import PagedModel, Row
 
 from baton.engine.runner import TorchModelRunner
-from baton.testing.checkpoints import ARCHITECTURES, default_checkpoint, make_checkpoint
+from baton.testing.checkpoints import ARCHITECTURES, make_checkpoint
 from baton.testing.tokenizer import SPECIAL_TOKENS
 
 torch.set_num_threads(1)
@@ -90,18 +89,6 @@ def test_files_are_reproducible_and_as_asked(tmp_path) -> None:
     assert config["extra"] == 1
     with pytest.raises(ValueError, match="vocab is 100"):
         make_checkpoint(tmp_path / "e", vocab=100)
-
-
-def test_default_is_made_once_whoever_asks(tmp_path) -> None:
-    with ThreadPoolExecutor(4) as threads:
-        folders = set(threads.map(default_checkpoint, [tmp_path / "cache"] * 4))
-    assert folders == {tmp_path / "cache" / "baton-random"}
-    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["baton-random"]
-    written = (tmp_path / "cache" / "baton-random" / "model.safetensors").stat()
-    default_checkpoint(tmp_path / "cache")
-    assert (tmp_path / "cache" / "baton-random" / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
-    runner = TorchModelRunner.load(folders.pop())
-    assert (runner.vocab_size, runner.max_context_tokens) == (4096, 8192)
 
 
 def test_needs_no_torch(tmp_path) -> None:

@@ -1,18 +1,14 @@
 """Small random checkpoints in Hugging Face form, written without any download.
 
-For tests, benchmarks and the model that `baton up` serves when it is given none. What such a model says means
-nothing, but it says it reproducibly: weights come from a seed, and are scaled so that greedy output wanders instead
-of repeating itself and the likeliest token is clearly so. `transformers` loads the folders as any other.
-Needs no torch: whoever starts workers can make the model that they are to load.
+For tests and benchmarks, in any family, size and dtype. What such a model says means nothing, but it says it
+reproducibly: weights come from a seed, and are scaled so that greedy output wanders instead of repeating itself and
+the likeliest token is clearly so. `transformers` loads the folders as any other. Needs no torch.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +25,6 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-DEFAULT_NAME = "baton-random"
 Array = npt.NDArray[np.float32]
 _STORED_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _LOGIT_SCALE = 3.0
@@ -107,28 +102,6 @@ def make_checkpoint(
     )
     _write_weights(folder, _weights(shape, seed), dtype, shards)
     return folder
-
-
-def default_checkpoint(cache_dir: str | Path) -> Path:
-    """The folder of the model that is served when none is named: "baton-random" in `cache_dir`, made on first use.
-
-    Atomic: several processes may ask at once, and one that dies meanwhile leaves no half of a checkpoint in place.
-    """
-    target = Path(cache_dir) / DEFAULT_NAME
-    if (target / "config.json").is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{DEFAULT_NAME}-", dir=target.parent))
-    try:
-        make_checkpoint(draft, layers=4, hidden=256, heads=8, kv_heads=4, vocab=4096, max_position=8192)
-        draft.chmod(0o755)
-        os.rename(draft, target)
-    except OSError:
-        if not (target / "config.json").is_file():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return target
 
 
 def _config(shape: _Shape, dtype: str, max_position: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ async def run(settings: UpSettings, config: str | None = None) -> None:
     if settings.port:
         check_port(settings.host, settings.port)
     port = settings.port or free_port(settings.host)
-    model = await find_model(settings, output)
+    model = find_model(settings)
     with runtime_dir(settings.runtime_dir) as folder:
         system = _System(settings, Planner(settings, config, folder, model, port), folder, model, port, output)
         try:
@@ -56,6 +56,7 @@ class _System:
         self, settings: UpSettings, planner: Planner, folder: Path, model: Model, port: int, output: Output
     ) -> None:
         self._model = model
+        self._bundled = settings.model is None
         self._port = port
         self._host = _ANY_HOST.get(settings.host, settings.host)
         self._output = output
@@ -115,6 +116,7 @@ class _System:
             [
                 "",
                 f"  Baton serves {self._model.name} at {self.url}",
+                *(["  (a tiny model of its own; --model PATH serves another)"] if self._bundled else []),
                 *([f"  (still starting: {', '.join(starting)})"] if starting else []),
                 "",
                 f"  curl -N {self.url}/v1/chat/completions -H 'Content-Type: application/json' \\",
