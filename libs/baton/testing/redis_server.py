@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from baton.runtime.redis_binary import bundled_redis_server, find_redis_server
+from baton.runtime.redis_binary import bundled_redis_server, find_redis_server, private_server_command
 
 __all__ = ["RedisServer", "bundled_redis_server", "find_redis_server"]
 
@@ -39,13 +39,7 @@ class RedisServer:
         """Start and wait until it accepts connections."""
         self._socket_path.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [
-                str(self._path),
-                *("--port", "0", "--unixsocket", str(self._socket_path)),
-                *("--save", "", "--appendonly", "no", "--dir", str(self._socket_path.parent)),
-                *("--daemonize", "no", "--loglevel", "warning"),
-                *self._options,
-            ],
+            [*private_server_command(self._path, self._socket_path), *self._options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -20,7 +20,7 @@ from baton.cli.up.child import ChildSpec
 from baton.cli.up.network import pick_ports
 from baton.cli.up.settings import UpSettings
 from baton.runtime.lifecycle import worker_threads
-from baton.runtime.redis_binary import find_redis_server
+from baton.runtime.redis_binary import find_redis_server, private_server_command
 from baton.runtime.settings import load
 
 REDIS_SOCKET = "redis.sock"
@@ -60,12 +60,8 @@ class Planner:
 
     def _redis(self) -> ChildSpec:
         socket = self._folder / REDIS_SOCKET
-        options = {
-            "port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "save": "", "appendonly": "no",
-            "dir": str(self._folder), "daemonize": "no", "loglevel": "notice",
-        }  # fmt: skip
-        flags = (part for name, value in options.items() for part in (f"--{name}", value))
-        return ChildSpec("redis", "redis", (str(find_redis_server()), *flags), f"unix:{socket}", quiet=True, last=True)
+        command = private_server_command(find_redis_server(), socket)
+        return ChildSpec("redis", "redis", command, f"unix:{socket}", quiet=True, last=True)
 
     def _gateway(self, router: str) -> ChildSpec:
         settings = self._settings
