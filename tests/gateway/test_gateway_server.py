@@ -78,9 +78,20 @@ def test_impossible_sampling_defaults(checkpoint: Path, tmp_path: Path, name: st
         TextModel.load(tmp_path)
 
 
-async def test_the_checkpoints_sampling_defaults(checkpoint: Path, tmp_path: Path, router: FakeRouterClient) -> None:
+@pytest.mark.parametrize(
+    ("content", "temperature"),
+    [
+        ({"do_sample": True, "temperature": 0.6}, 0.6),
+        ({"temperature": 0.6}, 0.6),
+        ({"do_sample": False}, 0.0),
+        ({"do_sample": False, "temperature": 0.6}, 0.0),
+    ],
+)
+async def test_the_checkpoints_sampling_defaults(
+    checkpoint: Path, tmp_path: Path, router: FakeRouterClient, content: dict, temperature: float
+) -> None:
     (tmp_path / "tokenizer.json").symlink_to(checkpoint / "tokenizer.json")
-    defaults = {"temperature": 0.6, "top_k": 20, "eos_token_id": [1, 2]}
+    defaults = {**content, "top_k": 20, "eos_token_id": [1, 2]}
     (tmp_path / "generation_config.json").write_text(json.dumps(defaults))
     model = TextModel.load(tmp_path)
     assert model.eos_token_ids == {1, 2}
@@ -90,7 +101,7 @@ async def test_the_checkpoints_sampling_defaults(checkpoint: Path, tmp_path: Pat
         await http.post("/v1/completions", json={"model": "toy", "prompt": "x"})
         await http.post("/v1/completions", json={"model": "toy", "prompt": "x", "temperature": 1, "top_k": -1})
     first, second = (request.sampling for request in router.requests)
-    assert (first.temperature, first.top_k) == (0.6, 20) and (second.temperature, second.top_k) == (1, 0)
+    assert (first.temperature, first.top_k) == (temperature, 20) and (second.temperature, second.top_k) == (1, 0)
 
 
 async def test_a_body_of_100_mib_is_refused_and_not_kept(url: str) -> None:

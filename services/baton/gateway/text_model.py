@@ -57,7 +57,10 @@ class TextModel:
 
 
 def _sampling_defaults(path: Path, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Where `do_sample` is false, `transformers` takes the likeliest token whatever the temperature says; so do we."""
     defaults = {name: generation[name] for name in _SAMPLING_DEFAULTS if generation.get(name) is not None}
+    if generation.get("do_sample") is False:
+        defaults["temperature"] = 0.0
     try:
         SamplingParams(**defaults)
     except (InvalidRequest, TypeError) as error:
