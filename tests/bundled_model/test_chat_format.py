@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import re
+
 import pytest
 
 from tools.bundled_model import tokenizer
 from tools.bundled_model.conversation import Message, parse_reply
 from tools.bundled_model.dialogue import Dialogue
-from tools.bundled_model.encoding import ChatEncoder
+from tools.bundled_model.encoding import ChatEncoder, Cuts
 from tools.bundled_model.lexicon import Split
 
 transformers = pytest.importorskip("transformers")
@@ -72,6 +75,32 @@ def test_template_takes_what_clients_send(hf_tokenizer) -> None:  # type: ignore
 )
 def test_any_text_survives(encoder: ChatEncoder, text: str) -> None:
     assert encoder.decode(encoder.tokenizer.encode(text).ids) == text
+
+
+def test_cut_words_keep_the_text_and_are_cut_alike_wherever_they_stand(encoder: ChatEncoder) -> None:
+    cuts = Cuts(random.Random(1), 1.0)
+    question, answer = "Repeat after me: Winter lamp, winter lamps", "winter lamp: Winter unasked"
+    asked, answered = list(cuts.parts(question, new=True)), list(cuts.parts(answer, new=False))
+    assert "".join(asked) == question and "".join(answered) == answer
+    marked = "|".join(asked).lower() + " " + "|".join(answered).lower()
+    assert len(set(re.findall(r"w\|?i\|?n\|?t\|?e\|?r", marked))) == 1
+    assert len(set(re.findall(r"l\|?a\|?m\|?p(?!s)", marked))) == 1 and "|" in marked
+    assert "unasked" in "|".join(answered), "the assistant's own words are whole"
+    assert list(Cuts(random.Random(1), 0.0).parts(question, new=True)) == [question]
+
+
+def test_rows_with_cut_words_decode_to_the_same_text(encoder: ChatEncoder) -> None:
+    longer = 0
+    for seed in range(20):
+        dialogue = Dialogue(seed, Split.TRAIN, 400)
+        messages = [*dialogue.opening, *dialogue.next_episode(200), *dialogue.next_episode(200)]
+        whole = encoder.encode(messages, dialogue.tools)
+        cut = encoder.encode(messages, dialogue.tools, Cuts(random.Random(seed), 0.5))
+        assert encoder.decode(cut.ids) == encoder.decode(whole.ids)
+        longer += len(cut.ids) > len(whole.ids)
+        for one, other in zip(whole.turns, cut.turns, strict=True):
+            assert encoder.decode(cut.ids[other.start : other.end]) == encoder.decode(whole.ids[one.start : one.end])
+    assert longer > 10
 
 
 def test_names_and_numbers_are_the_same_tokens_everywhere(encoder: ChatEncoder) -> None:

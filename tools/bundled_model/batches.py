@@ -17,8 +17,8 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tools.bundled_model.dialogue import Dialogue
-from tools.bundled_model.encoding import ChatEncoder, Encoded
+from tools.bundled_model.dialogue import AS_IS, Dialogue, Mix
+from tools.bundled_model.encoding import ChatEncoder, Cuts, Encoded
 from tools.bundled_model.lexicon import Split
 
 _SMALLEST_ROOM = 24  # tokens; no episode fits in less
@@ -29,15 +29,16 @@ _MISSES = 3  # episodes that were too long, before a row is closed
 class Stage:
     """Part of the curriculum, until `until` (share of all steps).
 
-    Rows have these `lengths` with these `weights`; plain dialogues have this share of `copying` drill; `gaps` is the
-    share of rows whose positions have gaps.
+    Rows have these `lengths` with these `weights`, and this `mix` of skills. `gaps` is the share of rows whose
+    positions have gaps, `cuts` the share of users' words that are written in two parts.
     """
 
     until: float
     lengths: tuple[int, ...]
     weights: tuple[float, ...]
-    copying: float = 0.0
+    mix: Mix = AS_IS
     gaps: float = 0.0
+    cuts: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,16 @@ class Batch:
         )
 
 
-def row(encoder: ChatEncoder, seed: str, split: Split, length: int, copying: float = 0.0) -> Encoded:
+def row(
+    encoder: ChatEncoder, seed: str, split: Split, length: int, mix: Mix = AS_IS, cut_share: float = 0.0
+) -> Encoded:
     """One dialogue of at most `length` tokens; rarely none, when its opening leaves no room."""
-    dialogue = Dialogue(seed, split, length, copying)
-    encoded = encoder.encode(dialogue.opening, dialogue.tools)
+    dialogue = Dialogue(seed, split, length, mix)
+    cuts = Cuts(random.Random(f"cuts {seed}"), cut_share) if cut_share else None
+    encoded = encoder.encode(dialogue.opening, dialogue.tools, cuts)
     misses = 0
     while misses < _MISSES and length - len(encoded.ids) > _SMALLEST_ROOM:
-        episode = encoder.encode(dialogue.next_episode(length - len(encoded.ids)))
+        episode = encoder.encode(dialogue.next_episode(length - len(encoded.ids)), cuts=cuts)
         if len(encoded.ids) + len(episode.ids) > length:
             misses += 1
         else:
@@ -118,7 +122,8 @@ def make_batch(encoder: ChatEncoder, plan: BatchPlan, step: int) -> Batch:
     length = rng.choices(stage.lengths, stage.weights)[0]
     rows: list[Encoded] = []
     while len(rows) < max(1, plan.tokens // length):
-        encoded = row(encoder, f"train {plan.seed} {step} {rng.random()}", Split.TRAIN, length, stage.copying)
+        seed = f"train {plan.seed} {step} {rng.random()}"
+        encoded = row(encoder, seed, Split.TRAIN, length, stage.mix, stage.cuts)
         if encoded.turns:
             rows.append(encoded)
     spare = plan.context_tokens - length

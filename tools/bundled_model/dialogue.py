@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,18 +44,38 @@ _PLAIN: Mapping[Skill, float] = {
     chat.small_talk: 1.2,
     chat.unknown: 2.0,
 }
+_LEARNED_LAST: Mapping[Skill, float] = {
+    letters.spell: 2.0,
+    letters.reverse: 2.0,
+    numbers.count: 1.5,
+    numbers.calculate: 2.0,
+    numbers.sort: 3.0,
+    numbers.extreme: 1.0,
+    extraction.extract: 1.5,
+}
 _BESIDE_TOOLS: Mapping[Skill, float] = {chat.small_talk: 3.0, chat.unknown: 1.0, recall.tell: 1.0, recall.ask: 1.0}
 _TOOL_SHARE = 0.75  # of the episodes of a dialogue that offers tools
 _KINDS = {"plain": 0.68, "tools": 0.18, "schema": 0.14}
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What plain dialogues have more of: a share of `copying` of their episodes repeats long texts, where recall grows
+    from; of the others, a share of `drill` shows the skills that are learned last."""
+
+    copying: float = 0.0
+    drill: float = 0.0
+
+
+AS_IS = Mix()
+
+
 class Dialogue:
     """A conversation being made. `opening` comes first; `next_episode` any number of times after it."""
 
-    def __init__(self, seed: int | str, split: Split, room: int, copying: float = 0.0) -> None:
-        """`room`: tokens that the whole conversation will have, roughly. `copying`: share of the episodes of a plain
-        dialogue that only repeat long texts, the drill from which recall grows fastest."""
-        self._copying = 0.0
+    def __init__(self, seed: int | str, split: Split, room: int, mix: Mix = AS_IS) -> None:
+        """`room`: tokens that the whole conversation will have, roughly."""
+        self._mix = AS_IS
         self._scene = Scene(random.Random(seed), Lexicon(split), room)
         rng = self._scene.rng
         kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
@@ -69,15 +90,18 @@ class Dialogue:
             self.tools = tuple(tool.as_openai() for tool in offered)
             self._skills = _with_tools(offered)
         else:
-            self._skills, self._copying = _PLAIN, copying
+            self._skills, self._mix = _PLAIN, mix
         self.opening = [Message("system", system)] if system or self.tools else []
 
     def next_episode(self, room: int) -> list[Message]:
         """Messages from a user's to an assistant's, meant to take at most about `room` tokens."""
         self._scene.room = room
-        if self._copying and self._scene.rng.random() < self._copying:
+        rng, skills = self._scene.rng, self._skills
+        if self._mix.copying and rng.random() < self._mix.copying:
             return letters.repeat_long(self._scene)
-        skill = self._scene.rng.choices(list(self._skills), list(self._skills.values()))[0]
+        if self._mix.drill and rng.random() < self._mix.drill:
+            skills = _LEARNED_LAST
+        skill = rng.choices(list(skills), list(skills.values()))[0]
         return skill(self._scene)
 
     def _system_text(self) -> str:

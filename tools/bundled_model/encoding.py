@@ -1,8 +1,13 @@
-"""Messages to token ids, with the stretches where the assistant speaks."""
+"""Messages to token ids, with the stretches where the assistant speaks.
+
+Training may cut words: see `Cuts`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,36 @@ class Encoded:
         self.turns += [Turn(turn.skill, turn.start + shift, turn.end + shift) for turn in other.turns]
 
 
+_CUT_WORD = re.compile(r"[A-Za-z]{4,}")
+
+
+class Cuts:
+    """Words that a conversation writes in two parts, tokens of their own each: a share of those that users and tools
+    say, every one cut at the same random place wherever it stands in the conversation.
+
+    Byte-pair merges leave tokens that common words pass through ("amp" on the way to "lamp") and that training text
+    never shows; an unseen word is written in them. Cut words show them, as something to copy and to spell. The idea is
+    BPE-dropout's (Provilkov et al. 2020), made consistent in a conversation so that an answer can know it.
+    """
+
+    def __init__(self, rng: random.Random, share: float) -> None:
+        self._rng, self._share = rng, share
+        self._places: dict[str, int] = {}
+
+    def parts(self, text: str, *, new: bool) -> Iterator[str]:
+        """`text` in parts that are to be encoded one by one; words met for the first time are cut only if `new`."""
+        start = 0
+        for match in _CUT_WORD.finditer(text):
+            word = match[0].lower()
+            if new and word not in self._places:
+                cut = self._rng.random() < self._share
+                self._places[word] = self._rng.randrange(1, len(word)) if cut else 0
+            if place := self._places.get(word, 0):
+                yield text[start : match.start() + place]
+                start = match.start() + place
+        yield text[start:]
+
+
 class ChatEncoder:
     """Messages to token ids, in the chat format. Holds no state between calls."""
 
@@ -50,13 +85,20 @@ class ChatEncoder:
     def load(cls, folder: Path) -> ChatEncoder:
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")))
 
-    def encode(self, messages: Sequence[Message], tools: tuple[Mapping[str, Any], ...] = ()) -> Encoded:
+    def encode(
+        self, messages: Sequence[Message], tools: tuple[Mapping[str, Any], ...] = (), cuts: Cuts | None = None
+    ) -> Encoded:
         """Ids of `messages` as they stand in a conversation; `tools` only with its opening message."""
         encoded = Encoded()
         for index, message in enumerate(messages):
             start = len(encoded.ids) + 1
             for piece in pieces(message, tools if index == 0 else ()):
-                encoded.ids += [self._markers[piece.text]] if piece.marker else self._text_ids(piece.text)
+                if piece.marker:
+                    encoded.ids.append(self._markers[piece.text])
+                    continue
+                parts = cuts.parts(piece.text, new=message.role != "assistant") if cuts else (piece.text,)
+                for part in parts:
+                    encoded.ids += self._text_ids(part)
             if message.role == "assistant":
                 encoded.turns.append(Turn(message.skill, start, len(encoded.ids)))
         return encoded

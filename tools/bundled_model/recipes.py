@@ -8,15 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tools.bundled_model.batches import Stage
+from tools.bundled_model.dialogue import Mix
 from tools.bundled_model.model import ModelShape
 from tools.bundled_model.tokenizer import VOCAB_SIZE
 
+_EARLY, _MIDDLE, _LATE = Mix(copying=0.1), Mix(copying=0.1, drill=0.25), Mix(copying=0.05, drill=0.25)
+_LAST = Mix(copying=0.05, drill=0.2)
 _CURRICULUM = (
-    Stage(0.08, (64, 128), (1.0, 1.0), copying=0.5),
-    Stage(0.20, (64, 128, 256), (1.0, 1.0, 1.0), copying=0.25, gaps=0.3),
-    Stage(0.50, (128, 256, 512), (1.0, 1.0, 0.7), copying=0.1, gaps=0.5),
-    Stage(0.80, (128, 256, 512, 1024), (1.0, 1.0, 1.0, 0.5), copying=0.05, gaps=0.5),
-    Stage(1.00, (128, 256, 512, 1024, 2048), (1.0, 1.0, 1.0, 0.7, 0.5), copying=0.05, gaps=0.5),
+    Stage(0.06, (64, 128), (1.0, 1.0), Mix(copying=0.5)),
+    Stage(0.15, (64, 128, 256), (1.0, 1.0, 1.0), Mix(copying=0.25), gaps=0.3),
+    Stage(0.35, (128, 256, 512), (1.0, 1.0, 0.7), _EARLY, gaps=0.5),
+    Stage(0.45, (128, 256, 512), (1.0, 1.0, 0.7), _MIDDLE, gaps=0.5, cuts=0.25),
+    Stage(0.70, (128, 256, 512, 1024), (1.0, 1.0, 1.0, 0.5), _LATE, gaps=0.5, cuts=0.2),
+    Stage(1.00, (128, 256, 512, 1024, 2048), (1.0, 1.0, 1.0, 0.7, 0.5), _LAST, gaps=0.5, cuts=0.1),
 )
 
 
@@ -46,8 +50,7 @@ _LARGE = ModelShape(VOCAB_SIZE, 256, 768, 6, 8, 4, 32)  # 5.2 M
 _DRAFT = ModelShape(VOCAB_SIZE, 128, 288, 4, 4, 2, 32)  # 0.9 M
 
 RECIPES = {
-    "cpu": Recipe(_MAIN, 12_000, 4096, lr=1e-2, embedding_lr=5e-3),
-    "cpu-long": Recipe(_MAIN, 20_000, 4096, lr=1e-2, embedding_lr=5e-3),
+    "cpu": Recipe(_MAIN, 16_000, 4096, lr=1e-2, embedding_lr=5e-3),
     "gpu": Recipe(_LARGE, 20_000, 16_384, lr=1e-2, embedding_lr=5e-3),
     "draft": Recipe(_DRAFT, 8000, 4096, lr=1e-2, embedding_lr=5e-3),
     "trial": Recipe(_DRAFT, 2300, 4096, lr=1e-2, embedding_lr=5e-3),
