@@ -19,7 +19,19 @@ import numpy as np
 from baton.core.attempt import Attempt, new_epoch
 from baton.core.layout import RESERVED_PAGES, KvLayout
 from baton.kv.link import AgentLink
-from baton.kv.local import Abort, AgentMessage, Commit, Fetch, Fetched, FetchFailed, Hello, Offer, Produced, Welcome
+from baton.kv.local import (
+    Abort,
+    AgentMessage,
+    Commit,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Hello,
+    Offer,
+    Produced,
+    Wanted,
+    Welcome,
+)
 from baton.kv.memory import PoolMemory
 from baton.kv_agent.main import run
 from baton.kv_agent.settings import KvAgentSettings
@@ -111,7 +123,22 @@ class FakeWorker:
         self.commit(attempt, tokens)
         return tokens
 
+    async def lend(self, attempt: Attempt, pages: list[int], salt: int = 0) -> Wanted:
+        """Answer the agent's `Wanted` with these pages, which hold whole blocks."""
+        wanted = await self.answer(attempt)
+        assert isinstance(wanted, Wanted), wanted
+        self.offer(attempt, len(pages) * self.layout.page_size)
+        self.produce(attempt, range(self.layout.layers), pages, salt=salt)
+        self.commit(attempt, len(pages) * self.layout.page_size, b"")
+        return wanted
+
     # As a reader
+
+    def pull(self, attempt: Attempt, source: FakeWorker, pages: list[int], first_page: int = 0, **changes: Any) -> None:
+        """Ask for the blocks of `pages`, the last ones of the attempt."""
+        tokens = (first_page + len(pages)) * self.layout.page_size
+        hashes = b"".join(f"block-{first_page + n:010}".encode() for n in range(len(pages)))
+        self.fetch(attempt, source, tokens, pages, first_page, **{"block_hashes": hashes, **changes})
 
     def fetch(
         self, attempt: Attempt, source: FakeWorker, tokens: int, pages: list[int], first_page: int = 0, **changes: Any
@@ -213,6 +240,11 @@ def expect_fetched(message: object, pages: int) -> Fetched:
     assert message.bytes_read == LAYOUT.layers * pages * LAYOUT.page_bytes
     assert message.state == b"state"
     return message
+
+
+def expect_pulled(message: object, tokens: int, pages: int) -> None:
+    assert isinstance(message, Fetched), message
+    assert (message.tokens, message.bytes_read) == (tokens, LAYOUT.layers * pages * LAYOUT.page_bytes)
 
 
 def page_range(first: int, count: int) -> list[int]:

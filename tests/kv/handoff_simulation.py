@@ -2,6 +2,7 @@
 
 Nothing here knows the transitions: agents are `SourceSide` and `ReaderSide` as they are, and every assertion is about
 pages and their content. Content is one integer per (layer, page), different for everything that was ever computed.
+Besides handoffs of what is being computed there are pulls of what the source has cached, and may evict before it lends.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from baton.core.attempt import Attempt
+from baton.core.hashing import HASH_BYTES
 from baton.core.layout import RESERVED_PAGES, KvLayout
 from baton.kv import handoff as h
 
@@ -63,6 +65,7 @@ class ReaderJob:
     tokens: int
     first_page: int
     pages: list[int]
+    is_pull: bool = False
 
 
 @dataclass(eq=False)
@@ -98,6 +101,7 @@ class Simulation:
         self.incarnations = itertools.count(1)
         self.committed: dict[Attempt, np.ndarray] = {}
         self.fetched: list[Attempt] = []
+        self.pulled: list[tuple[int, int]] = []  # (pages wanted, pages that came)
         self.failed: list[str] = []
         self.reads: list[Read] = []
         self.sessions: list[Session] = []
@@ -111,6 +115,8 @@ class Simulation:
     def new_source_worker(self) -> None:
         self.source_pool = Pool(self.content)
         self.source_jobs: dict[Attempt, SourceJob] = {}
+        self.cached: dict[Attempt, list[int]] = {}  # what a pull wants, as far as it is not evicted
+        self.lent: set[Attempt] = set()
         self.source_epoch = next(self.incarnations)
         self.connect_source()
 
@@ -155,6 +161,39 @@ class Simulation:
         if own is not None:
             self.reader_jobs[attempt] = ReaderJob(tokens, first_page, own)
             self.reader_up.append(("fetch", attempt, self.source_agent, self.source_epoch))
+
+    def place_pull(self, tokens: int, first_page: int) -> None:
+        """The index says that the source has cached `tokens`; it may be wrong, and so may be any part of it."""
+        attempt = Attempt(f"r{next(self.names)}")
+        own = None if self.reader_lost else self.reader_pool.take(attempt, tokens - first_page)
+        if own is None:
+            return
+        pages = self.source_pool.take(_cache_of(attempt), tokens) or []
+        self.cached[attempt] = pages
+        for layer, page in itertools.product(range(LAYERS), pages):
+            self.source_pool.bytes[layer, page] = next(self.content)
+        self.committed[attempt] = self.source_pool.bytes[:, pages].copy()
+        self.reader_jobs[attempt] = ReaderJob(tokens, first_page, own, is_pull=True)
+        self.reader_up.append(("fetch", attempt, self.source_agent, self.source_epoch))
+
+    def evict(self, attempt: Attempt) -> None:
+        """The last cached page of a prefix that nobody has been lent."""
+        assert attempt not in self.lent
+        self.source_pool.give_back(_cache_of(attempt), [self.cached[attempt].pop()])
+
+    def lend(self, wanted: h.AskWorker) -> None:
+        """The source's worker is asked for blocks."""
+        attempt, pages = wanted.attempt, self.cached.get(wanted.attempt, [])
+        if len(pages) <= wanted.first_page:
+            self.source_up.append(("abort", attempt))
+            return
+        assert attempt not in self.lent, "the worker was asked twice"
+        self.lent.add(attempt)
+        generations = self.source_pool.generation[pages].copy()
+        self.source_up.append(("offer", attempt, len(pages)))
+        for layer in range(LAYERS):
+            self.source_up.append(("produced", attempt, layer, 0, np.array(pages, np.uint32), generations))
+        self.source_up.append(("commit", attempt, len(pages)))
 
     def compute(self, attempt: Attempt) -> None:
         """The source worker's next step of an attempt."""
@@ -210,6 +249,10 @@ class Simulation:
 
     def deliver_source_down(self) -> None:
         report = self.source_down.popleft()
+        if isinstance(report, h.AskWorker):
+            self.lend(report)
+            return
+        self.lent.discard(report.attempt)
         if report.attempt in self.source_jobs:
             self.drop_source_job(report.attempt)
 
@@ -221,9 +264,8 @@ class Simulation:
         job = self.reader_jobs[attempt]
         session = self.session_to(rest[0])
         pages = np.array(job.pages, np.uint32)
-        self.act(
-            self.reader.fetch(session, attempt, job.tokens, job.first_page, pages, rest[1], FETCH_TIMEOUT_S, self.now)
-        )
+        wanted = (session, attempt, job.tokens, job.first_page, pages, rest[1], FETCH_TIMEOUT_S, self.now)
+        self.act(self.reader.fetch(*wanted, bytes(HASH_BYTES * len(pages)) if job.is_pull else b""))
         if not session.broken and session.source_agent == self.source_agent:
             self.act(self.reader.connected(session, self.source_epoch, POOL_PAGES))
 
@@ -240,11 +282,16 @@ class Simulation:
 
     def decode(self, report: h.ReportFetched, job: ReaderJob) -> None:
         assert report.attempt in self.committed, "decode ran on what was never committed"
-        assert report.tokens == job.tokens and report.state == str(report.attempt).encode()
-        assert report.bytes_read == LAYERS * len(job.pages) * LAYOUT.page_bytes
-        expected = self.committed[report.attempt][:, job.first_page :]
-        np.testing.assert_array_equal(self.reader_pool.bytes[:, job.pages], expected, "decode ran on other bytes")
+        assert report.state == str(report.attempt).encode()
+        shorter = job.is_pull and job.first_page < report.tokens < job.tokens
+        assert shorter or report.tokens == job.tokens
+        pages = job.pages[: report.tokens - job.first_page]
+        assert report.bytes_read == LAYERS * len(pages) * LAYOUT.page_bytes
+        expected = self.committed[report.attempt][:, job.first_page : report.tokens]
+        np.testing.assert_array_equal(self.reader_pool.bytes[:, pages], expected, "decode ran on other bytes")
         self.fetched.append(report.attempt)
+        if job.is_pull:
+            self.pulled.append((len(job.pages), len(pages)))
 
     # Network
 
@@ -263,9 +310,8 @@ class Simulation:
         messages = [message for side, message in session.seen if side == "source"]
         message = messages[0 if again else -1]
         if isinstance(message, h.SendOpen):
-            actions = self.source.open(
-                session, message.attempt, message.first_page, message.worker_epoch, message.credits, self.now
-            )
+            opening = (message.first_page, message.worker_epoch, message.credits, self.now, message.block_hashes)
+            actions = self.source.open(session, message.attempt, *opening)
         elif isinstance(message, h.SendReadDone):
             actions = self.source.read_done(session, message.attempt, message.seq, self.now)
         elif isinstance(message, h.SendConfirm):
@@ -326,6 +372,7 @@ class Simulation:
         self.end_sessions_at_source()
         for attempt in list(self.source_jobs):
             self.drop_source_job(attempt)
+        self.lent.clear()
         self.source_agent = next(self.incarnations)
         self.source_stopped = False
         self.connect_source()
@@ -373,7 +420,7 @@ class Simulation:
             elif isinstance(action, h.SendOpen | h.SendReadDone | h.SendConfirm | h.SendClose):
                 if not action.peer.reader_knows_end:
                     action.peer.to_source.append(action)
-            elif isinstance(action, h.ReportReleased):
+            elif isinstance(action, h.ReportReleased | h.AskWorker):
                 self.source_down.append(action)
             elif isinstance(action, h.ReportFetched | h.ReportFailed):
                 if not self.reader_lost:
@@ -416,6 +463,10 @@ class Simulation:
             self.restart_reader_worker()
         assert not self.reads and not self.source.active and not self.reader.active
         assert self.source.outstanding == 0
+        assert not self.lent, "a loan was never given back"
+        for attempt in self.cached:
+            while self.cached[attempt]:
+                self.evict(attempt)
         assert not self.source_jobs and not self.source_pool.owner, "the source's pages were not all given back"
         assert not self.reader_jobs and not self.reader_pool.owner, "the reader's pages were not all given back"
 
@@ -446,3 +497,8 @@ class Simulation:
                     self.notice_end_at_source(session)
                 if session.broken and not session.reader_knows_end:
                     self.notice_end_at_reader(session)
+
+
+def _cache_of(attempt: Attempt) -> Attempt:
+    """Who owns the source's cached pages that a pull wants."""
+    return Attempt(f"cache for {attempt.request_id}")

@@ -6,6 +6,7 @@ import enum
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ class Trouble(enum.Enum):
     MESSAGE_AGAIN = "an old message comes again"
     STOP_OR_RESUME = "an agent is stopped, or goes on"
     KILL = "a process dies and another starts"
+    EVICT = "the source gives up cached pages that nobody was lent"
 
 
 class HandoffMachine(RuleBasedStateMachine):
@@ -134,6 +136,9 @@ class HandoffMachine(RuleBasedStateMachine):
             sim.reader_stopped ^= bool(which & 2)
         elif trouble is Trouble.KILL:
             self.kill(which)
+        elif trouble is Trouble.EVICT:
+            for attempt in one_of(name for name, pages in sim.cached.items() if pages and name not in sim.lent):
+                sim.evict(attempt)
 
     def kill(self, which: int) -> None:
         sim = self.sim
@@ -159,6 +164,26 @@ class HandoffMachine(RuleBasedStateMachine):
             self.sim.settle()
 
 
+class PullMachine(HandoffMachine):
+    """Pulls among the handoffs."""
+
+    @rule(
+        tokens=st.integers(1, 4),
+        held=st.integers(0, 3),
+        evicted=st.integers(0, 2),
+        seed=seeds,
+        steps=st.integers(0, 30),
+    )
+    def pull(self, tokens: int, held: int, evicted: int, seed: int, steps: int) -> None:
+        """A prefix that the source has cached is wanted; meanwhile, some of it may be evicted there."""
+        before = set(self.sim.cached)
+        self.sim.place_pull(tokens, min(held, tokens - 1))
+        for attempt in set(self.sim.cached) - before:
+            for _ in range(min(evicted, len(self.sim.cached[attempt]))):
+                self.sim.evict(attempt)
+        self.work(seed, steps)
+
+
 def search(machine: type[HandoffMachine], examples: int) -> None:
     bounds = settings(
         max_examples=examples,
@@ -176,17 +201,22 @@ def search(machine: type[HandoffMachine], examples: int) -> None:
 def test_no_interleaving_breaks_a_handoff() -> None:
     seen: Counter[str] = Counter()
 
-    class Counting(HandoffMachine):
+    class Counting(PullMachine):
         def teardown(self) -> None:
             super().teardown()
             if hasattr(self, "sim"):
                 seen["fetched"] += len(self.sim.fetched)
+                seen["pulled"] += len(self.sim.pulled)
+                seen["pulled in part"] += sum(came < wanted for wanted, came in self.sim.pulled)
                 seen["stale"] += self.sim.source.stale + self.sim.reader.stale
                 seen.update(reason.split(":")[0] for reason in self.sim.failed)
 
     search(Counting, 250)
     assert seen["fetched"] > 300, seen  # the search is not about nothing
-    assert {"cancelled", "peer_lost", "stall", "lease", "timeout", "not_offered", "stale"} <= set(seen), seen
+    assert seen["pulled"] > 100 and seen["pulled in part"] > 20, seen
+    assert {"cancelled", "peer_lost", "stall", "lease", "timeout", "not_offered", "not_held", "stale"} <= set(seen), (
+        seen
+    )
 
 
 def without_confirmation(patch: pytest.MonkeyPatch) -> None:
@@ -260,6 +290,30 @@ def without_reader_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(h.SourceSide, "reader_lost", lambda self, peer, reason: self._active.clear() or [])
 
 
+def without_short_pull_check(patch: pytest.MonkeyPatch) -> None:
+    """The reader believes that a pull brought everything that it asked for."""
+    confirmed = h.ReaderHandoff.confirmed
+
+    def generous(self: h.ReaderHandoff, alive: bool, reason: str) -> list[h.Action] | None:
+        actions = confirmed(self, alive, reason)
+        return actions and [
+            replace(action, tokens=self._tokens) if isinstance(action, h.ReportFetched) else action
+            for action in actions
+        ]
+
+    patch.setattr(h.ReaderHandoff, "confirmed", generous)
+
+
+def without_late_loan(patch: pytest.MonkeyPatch) -> None:
+    """The source says nothing to a worker that lends pages when their reader is gone already."""
+    offer = h.SourceSide.offer
+
+    def mute(self: h.SourceSide, attempt: Attempt, tokens: int, now: float) -> list[h.Action]:
+        return [] if attempt in self._ended else offer(self, attempt, tokens, now)
+
+    patch.setattr(h.SourceSide, "offer", mute)
+
+
 MUTANTS = [
     without_confirmation,
     without_lease,
@@ -268,6 +322,7 @@ MUTANTS = [
     without_quiet,
     without_reader_lost,
 ]
+PULL_MUTANTS = [without_short_pull_check, without_late_loan]
 
 
 @pytest.mark.parametrize("break_it", MUTANTS)
@@ -277,7 +332,14 @@ def test_the_search_notices_a_handoff(break_it: Callable[[pytest.MonkeyPatch], N
         search(HandoffMachine, 5000)  # ends at the first violation, mostly after a few dozen
 
 
+@pytest.mark.parametrize("break_it", PULL_MUTANTS)
+def test_the_search_notices_a_pull(break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch):
+    break_it(monkeypatch)
+    with pytest.raises(AssertionError):
+        search(PullMachine, 5000)
+
+
 def test_the_confirmation_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """When no reader is ever told that a lease has ended, each learns it by asking."""
     monkeypatch.setattr(h.SourceHandoff, "end", silent_end)
-    search(HandoffMachine, 60)
+    search(PullMachine, 60)

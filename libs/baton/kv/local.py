@@ -7,6 +7,9 @@ memfd as ancillary data. Page ids and generations are little-endian uint32 array
     Offer, Produced*, Commit  ------>        <------       Fetch
     Abort                     ------>        <------       CancelFetch
     Released                  <------        ------>       Fetched | FetchFailed
+
+A pull is a handoff of pages that a worker has cached. The reading worker's `Fetch` names their blocks; the source's
+agent passes that on as `Wanted`, and its worker answers with Offer, Produced and Commit at once, or with Abort.
 """
 
 from __future__ import annotations
@@ -87,8 +90,24 @@ class Released(Message, frozen=True):
     reason: str
 
 
+class Wanted(Message, frozen=True):
+    """Agent -> worker: somebody wants to pull pages `first_page ...` of the attempt; `block_hashes` name their blocks.
+
+    The worker lends the longest prefix that it holds by Offer, Produced (from page 0 on) and Commit, and leaves those
+    pages as they are until `Released`; or it says `Abort` when it holds none of the blocks.
+    """
+
+    attempt: Attempt
+    first_page: int
+    block_hashes: bytes
+
+
 class Fetch(Message, frozen=True):
-    """Decode: read this attempt's pages from `first_page` on into `page_ids` of the own pool."""
+    """Decode: read this attempt's pages from `first_page` on into `page_ids` of the own pool.
+
+    With `block_hashes`, one hash per page, it is a pull: nobody has offered the attempt, and what comes may be a
+    shorter prefix of whole pages (`Fetched.tokens`).
+    """
 
     attempt: Attempt
     source_address: str
@@ -99,6 +118,7 @@ class Fetch(Message, frozen=True):
     first_page: int
     page_ids: bytes
     timeout_s: float
+    block_hashes: bytes = b""
 
 
 class CancelFetch(Message, frozen=True):
@@ -129,4 +149,4 @@ class FetchFailed(Message, frozen=True):
 
 
 WorkerMessage: TypeAlias = Hello | Offer | Produced | Commit | Abort | Fetch | CancelFetch
-AgentMessage: TypeAlias = Welcome | Released | Fetched | FetchFailed
+AgentMessage: TypeAlias = Welcome | Released | Wanted | Fetched | FetchFailed

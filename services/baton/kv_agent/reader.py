@@ -17,6 +17,7 @@ import numpy as np
 import structlog
 
 from baton.core.attempt import Attempt
+from baton.core.hashing import HASH_BYTES
 from baton.core.layout import RESERVED_PAGES
 from baton.kv.checksum import pages_checksum
 from baton.kv.handoff import (
@@ -110,6 +111,7 @@ class Reader:
                 message.source_worker_epoch,
                 message.timeout_s,
                 time.monotonic(),
+                message.block_hashes,
             )
         )
 
@@ -167,6 +169,9 @@ class Reader:
             return f"{fetch.tokens} tokens from page {fetch.first_page} on"
         if len(page_ids) != pages - fetch.first_page:
             return f"{len(page_ids)} page ids for pages {fetch.first_page}:{pages}"
+        hashes = len(fetch.block_hashes) / HASH_BYTES
+        if hashes and (hashes != len(page_ids) or fetch.tokens % self._hello.layout.page_size):
+            return f"a pull of {fetch.tokens} tokens with {hashes:g} block hashes for {len(page_ids)} whole pages"
         if len(page_ids) and (page_ids.min() < RESERVED_PAGES or page_ids.max() >= self._hello.pages):
             return f"a page id is outside {RESERVED_PAGES} to {self._hello.pages - 1}"
         if len(np.unique(page_ids)) != len(page_ids):
@@ -228,9 +233,7 @@ class Reader:
             return 0
         return pages_checksum(self._me.pool, *layers, start.first_index, start.local_pages.tolist())
 
-    def _read_ended(
-        self, connection: SourceConnection, start: StartRead, size: int, task: asyncio.Task[int]
-    ) -> None:
+    def _read_ended(self, connection: SourceConnection, start: StartRead, size: int, task: asyncio.Task[int]) -> None:
         """However it ended, also when it was cancelled before it began: it moves no byte any more."""
         reads = self._reads[start.attempt]
         reads.discard(task)

@@ -17,6 +17,7 @@ from baton.core.layout import CANARY_PAGE
 from baton.kv.checksum import pages_checksum
 from baton.kv.handoff import (
     Action,
+    AskWorker,
     ReportReleased,
     SendAborted,
     SendAnnounce,
@@ -26,7 +27,7 @@ from baton.kv.handoff import (
     SourceSide,
 )
 from baton.kv.handoff.model import Pages
-from baton.kv.local import Abort, Commit, Hello, Offer, Produced, Released
+from baton.kv.local import Abort, Commit, Hello, Offer, Produced, Released, Wanted
 from baton.kv.memory import PoolMemory
 from baton.kv.transport import Transport
 from baton.kv_agent import metrics, wire
@@ -70,7 +71,7 @@ class Source:
         limits: SourceLimits,
         *,
         checksum: bool,
-        tell_worker: Callable[[Released], None],
+        tell_worker: Callable[[Released | Wanted], None],
     ) -> None:
         self.hello = hello
         self._pool = pool
@@ -124,8 +125,10 @@ class Source:
                     attempt=attempt.n,
                     reader=stream.agent_id,
                     first_page=m.first_page,
+                    is_pull=bool(m.block_hashes),
                 )
-                self._act(self.side.open(stream, attempt, m.first_page, m.worker_epoch, m.credits, now))
+                opening = m.first_page, m.worker_epoch, m.credits
+                self._act(self.side.open(stream, attempt, *opening, now, m.block_hashes))
             case "read_done":
                 done = message.read_done
                 self._act(self.side.read_done(stream, attempt_from_pb(done.attempt), done.seq, now))
@@ -169,6 +172,8 @@ class Source:
             match action:
                 case ReportReleased():
                     self._released(action)
+                case AskWorker():
+                    self._tell_worker(Wanted(action.attempt, action.first_page, action.block_hashes))
                 case SendAnnounce():
                     item = action.announcement
                     size = (item.layer_end - item.layer_start) * len(item.page_ids) * self.hello.layout.page_bytes

@@ -69,6 +69,7 @@ def to_source(action: SendOpen | SendReadDone | SendConfirm | SendClose) -> pb.R
                     first_page=action.first_page,
                     worker_epoch=action.worker_epoch,
                     credits=action.credits,
+                    block_hashes=action.block_hashes,
                 )
             )
         case SendReadDone():

@@ -14,6 +14,10 @@ only before that; the reader calls bytes good only when they fit the record and 
 So a source may end a lease at any moment, and nobody waits for a reader that is late, dead or stopped. The reader gives
 its own pages back only when none of its reads is in flight on them.
 
+A pull is the same with two differences. Nobody has offered the attempt: the reader's opening names blocks, the source's
+agent asks its worker, and what that lends from its cache is an offer that is committed at once. And the reader takes
+less than it asked for: an index that names the source may be behind what the source's cache still holds.
+
 `SourceSide` and `ReaderSide` hold all handoffs of one worker: they are fed events (messages, finished reads, time) and
 return actions, in the order in which they must be carried out. What is stale, doubled or out of order is dropped and
 counted in `stale`. Message transport, clocks, checksums and reads are the caller's.
@@ -22,6 +26,7 @@ counted in `stale`. Message transport, clocks, checksums and reads are the calle
 from baton.kv.handoff.model import (
     Action,
     Announcement,
+    AskWorker,
     CancelReads,
     CommitRecord,
     Failure,
@@ -48,6 +53,7 @@ from baton.kv.handoff.source_side import SourceLimits, SourceSide
 __all__ = [
     "Action",
     "Announcement",
+    "AskWorker",
     "CancelReads",
     "CommitRecord",
     "Failure",

@@ -41,6 +41,7 @@ class Failure(enum.StrEnum):
     TRANSPORT = "transport"  # the agents share no transport, or a read failed
     CANARY = "canary"  # the pair's first read brought other bytes than the source has
     NOT_OFFERED = "not_offered"  # the source was not told of the attempt in time
+    NOT_HELD = "not_held"  # a pull: the source's worker has none of the blocks
     PEER_LOST = "peer_lost"  # the other agent, or its worker, is gone
     STALL = "stall"  # the other side did not react within a stage's time
     TIMEOUT = "timeout"  # the whole handoff took too long
@@ -124,12 +125,24 @@ class ReportReleased:
 
 
 @dataclass(frozen=True, slots=True)
+class AskWorker:
+    """To the source's worker: a reader wants to pull these blocks, whose pages are `first_page ...` of the attempt."""
+
+    attempt: Attempt
+    first_page: int
+    block_hashes: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SendOpen:
+    """`block_hashes`: those that are wanted, one after another, when it is a pull."""
+
     peer: Peer
     attempt: Attempt
     first_page: int
     worker_epoch: int
     credits: int
+    block_hashes: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,6 +225,7 @@ Action: TypeAlias = (
     | SendConfirmed
     | SendAborted
     | ReportReleased
+    | AskWorker
     | SendOpen
     | StartRead
     | CancelReads

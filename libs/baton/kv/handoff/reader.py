@@ -49,6 +49,7 @@ class ReaderHandoff:
         timeout_s: float,
         stall_timeout_s: float,
         credits: int,
+        block_hashes: bytes = b"",
     ) -> None:
         self.peer = peer
         self.attempt = attempt
@@ -66,6 +67,7 @@ class ReaderHandoff:
         self._end_by = now + timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._credits = credits
+        self._block_hashes = block_hashes  # not empty: a pull, which may bring fewer pages
         self._in_flight: dict[int, tuple[Announcement, float]] = {}  # seq -> what is read, stall deadline
         self._next_seq = 0
         self._announced = np.zeros((layout.layers, self._pages - first_page), bool)
@@ -92,7 +94,8 @@ class ReaderHandoff:
             return self.fail(Failure.EPOCH.because(detail))
         self._opened = True
         self._source_pool_pages = source_pool_pages
-        return [SendOpen(self.peer, self.attempt, self._first_page, worker_epoch, self._credits)]
+        opening = SendOpen(self.peer, self.attempt, self._first_page, worker_epoch, self._credits, self._block_hashes)
+        return [opening]
 
     def announced(self, announcement: Announcement, now: float) -> list[Action] | None:
         if self.state not in (State.RESERVED, State.READING) or announcement.seq < self._next_seq:
@@ -233,15 +236,24 @@ class ReaderHandoff:
 
     def _differs(self, record: CommitRecord) -> str:
         """How the commit record differs from what was asked for and announced; empty when it does not."""
+        tokens = self._tokens
+        if self._block_hashes and self._first_page * self._layout.page_size < record.tokens < tokens:
+            tokens = (
+                record.tokens // self._layout.page_size * self._layout.page_size
+            )  # a pull may bring whole pages less
+        pages = self._layout.pages_for(tokens)
+        own_pages = pages - self._first_page
         expected = {
-            "tokens": (record.tokens, self._tokens),
-            "pages": (record.pages, self._pages),
+            "tokens": (record.tokens, tokens),
+            "pages": (record.pages, pages),
             "layers": (record.layers, self._layout.layers),
-            "bytes per layer": (record.bytes_per_layer, (self._pages - self._first_page) * self._layout.page_bytes),
+            "bytes per layer": (record.bytes_per_layer, own_pages * self._layout.page_bytes),
             "announcements": (record.announcements, self._next_seq),
             "checksum": (record.checksum, self._checksum),
         }
         wrong = [f"{name}: {theirs}, not {own}" for name, (theirs, own) in expected.items() if theirs != own]
-        if not self._announced.all():
-            wrong.append(f"{int((~self._announced).sum())} (layer, page)s were never announced")
+        if not self._announced[:, :own_pages].all():
+            wrong.append(f"{int((~self._announced[:, :own_pages]).sum())} (layer, page)s were never announced")
+        if self._announced[:, own_pages:].any():
+            wrong.append(f"pages after the {pages} of the record were announced")
         return ", ".join(wrong)

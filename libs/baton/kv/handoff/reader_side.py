@@ -62,10 +62,12 @@ class ReaderSide:
         worker_epoch: int,
         timeout_s: float,
         now: float,
+        block_hashes: bytes = b"",
     ) -> list[Action]:
         """Start a handoff over the connection `peer`, which may still be coming up (see `connected`, `peer_lost`).
 
         `local_pages` are where the pages of `tokens` from `first_page` on go; the caller has checked them.
+        With `block_hashes` (those of these pages) it is a pull.
         Dropped when the attempt is being fetched already.
         """
         if attempt in self._active:
@@ -82,6 +84,7 @@ class ReaderSide:
             timeout_s=timeout_s,
             stall_timeout_s=self._limits.stall_timeout_s,
             credits=self._limits.credits,
+            block_hashes=block_hashes,
         )
         self._active[attempt] = handoff
         return self._open(handoff)

@@ -9,7 +9,17 @@ import numpy as np
 
 from baton.core.attempt import Attempt
 from baton.core.layout import KvLayout
-from baton.kv.handoff.model import Action, Failure, Pages, Peer, ReportReleased, SendAborted, SendConfirmed, State
+from baton.kv.handoff.model import (
+    Action,
+    AskWorker,
+    Failure,
+    Pages,
+    Peer,
+    ReportReleased,
+    SendAborted,
+    SendConfirmed,
+    State,
+)
 from baton.kv.handoff.source import Digest, SourceHandoff
 
 
@@ -25,12 +35,13 @@ class SourceLimits:
 
 @dataclass(frozen=True, slots=True)
 class _EarlyOpen:
-    """A reader that came before the worker's offer: both are told at once by the router."""
+    """A reader that came before the worker's offer: the router tells both at once, or the worker is being asked."""
 
     peer: Peer
     first_page: int
     credits: int
     deadline: float
+    is_pull: bool
 
 
 class SourceSide:
@@ -117,6 +128,12 @@ class SourceSide:
         return self._after(handoff, handoff.commit(tokens, state, computed_at, now))
 
     def abort(self, attempt: Attempt, reason: str) -> list[Action]:
+        """The worker gives up, or has none of the blocks that it was asked for."""
+        early = self._early.pop(attempt, None)
+        if early is not None:
+            why = (Failure.NOT_HELD if early.is_pull else Failure.CANCELLED).because(reason)
+            self._remember(attempt, why)
+            return [SendAborted(early.peer, attempt, why)]
         handoff = self._active.get(attempt)
         if handoff is None:
             return self._drop()
@@ -134,8 +151,16 @@ class SourceSide:
     # From readers
 
     def open(
-        self, peer: Peer, attempt: Attempt, first_page: int, worker_epoch: int, credits: int, now: float
+        self,
+        peer: Peer,
+        attempt: Attempt,
+        first_page: int,
+        worker_epoch: int,
+        credits: int,
+        now: float,
+        block_hashes: bytes = b"",
     ) -> list[Action]:
+        """A reader wants the attempt's pages; with `block_hashes` it pulls, and the worker is asked for them."""
         if worker_epoch != self._worker_epoch:
             detail = f"the source worker's epoch is {self._worker_epoch}, not {worker_epoch}"
             return [SendAborted(peer, attempt, Failure.EPOCH.because(detail))]
@@ -148,8 +173,10 @@ class SourceSide:
             return self._after(held, held.open(peer, first_page, credits, now))
         if held is not None:
             return self._drop()
-        self._early[attempt] = _EarlyOpen(peer, first_page, credits, now + self._limits.open_timeout_s)
-        return []
+        self._early[attempt] = _EarlyOpen(
+            peer, first_page, credits, now + self._limits.open_timeout_s, bool(block_hashes)
+        )
+        return [AskWorker(attempt, first_page, block_hashes)] if block_hashes else []
 
     def read_done(self, peer: Peer, attempt: Attempt, seq: int, now: float) -> list[Action]:
         handoff = self._of_reader(peer, attempt)

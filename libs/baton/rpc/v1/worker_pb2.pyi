@@ -64,7 +64,7 @@ class RouterHello(_message.Message):
     def __init__(self, router_id: _Optional[str] = ...) -> None: ...
 
 class Assign(_message.Message):
-    __slots__ = ("ref", "attempt", "token_ids", "prompt_tokens", "sampling", "priority", "deadline_ms", "cache_salt", "lora", "run_all", "offer", "fetch")
+    __slots__ = ("ref", "attempt", "token_ids", "prompt_tokens", "sampling", "priority", "deadline_ms", "cache_salt", "lora", "run_all", "offer", "fetch", "pull")
     REF_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class Assign(_message.Message):
     RUN_ALL_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     ref: int
     attempt: _common_pb2.Attempt
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -89,7 +90,20 @@ class Assign(_message.Message):
     run_all: RunAll
     offer: Offer
     fetch: Fetch
-    def __init__(self, ref: _Optional[int] = ..., attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., cache_salt: _Optional[str] = ..., lora: _Optional[str] = ..., run_all: _Optional[_Union[RunAll, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ...) -> None: ...
+    pull: Pull
+    def __init__(self, ref: _Optional[int] = ..., attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., cache_salt: _Optional[str] = ..., lora: _Optional[str] = ..., run_all: _Optional[_Union[RunAll, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ...) -> None: ...
+
+class Pull(_message.Message):
+    __slots__ = ("worker_id", "worker_epoch", "agent", "tokens")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    worker_epoch: int
+    agent: AgentDescription
+    tokens: int
+    def __init__(self, worker_id: _Optional[str] = ..., worker_epoch: _Optional[int] = ..., agent: _Optional[_Union[AgentDescription, _Mapping]] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class RunAll(_message.Message):
     __slots__ = ()
@@ -158,7 +172,7 @@ class RowLogprobs(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "free_pages", "evictable_pages", "waiting_extend_tokens", "extend_tokens_per_s", "decode_step_s", "handoff_bytes_per_s")
+    __slots__ = ("running", "waiting", "free_pages", "evictable_pages", "waiting_extend_tokens", "extend_tokens_per_s", "decode_step_s", "handoff_bytes_per_s", "pull_bytes_per_s", "pull_wait_s")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +181,8 @@ class Load(_message.Message):
     EXTEND_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_STEP_S_FIELD_NUMBER: _ClassVar[int]
     HANDOFF_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PULL_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PULL_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     free_pages: int
@@ -175,7 +191,9 @@ class Load(_message.Message):
     extend_tokens_per_s: float
     decode_step_s: float
     handoff_bytes_per_s: float
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_pages: _Optional[int] = ..., evictable_pages: _Optional[int] = ..., waiting_extend_tokens: _Optional[int] = ..., extend_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., handoff_bytes_per_s: _Optional[float] = ...) -> None: ...
+    pull_bytes_per_s: float
+    pull_wait_s: float
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_pages: _Optional[int] = ..., evictable_pages: _Optional[int] = ..., waiting_extend_tokens: _Optional[int] = ..., extend_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., handoff_bytes_per_s: _Optional[float] = ..., pull_bytes_per_s: _Optional[float] = ..., pull_wait_s: _Optional[float] = ...) -> None: ...
 
 class AttemptEvent(_message.Message):
     __slots__ = ("ref", "attempt", "admitted", "failed", "handoff")
@@ -192,12 +210,14 @@ class AttemptEvent(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., failed: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., handoff: _Optional[_Union[HandoffReport, _Mapping]] = ...) -> None: ...
 
 class Admitted(_message.Message):
-    __slots__ = ("cached_tokens", "queued_s")
+    __slots__ = ("cached_tokens", "queued_s", "pulled_tokens")
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_S_FIELD_NUMBER: _ClassVar[int]
+    PULLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     cached_tokens: int
     queued_s: float
-    def __init__(self, cached_tokens: _Optional[int] = ..., queued_s: _Optional[float] = ...) -> None: ...
+    pulled_tokens: int
+    def __init__(self, cached_tokens: _Optional[int] = ..., queued_s: _Optional[float] = ..., pulled_tokens: _Optional[int] = ...) -> None: ...
 
 class HandoffReport(_message.Message):
     __slots__ = ("bytes", "pages", "total_s", "exposed_s")
