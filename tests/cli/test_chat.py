@@ -13,6 +13,7 @@ import pytest
 
 from baton.cli import chat, main
 from baton.cli.chat import Answer, Conversation
+from baton.cli.introduction import EXAMPLES, introduction
 from baton.cli.sse import ChatError, open_client, stream_chat
 
 
@@ -51,7 +52,9 @@ class Handler(BaseHTTPRequestHandler):
             if word == "fail":
                 self._event({"error": {"message": "worker lost"}})
                 return
-            self._event({"choices": [{"delta": {"content": word + " "}}]})
+            kind = "reasoning_content" if word.startswith("hm") else "content"
+            self._event({"choices": [{"delta": {kind: word + " "}}]})
+        self._event({"choices": [{"delta": {}, "finish_reason": "length" if word == "etc" else "stop"}]})
         self._event({"choices": [], "usage": {"completion_tokens": 5}})
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -106,10 +109,44 @@ def test_commands_and_figures_on_a_terminal(
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     assert main.main(["chat", "--url", server.url, "--model", "named"]) == 0
     out = capsys.readouterr().out
-    assert "hello there" in out and "first token" in out and "5 tokens" in out and "/reset forgets" in out
+    assert out.startswith(f"named at {server.url}; /help lists")
+    assert "hello there" in out and "first token" in out and "5 tokens" in out and "/reset  " in out
     assert len(server.requests) == 2
     assert [message["role"] for message in server.requests[1]["messages"]] == ["system", "user"]
     assert server.requests[1]["model"] == "named"
+
+
+def test_a_backslash_continues_the_message(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["one\\", "two\\", "", "/quit"])
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert main.main(["chat", "--url", server.url]) == 0
+    assert [request["messages"][-1]["content"] for request in server.requests] == ["one\ntwo"]
+
+
+def test_reasoning_is_shown_but_is_no_part_of_the_answer(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["hm hmm so etc", "again", "/quit"])
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert main.main(["chat", "--url", server.url]) == 0
+    out = capsys.readouterr().out
+    assert "hm hmm \nso etc \n" in out
+    assert out.count("cut short by --max-tokens") == 1
+    assert server.requests[1]["messages"][1] == {"role": "assistant", "content": "so etc "}
+    monkeypatch.setattr("sys.stdin", io.StringIO("hm so\n"))
+    assert main.main(["chat", "--url", server.url]) == 0
+    assert capsys.readouterr().out == "so \n"
+
+
+def test_only_the_bundled_model_is_introduced() -> None:
+    assert introduction("other", "http://h") == "other at http://h; /help lists the commands."
+    said = introduction("baton-tiny", "http://h")
+    assert len(EXAMPLES) == 3 and all(f"\n  {example}" in said for example in EXAMPLES)
+    assert max(map(len, said.splitlines())) <= 120
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_came(
@@ -123,7 +160,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_came(
         except StopIteration:
             raise EOFError from None
 
-    def interrupted(client: Any, conversation: Conversation, answer: Answer) -> None:
+    def interrupted(client: Any, conversation: Conversation, answer: Answer, interactive: bool) -> None:
         answer.text, answer.first_token_s = "a ", 0.01
         raise KeyboardInterrupt
 

@@ -15,12 +15,12 @@ from typing import IO, Any, NoReturn
 
 import httpx
 
+from baton.cli.introduction import COMMANDS, introduction
 from baton.cli.sse import ChatError, first_model, open_client, stream_chat
 from baton.core.errors import ConfigError
 from baton.runtime import environ
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-HELP = "/reset forgets the conversation, /system TEXT sets the system prompt, /quit ends; Ctrl-C stops an answer."
 
 
 @dataclass(slots=True)
@@ -39,12 +39,19 @@ class Conversation:
 
 @dataclass(slots=True)
 class Answer:
-    """One answer while it arrives. Times are in seconds, from the request on."""
+    """One answer while it arrives. Times are in seconds, from the request on. `cut`: the token limit ended it."""
 
     text: str = ""
+    cut: bool = False
     first_token_s: float | None = None
     last_token_s: float = 0.0
     tokens: int = 0
+
+    def count(self, now_s: float) -> None:
+        """A piece came. Pieces count as tokens until the server's own count comes last."""
+        self.first_token_s = now_s if self.first_token_s is None else self.first_token_s
+        self.last_token_s = now_s
+        self.tokens += 1
 
     @property
     def tokens_per_s(self) -> float:
@@ -59,7 +66,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str]) -> int:
-    parser = _Parser(prog="baton chat", description="Talk to a running system in the terminal.", epilog=HELP)
+    parser = _Parser(
+        prog="baton chat",
+        description="Talk to a running system in the terminal. Lines of a pipe are messages of one conversation.",
+        epilog=f"commands on a terminal:\n{COMMANDS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--url", default=DEFAULT_URL, help="gateway (%(default)s)")
     parser.add_argument("--model", default="", help="model name (the first that the gateway serves)")
     parser.add_argument("--system", default="", help="system prompt")
@@ -80,7 +92,7 @@ def _chat(url: str, api_key: str, conversation: Conversation) -> int:
     with open_client(url, api_key) as client:
         conversation.model = conversation.model or first_model(client)
         if interactive:
-            print(f"{conversation.model} at {url}. {HELP}")
+            print(introduction(conversation.model, url))
         failed = False
         for line in _typed_lines() if interactive else _piped_lines():
             if interactive and line.startswith("/"):
@@ -92,19 +104,25 @@ def _chat(url: str, api_key: str, conversation: Conversation) -> int:
 
 
 def _typed_lines() -> Iterator[str]:
-    """Non-empty lines typed at a prompt, until Ctrl-D, or Ctrl-C at the prompt."""
+    """Non-empty messages typed at a prompt, until Ctrl-D, or Ctrl-C at the prompt. A final backslash continues."""
     import readline  # noqa: F401 - gives input() editing and history
 
-    # Readline must know which characters take no room on the screen.
-    prompt = "\x01\x1b[1;36m\x02> \x01\x1b[0m\x02" if environ.use_colour(sys.stdout) else "> "
+    prompt, continued = _prompt("> "), _prompt("  ")
     while True:
         try:
-            line = input(prompt).strip()
+            message = input(prompt)
+            while message.endswith("\\"):
+                message = f"{message[:-1]}\n{input(continued)}"
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        if line:
-            yield line
+        if message.strip():
+            yield message.strip()
+
+
+def _prompt(text: str) -> str:
+    """`text` in colour, with marks that tell readline which characters take no room on the screen."""
+    return f"\x01\x1b[1;36m\x02{text}\x01\x1b[0m\x02" if environ.use_colour(sys.stdout) else text
 
 
 def _piped_lines() -> Iterator[str]:
@@ -125,7 +143,7 @@ def _command(line: str, conversation: Conversation) -> bool:
         conversation.system = rest.strip()
         print("(system prompt set)" if conversation.system else "(no system prompt)")
     else:
-        print(HELP)
+        print(COMMANDS)
     return True
 
 
@@ -137,7 +155,7 @@ def _take_turn(client: httpx.Client, conversation: Conversation, line: str, inte
     conversation.turns.append({"role": "user", "content": line})
     answer, stopped = Answer(), False
     try:
-        _receive(client, conversation, answer)
+        _receive(client, conversation, answer, interactive)
     except KeyboardInterrupt:
         if not interactive:
             raise
@@ -156,20 +174,28 @@ def _take_turn(client: httpx.Client, conversation: Conversation, line: str, inte
 def _figures(answer: Answer, stopped: bool) -> str:
     first = f"first token {(answer.first_token_s or 0.0) * 1000:.0f} ms"
     rate = f", {answer.tokens_per_s:.1f} tok/s" if answer.tokens_per_s else ""
-    return f"({'stopped, ' if stopped else ''}{first}, {answer.tokens} tokens{rate})"
+    cut = "; cut short by --max-tokens" if answer.cut else ""
+    return f"({'stopped, ' if stopped else ''}{first}, {answer.tokens} tokens{rate}{cut})"
 
 
-def _receive(client: httpx.Client, conversation: Conversation, answer: Answer) -> None:
+def _receive(client: httpx.Client, conversation: Conversation, answer: Answer, interactive: bool) -> None:
+    """Print and collect one answer. Reasoning is shown on a terminal only, dimmed, and is no part of the answer."""
     started = time.monotonic()
+    reasoning = False
     for chunk in stream_chat(client, conversation.request()):
-        now = time.monotonic() - started
-        text = "".join(choice.get("delta", {}).get("content") or "" for choice in chunk.get("choices", []))
-        if text:
-            answer.first_token_s = now if answer.first_token_s is None else answer.first_token_s
-            answer.last_token_s = now
-            answer.tokens += 1  # chunks, until the server's own count comes last
-            answer.text += text
-            print(text, end="", flush=True)
+        for choice in chunk.get("choices", []):
+            delta = choice.get("delta", {})
+            thought, text = delta.get("reasoning_content") or "", delta.get("content") or ""
+            if thought or text:
+                answer.count(time.monotonic() - started)
+            if thought and interactive:
+                reasoning = True
+                print(_paint(thought, "2", sys.stdout), end="", flush=True)
+            if text:
+                answer.text += text
+                print(f"\n{text}" if reasoning else text, end="", flush=True)
+                reasoning = False
+            answer.cut |= choice.get("finish_reason") == "length"
         if usage := chunk.get("usage"):
             answer.tokens = usage["completion_tokens"]
 
