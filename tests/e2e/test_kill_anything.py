@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
-from up_process import Up, up
 
 from baton.testing.checkpoints import make_checkpoint
+from baton.testing.up_process import Up, up
 
 PROMPTS = 8
 NEW_TOKENS = 60

@@ -10,7 +10,8 @@ import httpx
 import openai
 import psutil
 import pytest
-from up_process import Up, up
+
+from baton.testing.up_process import Up, up
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""`baton up` as a user starts it: a process of its own, watched through its status file, ended with the test."""
+"""`baton up` as a user starts it: a process of its own, watched through its status file, ended with the test.
+
+What tests, benchmarks and the chaos harness share: start it, look at its services and their metrics, kill one, stop it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from baton.runtime import environ
 
 START_TIMEOUT_S = 120.0
 
@@ -47,7 +52,7 @@ class Up:
         os.kill(self.service(name)["pid"], signal.SIGKILL)
         return time.monotonic()
 
-    def wait(self, condition: Any, what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+    def wait(self, condition: Callable[[], object], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             if self.process.poll() is not None:
@@ -76,12 +81,12 @@ class Up:
 
 
 @contextmanager
-def up(folder: Path, *arguments: str) -> Iterator[Up]:
-    """Start it with `arguments` on a free port and wait until it is ready."""
+def up(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> Iterator[Up]:
+    """Start it with `arguments` and environment `variables` on a free port and wait until it is ready."""
     runtime, log = folder / "run", folder / "up.log"
     command = [sys.executable, "-m", "baton.cli.main", "up", "--port=0", f"--runtime-dir={runtime}", *arguments]
-    own = {name: value for name, value in os.environ.items() if not name.startswith("UCX_")}  # other tests' choices
-    environment = {**own, "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    inherited = {name: value for name, value in environ.variables().items() if not name.startswith("UCX_")}
+    environment = {**inherited, "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder / "cache"), **(variables or {})}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     running = Up(process, runtime, log)
