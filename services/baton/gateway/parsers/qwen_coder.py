@@ -1,0 +1,49 @@
+"""Qwen3-Coder and Qwen3.5: `<tool_call><function=name><parameter=key>value</parameter>..</function></tool_call>`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from baton.gateway.parsers.formats import Tools
+from baton.gateway.parsers.reader import Parsing, Reader, drop
+from baton.gateway.parsers.sink import Sink
+from baton.gateway.parsers.typed_arguments import TypedArguments
+
+_CALL, _END = "<tool_call>", "</tool_call>"
+_FUNCTION, _FUNCTION_END = "<function=", "</function>"
+_PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
+
+
+class QwenCoder:
+    """Values stand on lines of their own: the line breaks around them are not part of them."""
+
+    special: ClassVar[tuple[str, ...]] = (_CALL, _END)
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    def parse(self, reader: Reader, sink: Sink) -> Parsing[None]:
+        """`<tool_call>` is at times left out: a call begins with `<function=`."""
+        while (marker := (yield from reader.until((_CALL, _FUNCTION, _END), sink.content))) is not None:
+            if marker == _FUNCTION:
+                yield from self._call(reader, sink)
+
+    def _call(self, reader: Reader, sink: Sink) -> Parsing[None]:
+        text, marker = yield from reader.text_until((">", "\n"))
+        name = text.strip()
+        if marker != ">" or not name:
+            sink.content(_FUNCTION + text + (marker or ""))
+            return
+        sink.start_call(name)
+        arguments = TypedArguments(sink, self._tools.get(name))
+        while (marker := (yield from reader.until((_PARAMETER, _FUNCTION_END, _END), drop))) == _PARAMETER:
+            key, closed = yield from reader.text_until((">",))
+            if closed is None:
+                break
+            yield from reader.one_of(("\n",))
+            ends = ("\n" + _PARAMETER_END, _PARAMETER_END)
+            if (yield from arguments.argument(reader, key.strip(), ends)) is None:
+                break
+        if marker in (_FUNCTION_END, _END):
+            arguments.close()
+        sink.end_call()
