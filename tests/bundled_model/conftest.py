@@ -1,12 +1,7 @@
-"""`tools` is no installed package: tests find it from the root of the checkout."""
-
-import sys
-from pathlib import Path
+"""What the tests of the bundled model's making share."""
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,8 +5,9 @@ Every word, name and number comes from the held-out side of the lexicon; seeds a
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,12 @@ class Case:
 
 def by_skill(seed: int, count: int) -> dict[str, list[Case]]:
     """`count` cases of each skill, the same for the same seed."""
-    return {name: [make(_scene(name, seed, index)) for index in range(count)] for name, make in _MAKERS.items()}
+    return {name: list(itertools.islice(of_skill(name, seed), count)) for name in _MAKERS}
+
+
+def of_skill(name: str, seed: int) -> Iterator[Case]:
+    """Cases of one skill, without end; those of `by_skill` are the first ones."""
+    return (_MAKERS[name](_scene(name, seed, index)) for index in itertools.count())
 
 
 def _scene(name: str, seed: int, index: int) -> Scene:
