@@ -63,6 +63,7 @@ class Harness:
         self.finishes: dict[Attempt, Finish] = {}
         self.failures: dict[Attempt, BatonError] = {}
         self.cached: dict[Attempt, int] = {}
+        self.pulled: dict[Attempt, int] = {}
         self.reserved: dict[Attempt, Reserved] = {}
         self.blocks: set[bytes] = set()
         self.preempted = 0
@@ -80,6 +81,7 @@ class Harness:
         attempt: int = 0,
         root_hash: bytes = ROOT,
         sampling: SamplingParams | None = None,
+        pull_tokens: int = 0,
     ) -> Attempt:
         """Greedy and `n` tokens unless `sampling` says otherwise."""
         request = EngineRequest(
@@ -90,6 +92,7 @@ class Harness:
             root_hash=root_hash,
             stage=stage,
             priority=priority,
+            pull_tokens=pull_tokens,
         )
         self.engine.submit(request)
         return request.attempt
@@ -111,6 +114,7 @@ class Harness:
         for admitted in output.admitted:
             assert admitted.attempt not in self.cached, "admitted twice"
             self.cached[admitted.attempt] = admitted.cached_tokens
+            self.pulled[admitted.attempt] = admitted.pulled_tokens
         for reserved in output.reserved:
             self.reserved[reserved.attempt] = reserved
         assert not self.blocks & set(output.stored_blocks)

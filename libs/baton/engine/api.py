@@ -5,6 +5,10 @@ All engine methods run on one thread, the engine's. A request is known by its at
     RUN_ALL  extend the prompt, decode to the end, free the pages
     OFFER    extend the prompt, sample the first token, then keep the pages until `release`
     FETCH    reserve pages for what the cache does not hold, wait for `activate`, decode to the end
+
+RUN_ALL and OFFER may begin with a pull: pages for a prefix that another worker holds are reserved, and the request
+queues, with what came in the cache, once `pulled` says that nobody fills them any more. The other side of a pull is
+`lend` and `take_back`.
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ class EngineRequest:
     """One attempt as the engine sees it.
 
     `token_ids` are the user's prompt and what earlier attempts have emitted; `prompt_tokens` is the prompt's
-    length. `root_hash` names the parent of the first block (baton.core.hashing).
+    length. `root_hash` names the parent of the first block (baton.core.hashing). `pull_tokens`: leading tokens whose KV
+    cache is to be pulled as far as it is not here; not with stage FETCH.
     """
 
     attempt: Attempt
@@ -45,6 +50,7 @@ class EngineRequest:
     root_hash: bytes
     stage: Stage = Stage.RUN_ALL
     priority: int = 0
+    pull_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +75,36 @@ class RowOutput:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The attempt left the queue: it has pages, and `cached_tokens` of its prompt were in the cache."""
+    """The attempt left the queue: it has pages, and `cached_tokens` of its prompt were in the cache.
+
+    `pulled_tokens` of them had come from another worker for this attempt.
+    """
 
     attempt: Attempt
     cached_tokens: int
     queued_s: float
+    pulled_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Stage FETCH: the worker may fetch. Pages before `first_page` are held; `page_ids` are to be filled, in order."""
+    """The worker may fetch, or pull. Pages before `first_page` are held; `page_ids` are to be filled, in order.
+
+    `block_hashes` name what goes into them; only full blocks have a name.
+    """
 
     attempt: Attempt
     first_page: int
     page_ids: list[int]
+    block_hashes: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """Cached pages of leading blocks that stay as they are until `take_back`; both lists begin with the first block."""
+
+    page_ids: list[int]
+    generations: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +177,23 @@ class StepEngine(Protocol):
 
     def cancel(self, attempt: Attempt) -> bool:
         """Stop computing. Returns True when its pages are free now, False when they stay held until `release`
-        (an OFFER that was announced, a FETCH that was reserved and not activated). Unknown attempts: True.
+        (an OFFER that was announced, a FETCH that was reserved and not activated), or until `pulled`. Unknown
+        attempts: True.
         "Now" is at the latest when the step under way has ended: until then nobody else gets them."""
 
     def release(self, attempt: Attempt, *, valid: bool) -> None:
         """Give back the pages of an OFFER (valid: they stay cached) or of a FETCH that failed (not valid)."""
+
+    def pulled(self, attempt: Attempt, tokens: int) -> None:
+        """A pull is over, and nobody writes into the reserved pages any more. The attempt's first `tokens` have their
+        K and V (whole pages; 0 = nothing came). It queues, unless it was cancelled meanwhile."""
+
+    def lend(self, attempt: Attempt, block_hashes: Sequence[bytes]) -> Loan:
+        """Lock the longest cached prefix that ends with one of `block_hashes`, which follow each other, for somebody
+        who reads its pages under the name `attempt`. An empty loan: none of them is cached."""
+
+    def take_back(self, attempt: Attempt) -> None:
+        """Nobody reads a loan any more. No effect when there is none."""
 
     def step(self) -> StepOutput:
         """Schedule, run, sample, commit. Returns at once with an empty output when there is nothing to do.

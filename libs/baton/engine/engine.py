@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -31,6 +31,7 @@ from baton.engine.api import (
     EngineRequest,
     Failed,
     HandoffListener,
+    Loan,
     RowOutput,
     Stage,
     StepOutput,
@@ -177,6 +178,28 @@ class EngineCore:
         if valid:
             self._ledger.publish(request, unlease=True)
         self._scheduler.end(request)
+
+    def pulled(self, attempt: Attempt, tokens: int) -> None:
+        """See StepEngine.pulled. No effect on an unknown attempt.
+
+        Raises InternalError when the attempt pulls nothing, or `tokens` are not whole pages of what it pulls.
+        """
+        request = self._scheduler.find(attempt)
+        if request is None:
+            return
+        if not request.pull_blocks or request.phase not in (Phase.FETCHING, Phase.HELD):
+            raise InternalError(f"attempt {attempt} pulls nothing")
+        if tokens % self._page_size or not 0 <= tokens <= request.pull_blocks * self._page_size:
+            raise InternalError(f"attempt {attempt} pulls {request.pull_blocks} blocks, not {tokens} tokens")
+        self._scheduler.pulled(request, tokens)
+
+    def lend(self, attempt: Attempt, block_hashes: Sequence[bytes]) -> Loan:
+        """See StepEngine.lend."""
+        return self._ledger.lend(attempt, block_hashes)
+
+    def take_back(self, attempt: Attempt) -> None:
+        """See StepEngine.take_back."""
+        self._scheduler.take_back(attempt)
 
     def step(self) -> StepOutput:
         """Schedule, run, sample, commit. A step that raises fails the requests of its batch and nobody else.

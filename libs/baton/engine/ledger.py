@@ -9,9 +9,11 @@ nobody, until the step has ended. Knows no tensors and no order of requests.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from baton.core.attempt import Attempt
 from baton.core.errors import InternalError
+from baton.engine.api import Loan
 from baton.engine.pool import PageAllocator
 from baton.engine.radix import Node, RadixCache
 from baton.engine.request import RequestState
@@ -24,6 +26,7 @@ class PageLedger:
         self.allocator = allocator
         self.cache = RadixCache()
         self.page_size = page_size
+        self._loans: dict[Attempt, Node] = {}  # cached prefixes that other workers read
         self._limbo: deque[list[int]] = deque()  # per step under way, oldest first: pages given up since it departed
 
     def depart(self) -> None:
@@ -51,6 +54,11 @@ class PageLedger:
         """Leading blocks that the request would find in the cache now."""
         request.hint_blocks = self.cache.match(request.hashes, request.cacheable_blocks, request.hint_blocks)
         return request.hint_blocks
+
+    def lacking_blocks(self, request: RequestState) -> int:
+        """Leading blocks that the request is to pull, counted to the end of the pull; 0 when it needs none."""
+        wanted = min(request.pull_blocks, request.cacheable_blocks)
+        return wanted if wanted > self.cached_blocks(request) else 0
 
     def reserve(self, request: RequestState, headroom: int) -> bool:
         """Give a request that has no pages the cached prefix and fresh pages for the rest of its tokens.
@@ -103,6 +111,20 @@ class PageLedger:
             self._free([own[index] for index, _ in insertion.duplicates])
         request.node, request.held_blocks = insertion.node, end
 
+    def lend(self, attempt: Attempt, block_hashes: Sequence[bytes]) -> Loan:
+        """See StepEngine.lend. An attempt has one loan at most: a second one is empty."""
+        blocks = self.cache.match(block_hashes, len(block_hashes))
+        if not blocks or attempt in self._loans:
+            return Loan([], [])
+        self._loans[attempt], pages = self.cache.acquire(block_hashes, blocks)
+        return Loan(pages, self.allocator.generations(pages))
+
+    def take_back(self, attempt: Attempt) -> None:
+        """See StepEngine.take_back."""
+        node = self._loans.pop(attempt, None)
+        if node is not None:
+            self.cache.release(node)
+
     def vacate(self, request: RequestState) -> None:
         """Take all pages from the request: what the cache owns stays cached, the rest is free, or in limbo."""
         if request.node is None:
@@ -116,7 +138,7 @@ class PageLedger:
 
     def audit(self, requests: Iterable[RequestState]) -> None:
         """Raise InternalError unless every page is accounted for once. Walks everything: for tests."""
-        locks: Counter[Node] = Counter()
+        locks: Counter[Node] = Counter(self._loans.values())
         owners: dict[int, str] = {}
         for request in requests:
             if request.node is None:

@@ -99,6 +99,7 @@ class RequestState:
     hashes: list[bytes]
     prompt_logprobs: list[TokenLogprob] | None  # None: not wanted, or already emitted
     token_limit: int  # most tokens, prompt and output, that it may have
+    pull_blocks: int = 0  # leading blocks to pull as far as they are not cached; 0 once that was tried
 
     phase: Phase = Phase.WAITING
     pages: IntArray = field(default_factory=lambda: IntArray(np.empty(0, dtype=np.int32)))
@@ -115,6 +116,7 @@ class RequestState:
 
     hint_blocks: int = 0  # last known length of the cached prefix
     passes: int = 0  # admissions that went ahead of it while it did not fit
+    pulled_tokens: int = 0  # that a pull has brought
     owed_tokens: int = 0  # its part of the load's waiting_extend_tokens
     admitted_before: bool = False
 
@@ -139,6 +141,7 @@ class RequestState:
             hashes=block_hashes(request.root_hash, tokens.tolist(), page_size),
             prompt_logprobs=[] if fresh and request.sampling.prompt_logprobs is not None else None,
             token_limit=min(request.prompt_tokens + request.sampling.max_tokens, most_tokens),
+            pull_blocks=request.pull_tokens // page_size if request.stage is not Stage.FETCH else 0,
         )
 
     @property

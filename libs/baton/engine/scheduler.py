@@ -83,7 +83,7 @@ class Scheduler:
             self._admit(plan, budget, now)
         for row in plan.rows:
             self._advance(row)
-        self._stuck = not (plan.rows or plan.begun or plan.preempted or under_way)
+        self._stuck = not (plan.rows or plan.begun or plan.reserved or plan.preempted or under_way)
         return plan
 
     def computed(self, row: PlannedRow) -> None:
@@ -102,10 +102,30 @@ class Scheduler:
         self._running.add(request)
         self._stuck = False
 
+    def pulled(self, request: RequestState, tokens: int) -> None:
+        """A pull is over: what came goes to the cache, where the request finds it when it is its turn."""
+        before = request.held_blocks
+        request.computed_len = request.planned_len = tokens
+        self._ledger.publish(request)
+        if request.phase is Phase.HELD:
+            self.end(request)
+            return
+        request.pulled_tokens = (request.held_blocks - before) * self._ledger.page_size
+        request.pull_blocks = 0
+        self._leave(request)
+        self._ledger.vacate(request)
+        self._enqueue(request)
+        self._stuck = False
+
     def filled(self, request: RequestState) -> None:
         """A FETCH's pages hold the K and V of all of its tokens."""
         request.computed_len = request.planned_len = len(request.tokens)
         self._ledger.publish(request)
+
+    def take_back(self, attempt: Attempt) -> None:
+        """A loan is over: its pages may be what somebody waits for."""
+        self._ledger.take_back(attempt)
+        self._stuck = False
 
     def hold(self, request: RequestState) -> None:
         """Compute no further, but leave the pages where they are until `end`."""
@@ -213,6 +233,7 @@ class Scheduler:
         if not self._waiting or self.running >= self._config.max_running or self._ledger.available_pages == 0:
             return
         extending = [request for request in self._running if self._is_to_share(request)]
+        extending += [request for request in self._fetching.values() if request.pull_blocks]
         headroom = self.running - sum(request.stage is Stage.OFFER for request in self._running)
         unfit: list[RequestState] = []
         for request in admission_order(self._waiting, self._ledger, now, self._config.patience_s):
@@ -226,7 +247,7 @@ class Scheduler:
             budget -= self._begin(plan, request, budget, now)
             for other in unfit:
                 other.passes += 1
-            if request.phase is Phase.EXTENDING:
+            if request.phase is Phase.EXTENDING or request.pull_blocks:
                 extending.append(request)
             headroom += request.stage is not Stage.OFFER
             if self.running >= self._config.max_running:
@@ -245,7 +266,7 @@ class Scheduler:
             return True
         blocks = self._ledger.cached_blocks(request)
         lacking = len(request.tokens) - blocks * self._ledger.page_size
-        if budget < min(lacking, self._ledger.page_size):
+        if budget < min(lacking, self._ledger.page_size) and not self._ledger.lacking_blocks(request):
             return False
         return not any(
             2 * self._ledger.page_size * (shared_blocks(request, other, blocks) - blocks) >= lacking
@@ -254,18 +275,24 @@ class Scheduler:
         )
 
     def _begin(self, plan: StepPlan, request: RequestState, budget: int, now: float) -> int:
-        """The request has its pages: it extends from this step on, or waits for its handoff. Returns tokens planned."""
+        """The request has its pages: it extends from this step on, or waits for its pull or handoff. Returns tokens
+        planned."""
         self._waiting.remove(request)
+        if lacking_blocks := self._ledger.lacking_blocks(request):
+            request.pull_blocks = lacking_blocks
+            self._reserve(plan, request, lacking_blocks)
+            return 0
+        request.pull_blocks = 0
         cached_tokens = request.held_blocks * self._ledger.page_size
         plan.begun.append(request)
         if not request.admitted_before:
             request.admitted_before = True
-            plan.admitted.append(Admitted(request.attempt, cached_tokens, now - request.arrived_s))
+            pulled_tokens = min(request.pulled_tokens, cached_tokens)
+            plan.admitted.append(
+                Admitted(request.attempt, cached_tokens, now - request.arrived_s, pulled_tokens=pulled_tokens)
+            )
         if request.stage is Stage.FETCH:
-            request.phase = Phase.FETCHING
-            self._fetching[request.attempt] = request
-            wanted = request.pages.view[request.held_blocks :].tolist()
-            plan.reserved.append(Reserved(request.attempt, request.held_blocks, wanted))
+            self._reserve(plan, request, len(request.pages))
             return 0
         request.phase = Phase.EXTENDING
         request.computed_len = request.planned_len = cached_tokens
@@ -273,11 +300,20 @@ class Scheduler:
         self._running.add(request)
         return self._plan_chunk(plan, request, budget)
 
+    def _reserve(self, plan: StepPlan, request: RequestState, end: int) -> None:
+        """Somebody fills the request's pages up to `end`, the cached ones apart."""
+        request.phase = Phase.FETCHING
+        self._fetching[request.attempt] = request
+        start = request.held_blocks
+        wanted = request.pages.view[start:end].tolist()
+        plan.reserved.append(Reserved(request.attempt, start, wanted, request.hashes[start:end]))
+
     def _enqueue(self, request: RequestState) -> None:
         request.phase = Phase.WAITING
         request.passes = 0
         self._waiting.add(request)
-        uncached = len(request.tokens) - self._ledger.cached_blocks(request) * self._ledger.page_size
+        spared = max(self._ledger.cached_blocks(request), self._ledger.lacking_blocks(request))
+        uncached = len(request.tokens) - spared * self._ledger.page_size
         self._owe(request, 0 if request.stage is Stage.FETCH else uncached)
 
     def _leave(self, request: RequestState) -> None:
