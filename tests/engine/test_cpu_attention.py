@@ -12,7 +12,7 @@ from baton.core.layout import KvLayout
 from baton.engine.attention import TorchAttention
 from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cpu.build import COMPILERS, runnable_variants
-from baton.engine.cpu.library import open_kernels
+from baton.engine.cpu.library import open_kernels, torch_team
 from baton.runtime import environ
 
 torch.set_num_threads(1)
@@ -123,20 +123,28 @@ def test_random_batches_match_the_reference(kernels, seed: int) -> None:
         torch.testing.assert_close(ours, theirs, **TOLERANCE[case.layout.dtype])
 
 
+@pytest.mark.parametrize("team", ["torch", "own"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_companions_and_threads_change_no_bit(kernels, dtype: str) -> None:
+def test_companions_and_threads_change_no_bit(kernels, dtype: str, team: str) -> None:
     case = Case(LENGTHS, dtype=dtype, kv_heads=3)
     backend = CpuAttention(kernels, case.layout, [None])
     together = case.run(backend)
     order = random.Random(1).sample(range(len(LENGTHS)), len(LENGTHS))
     torch.set_num_threads(3)
+    kernels.use_team(torch_team() if team == "torch" else None)
     try:
         shuffled = case.run(backend, order)
     finally:
         torch.set_num_threads(1)
+        kernels.use_team(torch_team())
     for i, other in zip(order, shuffled, strict=True):
         assert torch.equal(other, together[i])
         assert torch.equal(case.run(backend, [i])[0], together[i])
+
+
+def test_torch_lends_its_threads() -> None:
+    """On Linux torch's OpenMP runtime is GNU's or one that speaks as it does."""
+    assert torch_team()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

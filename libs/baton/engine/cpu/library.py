@@ -12,6 +12,7 @@ from ctypes import c_double, c_int64, c_void_p
 from pathlib import Path
 
 import structlog
+import torch
 
 from baton.engine.cpu.build import BuildError, best_variant, build
 from baton.runtime import environ
@@ -67,6 +68,18 @@ class Kernels:
         self.gate.argtypes = [c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
         for function in (self.attend, self.write, self.norm, self.rotate, self.gate, self.multiply):
             function.restype = None
+        library.baton_use_team.argtypes, library.baton_use_team.restype = [c_void_p], None
+        self.use_team = library.baton_use_team
+
+
+def torch_team() -> int | None:
+    """Address of what runs a function on torch's own threads (`Team` of source/threads.h), or None where torch's OpenMP
+    runtime does not offer it. Kernels on threads of their own would compete with torch's for the same cores."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(library.GOMP_parallel, c_void_p).value  # of torch, or of what it is linked with
+    except (OSError, AttributeError):
+        return None
 
 
 def open_kernels(cache: Path, variant: str) -> Kernels:
@@ -74,7 +87,9 @@ def open_kernels(cache: Path, variant: str) -> Kernels:
     for attempt in range(2):
         path = build(cache, variant)
         try:
-            return Kernels(path)
+            kernels = Kernels(path)
+            kernels.use_team(torch_team())
+            return kernels
         except (OSError, AttributeError) as error:
             if attempt:
                 raise BuildError(f"{path} cannot be loaded: {error}") from None

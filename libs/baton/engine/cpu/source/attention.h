@@ -457,7 +457,7 @@ void attend(const Attention& a) {
     tasks.clear();
     cut(a, tasks);
     const std::vector<AttentionTask>& cut_tasks = tasks;
-    Pool::run((int64_t)cut_tasks.size(), (int)a.threads, [&a, &cut_tasks](int64_t i) {
+    share_out((int64_t)cut_tasks.size(), (int)a.threads, [&a, &cut_tasks](int64_t i) {
         const AttentionTask& task = cut_tasks[i];
         const auto one = [&a](const AttentionTask& t) { return a.q_starts[t.row + 1] - a.q_starts[t.row] == 1; };
         const AttentionTask* follower = i + 1 < (int64_t)cut_tasks.size() ? &cut_tasks[i + 1] : nullptr;

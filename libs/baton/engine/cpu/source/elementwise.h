@@ -14,7 +14,7 @@ constexpr int64_t TOKENS_PER_TASK = 16;
 
 template <class Work>
 void for_tokens(int64_t tokens, int64_t threads, const Work& work) {
-    Pool::run((tokens + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, (int)threads, [&](int64_t task) {
+    share_out((tokens + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, (int)threads, [&](int64_t task) {
         const int64_t end = (task + 1) * TOKENS_PER_TASK;
         for (int64_t t = task * TOKENS_PER_TASK; t < end && t < tokens; t++) work(t);
     });

@@ -21,6 +21,9 @@ extern "C" {
 
 int64_t baton_lanes() { return LANES; }
 
+// Threads of a team from now on; null for own ones.
+void baton_use_team(Team known) { team().store(known); }
+
 void baton_attend(int64_t bits, const Attention* attention) { FOR_ELEMENT(bits, attend<E>(*attention);) }
 
 // K and V [tokens][stride] to their slots of a layer [pages, 2, page_size, size].

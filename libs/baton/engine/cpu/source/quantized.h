@@ -94,7 +94,7 @@ void multiply_quantized(const Quantized& q) {
         if constexpr (PAIRED == 2) store(reinterpret_cast<bf16*>(units) + i, x);
         else store(reinterpret_cast<float*>(units) + i, x);
     }
-    Pool::run((q.outs + OUTS - 1) / OUTS, (int)q.threads, [&](int64_t task) {
+    share_out((q.outs + OUTS - 1) / OUTS, (int)q.threads, [&](int64_t task) {
         const int64_t out = task * OUTS, columns = std::min<int64_t>(OUTS, q.outs - out);
         int32_t* panel = workspace<int32_t>(PANEL * OUTS, 4);
         float* sums = workspace<float>(std::min(q.rows, ROWS_AT_ONCE) * OUTS, 5);

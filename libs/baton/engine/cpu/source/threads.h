@@ -1,10 +1,11 @@
-// A pool of threads that sleep while there is nothing to do. One caller at a time per process is served in parallel;
-// another caller meanwhile does its work alone.
+// How work is spread over threads: on those of torch, where its OpenMP runtime is known, so that products and kernels
+// share one team and no thread of one waits for a core that a thread of the other holds; else on a pool of own ones.
 #pragma once
 
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -14,24 +15,32 @@
 
 namespace baton {
 
+// GOMP_parallel(function, argument, threads, flags) of GNU's OpenMP runtime, which others offer too: calls
+// function(argument) once on each thread of a team, the caller's among them, and returns when all have.
+using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+inline std::atomic<Team>& team() {
+    static std::atomic<Team> known{nullptr};
+    return known;
+}
+
+// Threads that sleep while there is nothing to do. One caller at a time per process is served in parallel; another
+// caller meanwhile does its work alone.
 class Pool {
   public:
-    // Calls work(task) for each task in [0, tasks), on up to `threads` threads, the caller's among them.
-    template <class Work>
-    static void run(int64_t tasks, int threads, const Work& work) {
-        if (threads > tasks) threads = (int)tasks;
+    using Call = void (*)(const void*, int64_t);
+
+    static void run(int64_t tasks, int threads, Call call, const void* work) {
         Pool& pool = shared();
-        if (threads <= 1 || !pool.busy_.try_lock()) {
-            for (int64_t task = 0; task < tasks; task++) work(task);
+        if (!pool.busy_.try_lock()) {
+            for (int64_t task = 0; task < tasks; task++) call(work, task);
             return;
         }
-        pool.parallel(tasks, threads, [](const void* w, int64_t task) { (*static_cast<const Work*>(w))(task); }, &work);
+        pool.parallel(tasks, std::min<int64_t>(threads, tasks), call, work);
         pool.busy_.unlock();
     }
 
   private:
-    using Call = void (*)(const void*, int64_t);
-
     // A forked child has none of its parent's threads: it gets a new pool. Pools live as long as the process.
     static Pool& shared() {
         static std::atomic<Pool*> pool{new Pool};
@@ -94,5 +103,27 @@ class Pool {
     int helpers_ = 0, running_ = 0;
     uint64_t turn_ = 0;
 };
+
+// Calls work(task) for each task in [0, tasks), on up to `threads` threads, the caller's among them.
+template <class Work>
+void share_out(int64_t tasks, int threads, const Work& work) {
+    if (threads <= 1 || tasks <= 1) {
+        for (int64_t task = 0; task < tasks; task++) work(task);
+    } else if (const Team together = team().load(std::memory_order_relaxed)) {
+        // Always the whole team: runtimes end threads that a smaller one does not need.
+        struct Shared {
+            const Work& work;
+            int64_t tasks;
+            std::atomic<int64_t> next{0};
+        } shared{work, tasks};
+        const auto drain = [](void* at) {
+            Shared& mine = *static_cast<Shared*>(at);
+            for (int64_t task; (task = mine.next.fetch_add(1)) < mine.tasks;) mine.work(task);
+        };
+        together(drain, &shared, (unsigned)threads, 0);
+    } else {
+        Pool::run(tasks, threads, [](const void* w, int64_t task) { (*static_cast<const Work*>(w))(task); }, &work);
+    }
+}
 
 }  // namespace baton
