@@ -212,6 +212,17 @@ class TestOffer:
         desk.on_agent_message(Released(A, "aborted", "worker"))
         assert counter.engine.calls == [("release", A, True)]
 
+    def test_cancelled_before_it_was_offered(self, counter):
+        """Its pages are being filled by a pull, whose end gives them back."""
+        desk = OfferDesk(counter)
+        desk.on_agent_connected()
+        desk.assigned(request(Stage.OFFER), pb.Assign(offer=pb.Offer()))
+        counter.done(A)
+        desk.cancelled(A, False)
+        desk.on_agent_lost()
+        desk.on_agent_connected()
+        assert counter.sent == [] and counter.engine.calls == []
+
     def test_cancelled_row_is_never_committed(self, desk, counter):
         counter.done(A)
         self.first_token(desk)

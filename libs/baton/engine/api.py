@@ -90,7 +90,7 @@ class Admitted:
 class Reserved:
     """The worker may fetch, or pull. Pages before `first_page` are held; `page_ids` are to be filled, in order.
 
-    `block_hashes` name what goes into them; only full blocks have a name.
+    `block_hashes` name what goes into them when it is a pull, one per page; empty: it is a handoff.
     """
 
     attempt: Attempt

@@ -280,7 +280,7 @@ class Scheduler:
         self._waiting.remove(request)
         if lacking_blocks := self._ledger.lacking_blocks(request):
             request.pull_blocks = lacking_blocks
-            self._reserve(plan, request, lacking_blocks)
+            self._reserve(plan, request, request.hashes[request.held_blocks : lacking_blocks])
             return 0
         request.pull_blocks = 0
         cached_tokens = request.held_blocks * self._ledger.page_size
@@ -292,7 +292,7 @@ class Scheduler:
                 Admitted(request.attempt, cached_tokens, now - request.arrived_s, pulled_tokens=pulled_tokens)
             )
         if request.stage is Stage.FETCH:
-            self._reserve(plan, request, len(request.pages))
+            self._reserve(plan, request, [])
             return 0
         request.phase = Phase.EXTENDING
         request.computed_len = request.planned_len = cached_tokens
@@ -300,13 +300,13 @@ class Scheduler:
         self._running.add(request)
         return self._plan_chunk(plan, request, budget)
 
-    def _reserve(self, plan: StepPlan, request: RequestState, end: int) -> None:
-        """Somebody fills the request's pages up to `end`, the cached ones apart."""
+    def _reserve(self, plan: StepPlan, request: RequestState, block_hashes: list[bytes]) -> None:
+        """Somebody fills the request's own pages: all of them, or those of the blocks that are pulled."""
         request.phase = Phase.FETCHING
         self._fetching[request.attempt] = request
-        start = request.held_blocks
-        wanted = request.pages.view[start:end].tolist()
-        plan.reserved.append(Reserved(request.attempt, start, wanted, request.hashes[start:end]))
+        wanted = request.pages.view[request.held_blocks :].tolist()
+        wanted = wanted[: len(block_hashes)] if block_hashes else wanted
+        plan.reserved.append(Reserved(request.attempt, request.held_blocks, wanted, block_hashes))
 
     def _enqueue(self, request: RequestState) -> None:
         request.phase = Phase.WAITING

@@ -18,6 +18,7 @@ from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
 from baton.engine.runner import TorchModelRunner
 from baton.kv.memory import PoolMemory
+from baton.runtime import cores
 from baton.worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -46,7 +47,7 @@ class BuiltModel:
 
 def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
     """Load the checkpoint and make the pool. Raises ConfigError (CheckpointError) naming what is wrong."""
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(_threads(settings))
     path = Path(settings.model)
     started = time.monotonic()
     runner = TorchModelRunner.load(
@@ -56,6 +57,7 @@ def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
         progress=_ProgressLog(),
         max_context_tokens=settings.max_context_tokens or None,
         deterministic=settings.deterministic,
+        quantization=settings.quantization,
     )
     layout = runner.layout
     pages = settings.kv_memory_bytes // (layout.layers * layout.page_bytes)
@@ -68,7 +70,7 @@ def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
     memory.write_canary(epoch)
     log.info(
         "model loaded", path=str(path), seconds=round(time.monotonic() - started, 2), dtype=layout.dtype,
-        pages=pages, pool_tokens=(pages - RESERVED_PAGES) * layout.page_size,
+        quantization=settings.quantization, pages=pages, pool_tokens=(pages - RESERVED_PAGES) * layout.page_size,
     )  # fmt: skip
     config = EngineConfig(
         max_running=settings.max_running,
@@ -76,6 +78,17 @@ def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
         chunk_tokens=settings.chunk_tokens,
     )
     return BuiltModel(runner, memory, config)
+
+
+def _threads(settings: WorkerSettings) -> int:
+    """Those asked for, else what suits the host; says which."""
+    here = cores.available()
+    threads = settings.threads or cores.worker_threads(settings.host_workers, here)
+    log.info(
+        "CPU threads", threads=threads, chosen_by="threads" if settings.threads else "this worker", host=str(here),
+        workers=settings.host_workers,
+    )  # fmt: skip
+    return threads
 
 
 class _ProgressLog:

@@ -22,7 +22,9 @@ from baton.rpc.convert import attempt_from_pb, attempt_to_pb, error_to_pb, sampl
 from baton.rpc.v1 import worker_pb2 as pb
 from baton.worker import frames, metrics
 from baton.worker.desk import HandoffDesk, MakeDesk
+from baton.worker.loans import Loans
 from baton.worker.loop import Command, EngineLoop
+from baton.worker.pulls import Pulls
 from baton.worker.sessions import AttemptBook, LiveAttempt, RouterSession
 
 log = structlog.get_logger(__name__)
@@ -58,6 +60,7 @@ class Dispatcher:
         agent: AgentSender | None,
         blocks: BlockSink | None,
         on_crash: Callable[[BaseException], None],
+        pull_timeout_s: float = 2.0,
     ) -> None:
         self.description = description
         self._layout = layout
@@ -66,11 +69,13 @@ class Dispatcher:
         self._book = AttemptBook()
         self._sessions: set[RouterSession] = set()
         self._desk: HandoffDesk = make_desk(self)
+        self._pulls = Pulls(self, layout, description.worker_id, pull_timeout_s)
+        self._loans = Loans(self, layout)
         engine = make_engine(self._desk.listener)
         self._engine_loop = EngineLoop(engine, self._on_step, on_crash)
         self._step = 0
         self._told: set[RouterSession] = set()  # got a frame, and the load with it, since the last beat
-        self._load = frames.load_message(engine.load(), 0.0)
+        self._load = frames.load_message(engine.load(), 0.0, self._pulls.meter)
         self._handoff_bytes_per_s = 0.0
         self._asyncio_loop = asyncio.get_running_loop()
 
@@ -130,6 +135,7 @@ class Dispatcher:
             return
         if message.deadline_ms:
             live.timer = self._asyncio_loop.call_later(message.deadline_ms / 1000, self._deadline_passed, attempt)
+        request = self._pulls.assigned(request, message)
         log.debug("assigned", request_id=attempt.request_id, attempt=attempt.n, stage=request.stage.value)
         self._engine_loop.submit(request)
 
@@ -163,9 +169,13 @@ class Dispatcher:
     def _stop_computing(self, attempt: Attempt) -> None:
         def command(engine: StepEngine) -> None:
             pages_free = engine.cancel(attempt)
-            self._asyncio_loop.call_soon_threadsafe(self._desk.cancelled, attempt, pages_free)
+            self._asyncio_loop.call_soon_threadsafe(self._stopped, attempt, pages_free)
 
         self.post(command)
+
+    def _stopped(self, attempt: Attempt, pages_free: bool) -> None:
+        self._pulls.cancelled(attempt)
+        self._desk.cancelled(attempt, pages_free)
 
     # --- what the desk may do (desk.Counter) ------------------------------------------------------------------
 
@@ -200,13 +210,18 @@ class Dispatcher:
 
     def _on_step(self, output: StepOutput, load: EngineLoad) -> None:
         self._step += 1
-        self._load = frames.load_message(load, self._handoff_bytes_per_s)
+        self._load = frames.load_message(load, self._handoff_bytes_per_s, self._pulls.meter)
         metrics.observe_step(output, load)
         for admitted in output.admitted:
             if live := self._book.get(admitted.attempt):
-                message = pb.Admitted(cached_tokens=admitted.cached_tokens, queued_s=admitted.queued_s)
+                message = pb.Admitted(
+                    cached_tokens=admitted.cached_tokens,
+                    queued_s=admitted.queued_s,
+                    pulled_tokens=admitted.pulled_tokens,
+                )
                 live.session.put(_attempt_event(live, admitted=message))
         self._send_frames(output)
+        self._pulls.on_step(output)
         self._desk.on_step(output)
         for row in output.rows:
             if row.finish is not None:
@@ -225,18 +240,22 @@ class Dispatcher:
             self._told.add(session)
 
     def on_agent_message(self, message: AgentMessage) -> None:
-        self._desk.on_agent_message(message)
+        if not (self._pulls.on_agent_message(message) or self._loans.on_agent_message(message)):
+            self._desk.on_agent_message(message)
 
     def on_agent_connection(self, welcome: Welcome | None) -> None:
         """The agent greeted us, or its link broke (None)."""
         metrics.agent_connected.set(welcome is not None)
         if welcome is None:
             self.description.ClearField("agent")
+            self._pulls.on_agent_lost()
             self._desk.on_agent_lost()
         else:
             self.description.agent.CopyFrom(
                 pb.AgentDescription(address=welcome.address, epoch=welcome.agent_epoch, transport=welcome.transport)
             )
+            self._pulls.on_agent_connected()
+            self._loans.on_agent_connected()
             self._desk.on_agent_connected()
         for session in self._sessions:
             session.put(pb.WorkerEvent(description=self.description))

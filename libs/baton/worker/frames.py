@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from baton.engine.api import EngineLoad, Finish, RowOutput, TokenLogprob
 from baton.rpc.v1 import common_pb2, worker_pb2
+from baton.worker.pull_meter import PullMeter
 
 FINISH = {
     None: common_pb2.FINISH_REASON_UNSPECIFIED,
@@ -33,7 +34,7 @@ def step_frame(step: int, rows: Iterable[tuple[int, RowOutput]], load: worker_pb
     return frame
 
 
-def load_message(load: EngineLoad, handoff_bytes_per_s: float) -> worker_pb2.Load:
+def load_message(load: EngineLoad, handoff_bytes_per_s: float, pulls: PullMeter) -> worker_pb2.Load:
     return worker_pb2.Load(
         running=load.running,
         waiting=load.waiting,
@@ -43,6 +44,8 @@ def load_message(load: EngineLoad, handoff_bytes_per_s: float) -> worker_pb2.Loa
         extend_tokens_per_s=load.extend_tokens_per_s,
         decode_step_s=load.decode_step_s,
         handoff_bytes_per_s=handoff_bytes_per_s,
+        pull_bytes_per_s=pulls.bytes_per_s,
+        pull_wait_s=pulls.wait_s,
     )
 
 

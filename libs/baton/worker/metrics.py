@@ -25,9 +25,27 @@ handoff_exposed_s = metrics.histogram(
 )
 handoff_bytes = metrics.counter("baton_worker_handoff_bytes_total", "Bytes of KV cache received by handoff")
 handoffs = metrics.counter("baton_worker_handoffs_total", "Handoffs by outcome", labels=("outcome",))
+pulls = metrics.counter(
+    "baton_worker_pulls_total",
+    "Prefixes asked for at other workers: fetched, in_part, or the kind of failure",
+    labels=("outcome",),
+)
+pulled_bytes = metrics.counter("baton_worker_pulled_bytes_total", "Bytes of KV cache received by pulls")
+pulled_pages = metrics.counter("baton_worker_pulled_pages_total", "Pages received by pulls")
+pulled_tokens = metrics.counter(
+    "baton_worker_pulled_tokens_total", "Prompt tokens that were not computed because they were pulled"
+)
+pull_s = metrics.histogram(
+    "baton_worker_pull_seconds", "From asking for a prefix to verified", buckets=metrics.LATENCY_BUCKETS_S
+)
+loans = metrics.counter(
+    "baton_worker_loans_total", "Prefixes that other workers asked for, by outcome", labels=("outcome",)
+)
 extend_tokens = metrics.counter("baton_worker_extend_tokens_total", "Prompt tokens computed")
 decode_tokens = metrics.counter("baton_worker_decode_tokens_total", "Output tokens produced")
-cached_tokens = metrics.counter("baton_worker_cached_tokens_total", "Prompt tokens found in the prefix cache")
+cached_tokens = metrics.counter(
+    "baton_worker_cached_tokens_total", "Prompt tokens found in the prefix cache, pulled ones too"
+)
 preemptions = metrics.counter("baton_worker_preemptions_total", "Requests paused because pages ran out")
 failures = metrics.counter(
     "baton_worker_failed_attempts_total", "Attempts that failed here, by error code", labels=("code",)
@@ -46,6 +64,7 @@ def observe_step(output: StepOutput, load: EngineLoad) -> None:
     for admitted in output.admitted:
         queue_s.observe(admitted.queued_s)
         cached_tokens.inc(admitted.cached_tokens)
+        pulled_tokens.inc(admitted.pulled_tokens)
     observe_load(load)
 
 

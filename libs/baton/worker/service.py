@@ -124,6 +124,7 @@ class _Worker:
             agent=self._link,
             blocks=self._publisher,
             on_crash=self._on_crash,
+            pull_timeout_s=self._settings.pull_timeout_s,
         )
         return dispatcher
 

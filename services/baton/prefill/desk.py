@@ -30,7 +30,8 @@ class _Open:
     """An attempt whose pages are, or will be, offered."""
 
     tokens: int
-    computed_at: float = 0.0  # wall clock of the last produced layer; written by the engine's thread
+    offered: bool = False  # the agent knows of it; written by the engine's thread, like `computed_at`
+    computed_at: float = 0.0  # wall clock of the last produced layer
 
 
 class OfferDesk:
@@ -51,6 +52,8 @@ class OfferDesk:
     # --- engine's thread --------------------------------------------------------------------------------------
 
     def offered(self, attempt: Attempt, tokens: int) -> None:
+        if entry := self._open.get(attempt):
+            entry.offered = True
         self._counter.send(Offer(attempt, tokens))
 
     def produced(
@@ -121,10 +124,13 @@ class OfferDesk:
             self._stop(attempt)
 
     def cancelled(self, attempt: Attempt, pages_free: bool) -> None:
-        if pages_free:
-            self._open.pop(attempt, None)
-        elif attempt in self._open:
+        entry = self._open.get(attempt)
+        if entry is None:
+            return
+        if entry.offered and not pages_free:
             self._abort(attempt, "cancelled")
+        else:
+            del self._open[attempt]  # pages that a pull fills come back with the end of the pull
 
     def _abort(self, attempt: Attempt, reason: str) -> None:
         if not self._counter.send(Abort(attempt, reason)):

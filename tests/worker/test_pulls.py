@@ -1,0 +1,202 @@
+"""Pulls and loans alone: what they tell the agent and the engine, in every order of events."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from test_desks import A, FakeCounter, FakeEngine, request
+
+from baton.core.attempt import Attempt
+from baton.core.errors import HandoffFailed
+from baton.core.hashing import HASH_BYTES
+from baton.core.layout import KvLayout
+from baton.engine.api import Admitted, Loan, Reserved, Stage, StepOutput
+from baton.kv.local import Abort, CancelFetch, Commit, Fetch, Fetched, FetchFailed, Offer, Produced, Released, Wanted
+from baton.rpc.v1 import worker_pb2 as pb
+from baton.worker.loans import Loans
+from baton.worker.pull_meter import FORGET_S, PullMeter
+from baton.worker.pulls import Pulls
+
+LAYOUT = KvLayout("toy", "float32", layers=2, page_size=4, kv_heads=1, head_dim=4)
+HASHES = [bytes([n]) * HASH_BYTES for n in range(3)]
+
+
+class Engine(FakeEngine):
+    """Holds `loan` for everybody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loan = Loan([4, 9, 2], [1, 1, 5])
+
+    def pulled(self, attempt: Attempt, tokens: int) -> None:
+        self.calls.append(("pulled", attempt, tokens))
+
+    def lend(self, attempt: Attempt, block_hashes: list[bytes]) -> Loan:
+        self.calls.append(("lend", attempt, block_hashes))
+        return self.loan
+
+    def take_back(self, attempt: Attempt) -> None:
+        self.calls.append(("take_back", attempt))
+
+
+@pytest.fixture
+def counter() -> FakeCounter:
+    counter = FakeCounter()
+    counter.engine = Engine()
+    return counter
+
+
+def assign(worker_id: str = "p1", address: str = "127.0.0.1:7") -> pb.Assign:
+    agent = pb.AgentDescription(address=address, epoch=3, transport="tcp")
+    return pb.Assign(pull=pb.Pull(worker_id=worker_id, worker_epoch=9, agent=agent, tokens=16))
+
+
+def fetched(tokens: int) -> Fetched:
+    return Fetched(A, tokens, b"", 4096, 10.0, 10.2, 10.4, 10.5)
+
+
+class TestPulls:
+    @pytest.fixture
+    def pulls(self, counter: FakeCounter) -> Pulls:
+        pulls = Pulls(counter, LAYOUT, "me", timeout_s=1.5)
+        pulls.on_agent_connected()
+        assert pulls.assigned(request(Stage.RUN_ALL), assign()).pull_tokens == 16
+        return pulls
+
+    def reserve(self, pulls: Pulls) -> None:
+        pulls.on_step(StepOutput(reserved=[Reserved(A, 1, [5, 9, 6], HASHES)]))
+
+    def test_reserved_pages_are_asked_for_then_used(self, pulls, counter):
+        self.reserve(pulls)
+        (sent,) = counter.sent
+        assert isinstance(sent, Fetch)
+        assert (sent.first_page, sent.tokens, sent.timeout_s) == (1, 16, 1.5)
+        assert (sent.source_worker_id, sent.source_worker_epoch, sent.source_agent_epoch) == ("p1", 9, 3)
+        assert sent.block_hashes == b"".join(HASHES)
+        assert np.frombuffer(sent.page_ids, "<u4").tolist() == [5, 9, 6]
+        assert counter.engine.calls == []
+        assert pulls.on_agent_message(fetched(16))
+        assert counter.engine.calls == [("pulled", A, 16)]
+        assert pulls.meter.bytes_per_s == pytest.approx(4096 / 0.5)
+
+    @pytest.mark.parametrize(("message", "tokens"), [(fetched(8), 8), (FetchFailed(A, "not_held: nothing"), 0)])
+    def test_what_does_not_come_is_computed(self, pulls, counter, message, tokens):
+        self.reserve(pulls)
+        assert pulls.on_agent_message(message)
+        assert counter.engine.calls == [("pulled", A, tokens)]
+        assert not counter.failed
+
+    def test_a_failure_is_a_price(self, pulls):
+        self.reserve(pulls)
+        pulls.on_agent_message(FetchFailed(A, "stall: nothing for 5 s"))
+        assert pulls.meter.wait_s > 0
+
+    def test_other_messages_are_not_its_business(self, pulls):
+        for message in (fetched(16), FetchFailed(A, "x"), Released(A, "released", "")):
+            assert not pulls.on_agent_message(message)
+
+    def test_a_prefix_that_turns_out_to_be_here_is_not_pulled(self, pulls, counter):
+        pulls.on_step(StepOutput(admitted=[Admitted(A, 16, 0.1)]))
+        assert counter.sent == []
+
+    def test_cancelled_while_reading_waits_for_quiet(self, pulls, counter):
+        self.reserve(pulls)
+        counter.done(A)
+        pulls.cancelled(A)
+        assert counter.sent[1:] == [CancelFetch(A, "cancelled")]
+        assert counter.engine.calls == []
+        pulls.on_agent_message(FetchFailed(A, "cancelled: x"))
+        assert counter.engine.calls == [("pulled", A, 0)]
+
+    def test_cancelled_before_the_agent_knew(self, pulls, counter):
+        counter.done(A)
+        self.reserve(pulls)
+        pulls.cancelled(A)
+        assert counter.sent == []
+        assert counter.engine.calls == [("pulled", A, 0)]
+
+    def test_lost_agent_keeps_pages_until_it_is_quiet(self, pulls, counter):
+        self.reserve(pulls)
+        counter.connected = False
+        pulls.on_agent_lost()
+        assert isinstance(counter.failed[0][1], HandoffFailed)
+        assert counter.engine.calls == [("cancel", A)]
+        pulls.on_agent_connected()
+        assert counter.engine.calls == [("cancel", A), ("pulled", A, 0)]
+
+    def test_reservation_after_the_agent_was_lost_is_computed(self, pulls, counter):
+        counter.connected = False
+        pulls.on_agent_lost()
+        self.reserve(pulls)
+        assert counter.engine.calls == [("pulled", A, 0)]
+        assert not counter.failed
+
+    @pytest.mark.parametrize("message", [pb.Assign(), assign(worker_id="me"), assign(address="")])
+    def test_what_cannot_be_pulled_is_computed(self, pulls, message):
+        assert pulls.assigned(request(Stage.RUN_ALL), message).pull_tokens == 0
+
+    def test_without_an_agent_everything_is_computed(self, counter):
+        pulls = Pulls(counter, LAYOUT, "me", timeout_s=1.5)
+        assert pulls.assigned(request(Stage.OFFER), assign()).pull_tokens == 0
+
+
+class TestLoans:
+    @pytest.fixture
+    def loans(self, counter: FakeCounter) -> Loans:
+        return Loans(counter, LAYOUT)
+
+    def test_what_is_held_is_lent_until_released(self, loans, counter):
+        assert loans.on_agent_message(Wanted(A, 1, b"".join(HASHES)))
+        offer, produced, commit = counter.sent
+        assert offer == Offer(A, 12)
+        assert isinstance(produced, Produced)
+        assert (produced.layer_start, produced.layer_end, produced.page_start) == (0, 2, 0)
+        assert np.frombuffer(produced.page_ids, "<u4").tolist() == [4, 9, 2]
+        assert np.frombuffer(produced.generations, "<u4").tolist() == [1, 1, 5]
+        assert isinstance(commit, Commit) and (commit.tokens, commit.state) == (12, b"")
+        assert counter.engine.calls == [("lend", A, HASHES)]
+        assert loans.on_agent_message(Released(A, "released", ""))
+        assert counter.engine.calls[1:] == [("take_back", A)]
+
+    @pytest.mark.parametrize("pages", [[], [4], [4, 9]])
+    def test_a_prefix_that_is_of_no_use_is_not_lent(self, loans, counter, pages):
+        counter.engine.loan = Loan(pages, [1] * len(pages))
+        assert loans.on_agent_message(Wanted(A, 2, HASHES[2]))
+        assert isinstance(counter.sent[0], Abort) and len(counter.sent) == 1
+        assert counter.engine.calls[1:] == [("take_back", A)]
+        assert not loans.on_agent_message(Released(A, "released", "")), "an offer of that name is the desk's"
+
+    def test_a_loan_has_one_reader(self, loans, counter):
+        loans.on_agent_message(Wanted(A, 0, HASHES[0]))
+        sent = len(counter.sent)
+        loans.on_agent_message(Wanted(A, 0, HASHES[0]))
+        assert len(counter.sent) == sent and counter.engine.calls == [("lend", A, [HASHES[0]])]
+
+    def test_a_new_agent_frees_what_was_lent(self, loans, counter):
+        loans.on_agent_message(Wanted(A, 0, HASHES[0]))
+        loans.on_agent_connected()
+        loans.on_agent_connected()
+        assert counter.engine.calls[1:] == [("take_back", A)]
+
+
+def test_the_price_of_a_pull_is_smoothed_and_forgotten():
+    now = [100.0]
+    meter = PullMeter(lambda: now[0])
+    assert (meter.wait_s, meter.bytes_per_s) == (0, 0)
+    meter.came(1000, 0.4, 0.1)
+    assert (meter.wait_s, meter.bytes_per_s) == (0.4, 10_000)
+    meter.came(2000, 0.2, 0.1)
+    assert meter.wait_s == pytest.approx(0.35) and meter.bytes_per_s == pytest.approx(12_500)
+    meter.failed(2.35)
+    assert meter.wait_s == pytest.approx(0.85)
+    now[0] += FORGET_S
+    assert (meter.wait_s, meter.bytes_per_s) == (0, 0)
+    meter.failed(0.1)
+    assert (meter.wait_s, meter.bytes_per_s) == (0.1, 0)
+
+
+def test_an_older_workers_fetch_is_no_pull():
+    """Messages between agents and workers of different versions: a field that is not sent has its default."""
+    fields = msgspec.to_builtins(Fetch(A, "x:1", 1, "w", 2, 4, 0, b"", 1.0))
+    assert msgspec.convert(fields[:-1], Fetch).block_hashes == b""
