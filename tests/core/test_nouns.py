@@ -12,6 +12,7 @@ from baton.core.attempt import Attempt, new_epoch
 from baton.core.errors import BatonError, InternalError, InvalidRequest, Overloaded, PromptTooLong
 from baton.core.layout import KvLayout
 from baton.core.sampling import SamplingParams
+from baton.core.structure import Structure
 from baton.rpc.channel import open_channel
 from baton.rpc.convert import (
     attempt_from_pb,
@@ -81,10 +82,11 @@ def test_sampling_crosses_whole():
     params = SamplingParams(
         temperature=0.5, top_p=0.25, top_k=7, min_p=0.125, repetition_penalty=1.5, presence_penalty=-0.5,
         frequency_penalty=0.75, logit_bias={3: 1.5}, seed=2**63 + 1, max_tokens=9, min_tokens=2, stop_token_ids=(4, 5),
-        ignore_eos=True, top_logprobs=0, prompt_logprobs=3,
+        ignore_eos=True, top_logprobs=0, prompt_logprobs=3, structure=Structure("json_schema", "{}", lenient=True),
     )  # fmt: skip
     assert sampling_from_pb(sampling_to_pb(params)) == params
-    assert sampling_from_pb(sampling_to_pb(SamplingParams(max_tokens=1))).top_logprobs is None
+    least = sampling_from_pb(sampling_to_pb(SamplingParams(max_tokens=1)))
+    assert (least.top_logprobs, least.structure) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -171,3 +173,10 @@ async def test_a_busy_port_is_a_clear_error():
         RpcServer(f"127.0.0.1:{first.port}", [])
     await first.stop(0)
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("kind", "text"), [("yaml", "x"), ("", ""), ("regex", ""), ("choice", "")])
+def test_a_structure_of_unknown_kind_or_without_a_text_is_refused(kind, text):
+    with pytest.raises(InvalidRequest) as refused:
+        Structure(kind, text)
+    assert refused.value.param == "structure"

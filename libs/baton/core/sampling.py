@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from baton.core.errors import InvalidRequest
+from baton.core.structure import Structure
 
 MAX_TOP_LOGPROBS = 20
 SEED_MASK = (1 << 64) - 1
@@ -19,6 +20,7 @@ class SamplingParams:
     The same logits, parameters, seed and position always give the same token, on any worker and in any batch.
     `max_tokens` and `min_tokens` count output tokens over all attempts. `top_logprobs`: None = no logprobs,
     0 = the chosen token's only, k = also the k most likely. `prompt_logprobs` the same for prompt positions.
+    `structure`: what all of the output must look like; it ends where that ends, whatever `ignore_eos` says.
     Raises InvalidRequest, naming the field, when a value is out of range.
     """
 
@@ -37,6 +39,7 @@ class SamplingParams:
     ignore_eos: bool = False
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 100.0)

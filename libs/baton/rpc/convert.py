@@ -6,6 +6,7 @@ from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, InternalError, InvalidRequest, from_code
 from baton.core.layout import KvLayout
 from baton.core.sampling import SamplingParams
+from baton.core.structure import Structure
 from baton.rpc.v1 import common_pb2 as pb
 
 
@@ -58,6 +59,7 @@ def sampling_to_pb(params: SamplingParams) -> pb.Sampling:
         ignore_eos=params.ignore_eos,
         top_logprobs=params.top_logprobs,
         prompt_logprobs=params.prompt_logprobs,
+        structure=_structure_to_pb(params.structure),
     )
 
 
@@ -81,7 +83,18 @@ def sampling_from_pb(message: pb.Sampling) -> SamplingParams:
         ignore_eos=message.ignore_eos,
         top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        structure=_structure_from_pb(message.structure) if message.HasField("structure") else None,
     )
+
+
+def _structure_to_pb(structure: Structure | None) -> pb.Structure | None:
+    if structure is None:
+        return None
+    return pb.Structure(kind=structure.kind, text=structure.text, lenient=structure.lenient)
+
+
+def _structure_from_pb(message: pb.Structure) -> Structure:
+    return Structure(message.kind, message.text, message.lenient)
 
 
 def error_to_pb(error: BaseException) -> pb.Error:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton/rpc/v1/common.proto\x12\x0c\x62\x61ton.rpc.v1\"(\n\x07\x41ttempt\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\t\n\x01n\x18\x02 \x01(\r\"\xca\x03\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x39\n\nlogit_bias\x18\x08 \x03(\x0b\x32%.baton.rpc.v1.Sampling.LogitBiasEntry\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x12\n\nmax_tokens\x18\n \x01(\r\x12\x12\n\nmin_tokens\x18\x0b \x01(\r\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x0e \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x0f \x01(\rH\x01\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0f\n\r_top_logprobsB\x12\n\x10_prompt_logprobs\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"Y\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12%\n\x03top\x18\x03 \x03(\x0b\x32\x18.baton.rpc.v1.TopLogprob\"M\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\x91\x01\n\x08KvLayout\x12\x16\n\x0emodel_revision\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x17\n\x0ftensor_parallel\x18\x07 \x01(\r*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton/rpc/v1/common.proto\x12\x0c\x62\x61ton.rpc.v1\"(\n\x07\x41ttempt\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\t\n\x01n\x18\x02 \x01(\r\"\xf6\x03\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x39\n\nlogit_bias\x18\x08 \x03(\x0b\x32%.baton.rpc.v1.Sampling.LogitBiasEntry\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x12\n\nmax_tokens\x18\n \x01(\r\x12\x12\n\nmin_tokens\x18\x0b \x01(\r\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x0e \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x0f \x01(\rH\x01\x88\x01\x01\x12*\n\tstructure\x18\x10 \x01(\x0b\x32\x17.baton.rpc.v1.Structure\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0f\n\r_top_logprobsB\x12\n\x10_prompt_logprobs\"8\n\tStructure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07lenient\x18\x03 \x01(\x08\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"Y\n\rTokenLogprobs\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12%\n\x03top\x18\x03 \x03(\x0b\x32\x18.baton.rpc.v1.TopLogprob\"M\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\x91\x01\n\x08KvLayout\x12\x16\n\x0emodel_revision\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x17\n\x0ftensor_parallel\x18\x07 \x01(\r*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +33,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=913
-  _globals['_FINISHREASON']._serialized_end=1037
+  _globals['_FINISHREASON']._serialized_start=1015
+  _globals['_FINISHREASON']._serialized_end=1139
   _globals['_ATTEMPT']._serialized_start=43
   _globals['_ATTEMPT']._serialized_end=83
   _globals['_SAMPLING']._serialized_start=86
-  _globals['_SAMPLING']._serialized_end=544
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=459
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=507
-  _globals['_TOPLOGPROB']._serialized_start=546
-  _globals['_TOPLOGPROB']._serialized_end=593
-  _globals['_TOKENLOGPROBS']._serialized_start=595
-  _globals['_TOKENLOGPROBS']._serialized_end=684
-  _globals['_ERROR']._serialized_start=686
-  _globals['_ERROR']._serialized_end=763
-  _globals['_KVLAYOUT']._serialized_start=766
-  _globals['_KVLAYOUT']._serialized_end=911
+  _globals['_SAMPLING']._serialized_end=588
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=503
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=551
+  _globals['_STRUCTURE']._serialized_start=590
+  _globals['_STRUCTURE']._serialized_end=646
+  _globals['_TOPLOGPROB']._serialized_start=648
+  _globals['_TOPLOGPROB']._serialized_end=695
+  _globals['_TOKENLOGPROBS']._serialized_start=697
+  _globals['_TOKENLOGPROBS']._serialized_end=786
+  _globals['_ERROR']._serialized_start=788
+  _globals['_ERROR']._serialized_end=865
+  _globals['_KVLAYOUT']._serialized_start=868
+  _globals['_KVLAYOUT']._serialized_end=1013
 # @@protoc_insertion_point(module_scope)
