@@ -219,9 +219,19 @@ def test_the_plan_leaves_alone_what_the_file_says(tmp_path: Path, monkeypatch: p
     flags = flags_of(children["decode-0"])
     assert "kv-memory-bytes" not in flags and "page-size" not in flags
     assert flags["threads"] == "3"
+    assert "quantization" not in flags
     assert flags["config"] == str(file)
     asked = planner(UpSettings(kv_memory_bytes=1 << 20), tmp_path, str(file)).children()
     assert flags_of(asked[-1 - 1])["kv-memory-bytes"] == str(1 << 20)
+
+
+def test_workers_are_told_how_many_share_the_host_and_which_weights_to_use(tmp_path: Path) -> None:
+    settings = UpSettings(prefill=2, decode=1, unified=1, quantization="int8")
+    children = {child.name: child for child in planner(settings, tmp_path).children()}
+    for name in ("prefill-1", "decode-0", "unified-0"):
+        flags = flags_of(children[name])
+        assert flags["host-workers"] == "4" and flags["quantization"] == "int8"
+        assert "threads" not in flags
 
 
 def test_settings_of_services_are_checked_before_anything_starts(tmp_path: Path) -> None:

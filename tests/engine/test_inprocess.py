@@ -128,3 +128,14 @@ def test_what_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, baton.engine; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_weights_of_eight_bits_say_nearly_the_same(engine: Engine, folder: Path) -> None:
+    def likeliest(one: Engine) -> float:
+        told = one.generate([5, 6, 7], {**GREEDY, "max_new_tokens": 1, "top_logprobs": 1})
+        return told["meta_info"]["output_token_logprobs"][0][0]
+
+    with Engine(folder, dtype="float32", quantization="int8", kv_memory_bytes=4 << 20) as quantized:
+        assert 0 < abs(likeliest(quantized) - likeliest(engine)) < 0.1
+    with pytest.raises(ConfigError, match="quantization is 'int2'; it must be none, int8, int4"):
+        Engine(folder, quantization="int2")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import ConfigError
-from baton.runtime.lifecycle import cancel_and_wait, parse_host_port, worker_threads
+from baton.runtime.lifecycle import cancel_and_wait, parse_host_port
 
 SERVICE = """
 import asyncio, sys
@@ -175,9 +175,3 @@ def test_parse_host_port(text: str, parts: tuple[str, int]) -> None:
 def test_parse_host_port_refuses(text: str) -> None:
     with pytest.raises(ConfigError, match="address"):
         parse_host_port(text)
-
-
-def test_small_machines_get_one_thread_per_worker() -> None:
-    assert [worker_threads(2, cores) for cores in (1, 2, 4, 7)] == [1, 1, 1, 1]
-    assert worker_threads(2, 16) == 7
-    assert worker_threads(64, 16) == 1

@@ -56,6 +56,7 @@ class Engine:
         page_size: int = 16,
         max_context_tokens: int | None = None,
         deterministic: bool = False,
+        quantization: str = "none",
         config: EngineConfig | None = None,
     ) -> None:
         """Load the checkpoint folder `model`; see baton.worker.settings for what the parameters mean.
@@ -63,7 +64,12 @@ class Engine:
         Raises ConfigError (CheckpointError) naming what cannot work.
         """
         runner = TorchModelRunner.load(
-            model, dtype=dtype, page_size=page_size, max_context_tokens=max_context_tokens, deterministic=deterministic
+            model,
+            dtype=dtype,
+            page_size=page_size,
+            max_context_tokens=max_context_tokens,
+            quantization=quantization,
+            deterministic=deterministic,
         )
         layout = runner.layout
         pages = kv_memory_bytes // layout.pool_bytes(1)

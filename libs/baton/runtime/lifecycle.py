@@ -20,20 +20,16 @@ from baton.runtime.tied import die_with_parent
 __all__ = [
     "EXIT_CONFIG",
     "EXIT_FAILED",
-    "available_cores",
     "cancel_and_wait",
     "die_with_parent",
     "parse_host_port",
     "run_service",
-    "worker_threads",
 ]
 
 log = structlog.get_logger(__name__)
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2  # starting again cannot help: the settings must be changed
-
-_SMALL_CPU_CORES = 8
 
 
 def run_service(factory: Callable[[], Coroutine[Any, Any, None]]) -> int:
@@ -119,20 +115,3 @@ def parse_host_port(address: str) -> tuple[str, int]:
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"address {address!r}: the port must be a number from 0 to 65535")
     return host, int(port)
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def worker_threads(workers: int = 1, cores: int | None = None) -> int:
-    """Compute threads of one worker when `workers` share this machine.
-
-    One on small CPUs: two busy threads of a worker next to other busy processes wait for each other at every barrier
-    and run many times slower than one.
-    """
-    count = available_cores() if cores is None else cores
-    return 1 if count < _SMALL_CPU_CORES else max(1, (count - 2) // max(1, workers))

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from baton.core.errors import ConfigError
-from baton.runtime.lifecycle import available_cores
+from baton.runtime import cores
 from baton.runtime.redis_binary import find_redis_server
 
 PACKAGE = "baton-serving"
@@ -79,7 +79,7 @@ def cpu() -> Check:
     flags = re.search(r"(?:flags|Features)\s*:\s*(.+)", info)
     present = set(flags[1].split()) if flags else set()
     features = [name for name in _CPU_FEATURES if name in present]
-    detail = f"{model[1].strip() if model else platform.machine()}, {available_cores()} cores usable"
+    detail = f"{model[1].strip() if model else platform.machine()}, {cores.available().count} cores usable"
     return Check("CPU", "ok", f"{detail}, {' '.join(features) or 'no vector features known'}")
 
 

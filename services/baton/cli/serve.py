@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from baton.cli import flags
 from baton.cli.services import SERVICES, import_or_explain
-from baton.runtime import environ, logs
+from baton.runtime import cores, environ, logs
 from baton.runtime.lifecycle import run_service
 from baton.runtime.settings import ServiceSettings, load
 
@@ -15,7 +15,8 @@ def main(name: str, argv: list[str]) -> int:
     given = flags.parse(name, service.summary, cls, argv)
     settings = load(cls, flags=given.flags, config=given.config)
     # Before anything numeric is imported; services without a thread setting compute nothing that would need more.
-    environ.limit_threads(settings.model_dump().get("threads", 1))
+    # A worker that chooses for itself, threads = 0, does so later, and takes no more than these.
+    environ.limit_threads(settings.model_dump().get("threads", 1) or cores.available().count)
     environ.quiet_libraries()
     logs.configure(name, settings.log_level, settings.log_format)
     run = import_or_explain(service.main, service.extra).run

@@ -15,10 +15,11 @@ from baton.cli.bench.progress import bar
 from baton.cli.bench.report import document, write_json
 from baton.cli.up.region import LiveRegion
 from baton.core.errors import ConfigError
-from baton.runtime import environ, logs
+from baton.runtime import cores, environ, logs
 
 SHARED_FROM_TOKENS = 512
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_QUANTIZATIONS = ("none", "int8", "int4")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,7 +40,14 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--model", required=True, metavar="PATH", help="checkpoint folder")
     add("--dtype", default="auto", choices=_DTYPES, metavar="NAME", help=f"{'|'.join(_DTYPES)} (%(default)s)")
-    add("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
+    add(
+        "--quantization",
+        default="none",
+        choices=_QUANTIZATIONS,
+        metavar="NAME",
+        help=f"{'|'.join(_QUANTIZATIONS)}: bits of the weights (%(default)s)",
+    )
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 = as a worker chooses (%(default)s)")
     add("--prefill", type=_counts, default="128,1024", metavar="TOKENS,..", help="prompt lengths (%(default)s)")
     add("--batch", type=_counts, default="1,8,32", metavar="N,..", help="decode: requests together (%(default)s)")
     add("--context", type=_counts, default="128,2048", metavar="TOKENS,..", help="decode: contexts (%(default)s)")
@@ -64,10 +72,10 @@ def main(argv: list[str]) -> int:
         print(parser().format_help())
         return 0
     given = parser().parse_args(argv)
-    for name in ("threads", "steps", "repeats"):
-        if getattr(given, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(given, name)}; it must be at least 1")
-    environ.limit_threads(given.threads)
+    for name, least in (("threads", 0), ("steps", 1), ("repeats", 1)):
+        if getattr(given, name) < least:
+            raise ConfigError(f"--{name} is {getattr(given, name)}; it must be at least {least}")
+    environ.limit_threads(given.threads or cores.available().count)
     environ.quiet_libraries()
     logs.configure("bench", "warning", "console")
     print(f"loading {given.model}", file=sys.stderr, flush=True)
@@ -106,6 +114,7 @@ def _load(given: argparse.Namespace) -> Any:
         settings.WorkerSettings(
             model=given.model,
             dtype=given.dtype,
+            quantization=given.quantization,
             threads=given.threads,
             chunk_tokens=given.chunk,
             max_batch_tokens=given.max_batch,

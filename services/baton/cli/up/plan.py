@@ -19,7 +19,6 @@ from baton.cli.serve import settings_class
 from baton.cli.up.child import ChildSpec
 from baton.cli.up.network import pick_ports
 from baton.cli.up.settings import UpSettings
-from baton.runtime.lifecycle import worker_threads
 from baton.runtime.redis_binary import find_redis_server, private_server_command
 from baton.runtime.settings import load
 
@@ -95,12 +94,13 @@ class Planner:
         settings = self._settings
         own = load(settings_class("prefill"), config=self._config)
         count = settings.prefill + settings.decode + settings.unified
-        suggested = {"kv_memory_bytes": default_pool_bytes(available_bytes(), count), "threads": worker_threads(count)}
+        suggested = {"kv_memory_bytes": default_pool_bytes(available_bytes(), count), "host_workers": count}
         asked = {
             "kv_memory_bytes": settings.kv_memory_bytes,
             "threads": settings.threads,
             "page_size": settings.page_size,
             "dtype": settings.dtype,
+            "quantization": settings.quantization,
         }
         return {**{k: v for k, v in suggested.items() if k not in own.model_fields_set}, **_given(asked)}
 
