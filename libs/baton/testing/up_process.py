@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,10 @@ class Up:
         workers = [s for s in self.services() if s["kind"] in ("prefill", "decode", "unified")]
         for worker in workers:
             for name in ('baton_worker_pages{state="lent"}', "baton_worker_running_requests"):
-                self.wait(lambda w=worker, n=name: self.metric(w, n) == 0, f"{worker['name']}: {name} is 0", 30)
+                self.wait(partial(self._is_zero, worker, name), f"{worker['name']}: {name} is 0", 30)
+
+    def _is_zero(self, service: dict[str, Any], name: str) -> bool:
+        return self.metric(service, name) == 0
 
 
 @contextmanager

@@ -10,8 +10,11 @@ import structlog
 from baton.core.attempt import new_epoch
 from baton.core.errors import ConfigError
 from baton.kv import local_server
+from baton.kv.faults import FaultOrders, FaultyTransport, listen, orders_path
+from baton.kv_agent import metrics as own_metrics
 from baton.kv_agent import transports
 from baton.kv_agent.agent import KvAgent
+from baton.kv_agent.faults import FaultyServicer
 from baton.kv_agent.servicer import SERVICE, KvAgentServicer
 from baton.kv_agent.settings import KvAgentSettings
 from baton.rpc.server import RpcServer
@@ -39,14 +42,27 @@ async def run(settings: KvAgentSettings) -> None:
         host, _ = parse_host_port(address)
         transport = transports.choose(settings.transport, f"{address}/{epoch}", host, listen_host)
         stack.push_async_callback(transport.close)
+        orders = await _orders(settings, stack)
+        if orders is not None:
+            transport = FaultyTransport(transport, orders)
         agent = KvAgent(settings, transport, address, epoch, address, server.set_ready)
-        servicer = KvAgentServicer(agent)
+        honest = KvAgentServicer(agent)
+        servicer = honest if orders is None else FaultyServicer(honest, orders)
         server.add(SERVICE, lambda grpc_server: kv_pb2_grpc.add_KvAgentServicer_to_server(servicer, grpc_server))
         await server.start()
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         listener = local_server.listen(settings.socket)
         log.info("agent ready", address=address, epoch=epoch, socket=settings.socket, transport=transport.name)
         await local_server.serve_workers(listener, agent.serve_worker)
+
+
+async def _orders(settings: KvAgentSettings, stack: AsyncExitStack) -> FaultOrders | None:
+    """Where orders to fail come from; None, as always outside tests of Baton: nothing fails by order."""
+    if not settings.fault_injection:
+        return None
+    orders = FaultOrders(lambda fault: own_metrics.faults_injected.labels(fault=fault.value).inc())
+    await stack.enter_async_context(listen(orders_path(settings.socket), orders))
+    return orders
 
 
 def _reachable(host: str, port: int) -> str:

@@ -24,3 +24,6 @@ worker_connected = metrics.gauge("baton_kv_agent_worker_connected", "1 while a w
 transport_info = metrics.gauge(
     "baton_kv_agent_transport_info", "1 for the transport in use and what it found", labels=("transport", "devices")
 )
+faults_injected = metrics.counter(
+    "baton_kv_agent_injected_faults_total", "Faults carried out to order (fault_injection)", labels=("fault",)
+)

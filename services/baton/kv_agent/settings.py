@@ -26,6 +26,10 @@ class KvAgentSettings(ServiceSettings):
     announce_bytes: int = setting(8 << 20, "largest range of one announcement", unit="bytes", ge=1, rare=True)
     pair_bytes: int = setting(64 << 20, "bytes in flight from one source", unit="bytes", ge=1, rare=True)
 
+    fault_injection: bool = setting(
+        False, "take orders to fail at the Unix socket SOCKET.faults: for tests of Baton only", rare=True
+    )
+
     def source_limits(self) -> SourceLimits:
         return SourceLimits(
             lease_s=self.lease_s, open_timeout_s=self.open_timeout_s, max_announce_bytes=self.announce_bytes
