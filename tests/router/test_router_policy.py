@@ -41,6 +41,8 @@ FLEETS = st.lists(
         extend_tokens_per_s=st.floats(0, 1e5),
         decode_step_s=st.floats(0, 0.5),
         handoff_bytes_per_s=st.floats(0, 1e11),
+        pull_bytes_per_s=st.floats(0, 1e11),
+        pull_wait_s=st.floats(0, 3),
         pending_requests=st.integers(0, 5),
         pending_extend_tokens=st.integers(0, 5000),
         penalty_s=st.floats(0, 60),
@@ -72,6 +74,14 @@ def test_placements_are_possible(
     assert first.model == "m" and first.token_limit > request.tokens
     assert 1 <= answer.extend_tokens <= request.tokens
     assert answer.predicted_s >= 0
+    if answer.pull is not None:
+        source = by_id[answer.pull.source]
+        assert source is not first and source.transport and source.worker_id not in request.failed
+        assert (source.fingerprint, source.transport) == (first.fingerprint, first.transport)
+        lacking = answer.pull.tokens - cached.get(answer.prefill, 0)
+        assert lacking > 0 and answer.pull.tokens <= min(cached[answer.pull.source], request.tokens - 1)
+        assert first.pull_s(lacking) < lacking / first.extend_rate, "never slower than computing"
+        assert answer.extend_tokens == request.tokens - answer.pull.tokens
     if answer.decode is None:
         assert first.role != "prefill" or request.remaining == 1
         return
@@ -169,9 +179,10 @@ def test_ties_are_spread() -> None:
 
 
 def test_decode_that_holds_the_conversation_runs_the_short_rest() -> None:
-    fleet = [worker("p0", "prefill"), worker("d0", running=4), worker("d1")]
+    fleet = [worker("p0", "prefill"), worker("d0", running=2), worker("d1")]
     answer = placed(REQUEST, *fleet, cached={"d0": 976})
     assert (answer.prefill, answer.decode, answer.reason, answer.extend_tokens) == ("d0", None, "short suffix", 24)
+    assert answer.pull is None
 
 
 def test_decode_does_not_take_new_prompts_however_short() -> None:

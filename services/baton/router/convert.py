@@ -43,6 +43,8 @@ def load(message: worker_pb2.Load) -> Load:
         extend_tokens_per_s=message.extend_tokens_per_s,
         decode_step_s=message.decode_step_s,
         handoff_bytes_per_s=message.handoff_bytes_per_s,
+        pull_bytes_per_s=message.pull_bytes_per_s,
+        pull_wait_s=message.pull_wait_s,
     )
 
 
@@ -85,9 +87,16 @@ def assign_message(ref: int, assignment: Assignment) -> worker_pb2.WorkerRequest
         case Fetch(worker_id, worker_epoch, agent):
             message.fetch.worker_id = worker_id
             message.fetch.worker_epoch = worker_epoch
-            message.fetch.agent.CopyFrom(
-                worker_pb2.AgentDescription(address=agent.address, epoch=agent.epoch, transport=agent.transport)
-            )
+            message.fetch.agent.CopyFrom(_agent_message(agent))
         case _:
             message.run_all.SetInParent()
+    if pull := assignment.pull:
+        message.pull.worker_id = pull.worker_id
+        message.pull.worker_epoch = pull.worker_epoch
+        message.pull.agent.CopyFrom(_agent_message(pull.agent))
+        message.pull.tokens = pull.tokens
     return worker_pb2.WorkerRequest(assign=message)
+
+
+def _agent_message(agent: AgentInfo) -> worker_pb2.AgentDescription:
+    return worker_pb2.AgentDescription(address=agent.address, epoch=agent.epoch, transport=agent.transport)

@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from baton.router.metrics import WORKERS_CONNECTED
-from baton.router.policy import WorkerFacts
+from baton.router.policy_facts import WorkerFacts
 from baton.router.ports import Load, WorkerInfo, WorkerPort
 
 log = structlog.get_logger(__name__)
@@ -197,6 +197,8 @@ def _facts(state: WorkerState, penalty_s: float) -> WorkerFacts:
         extend_tokens_per_s=load.extend_tokens_per_s,
         decode_step_s=load.decode_step_s,
         handoff_bytes_per_s=load.handoff_bytes_per_s,
+        pull_bytes_per_s=load.pull_bytes_per_s,
+        pull_wait_s=load.pull_wait_s,
         pending_requests=len(decisions),
         pending_extend_tokens=sum(decision.extend_tokens for decision in decisions),
         pending_pages=sum(decision.pages for decision in decisions),

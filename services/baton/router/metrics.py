@@ -11,6 +11,7 @@ REQUESTS = metrics.counter("baton_router_requests_total", "Requests that ended, 
 ATTEMPTS = metrics.counter("baton_router_attempts_total", "Placements of requests")
 RETRIES = metrics.counter("baton_router_retries_total", "Placements that failed and led to another", ("reason",))
 PLACEMENTS = metrics.counter("baton_router_placements_total", "Placement decisions, by kind", ("reason",))
+PULLS = metrics.counter("baton_router_pulls_total", "Placements that take a prefix from another worker's cache")
 STALE_FRAMES = metrics.counter("baton_router_stale_frames_total", "Rows and events of attempts that were over: dropped")
 IN_FLIGHT = metrics.gauge("baton_router_in_flight_requests", "Requests placed or waiting")
 QUEUED = metrics.gauge("baton_router_queued_requests", "Requests that wait for a placement")

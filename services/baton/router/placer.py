@@ -12,8 +12,10 @@ from baton.core.errors import BatonError, WorkerLost
 from baton.router import metrics
 from baton.router.fleet import Fleet
 from baton.router.index import PrefixIndex
-from baton.router.policy import Limits, NoPlacement, Placement, RequestFacts, place
-from baton.router.ports import Assignment, Fetch, Handoff, Offer, Row, RunAll, WorkerInfo
+from baton.router.policy import NoPlacement, Placement, place
+from baton.router.policy_facts import Limits, RequestFacts
+from baton.router.policy_pull import Pull
+from baton.router.ports import Assignment, Fetch, Handoff, Offer, PullFrom, Row, RunAll, WorkerInfo
 from baton.router.request import Clock, Request, Run, Ticket
 from baton.router.settings import RouterSettings
 
@@ -68,6 +70,7 @@ class Placer:
         run = request.run = Run(attempt, placement, is_verified=placement.decode is None)
         metrics.ATTEMPTS.inc()
         metrics.PLACEMENTS.labels(reason=placement.reason).inc()
+        metrics.PULLS.inc(placement.pull is not None)
         log.debug(
             "placed",
             request_id=attempt.request_id,
@@ -77,6 +80,7 @@ class Placer:
             reason=placement.reason,
             extend_tokens=placement.extend_tokens,
             predicted_s=round(placement.predicted_s, 4),
+            pull_from=placement.pull.source if placement.pull else "",
         )
         if placement.decode is None:
             run.prefill = self._assign(request, run, placement.prefill, RunAll(), events)
@@ -100,6 +104,7 @@ class Placer:
         state = self._fleet.worker(worker_id)
         assert state is not None, "the policy chooses among connected workers"
         asked = request.asked
+        is_decode = isinstance(stage, Fetch)
         assignment = Assignment(
             attempt=run.attempt,
             token_ids=request.tokens,
@@ -110,12 +115,18 @@ class Placer:
             priority=asked.priority,
             cache_salt=asked.cache_salt,
             lora=asked.lora,
+            pull=None if is_decode else self._pull(run.placement.pull),
         )
-        is_decode = isinstance(stage, Fetch)
         ref = state.port.assign(assignment, _Side(events, request, run, is_decode))
         pages = state.info.layout.pages_for(len(request.tokens) + 1)
         self._fleet.note_decision(worker_id, ref, 0 if is_decode else run.placement.extend_tokens, pages)
         return Ticket(worker_id, state.port, ref)
+
+    def _pull(self, pull: Pull | None) -> PullFrom | None:
+        source = self._fleet.worker(pull.source) if pull else None
+        if pull is None or source is None or source.info.agent is None:
+            return None
+        return PullFrom(source.info.worker_id, source.info.epoch, source.info.agent, pull.tokens)
 
 
 @dataclass(slots=True, eq=False)

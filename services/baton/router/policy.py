@@ -5,10 +5,12 @@ a short suffix of it (or when no pair exists), a prefill worker when only one to
 
 The price of a candidate is in seconds:
 
-    prefill work ahead and the request's own uncached tokens, at the worker's measured rate
+    prefill work ahead and the request's own uncached tokens, at the worker's measured rate, or for a prefix that
+    another worker holds the time to pull it, if that is less (policy_pull.py)
   + the part of the handoff that the prompt's computation does not hide (reads overlap layer by layer)
   + the decode side: queue, missing pages, the step time over the target for the next tokens
   + what running whole costs others: the decoding requests of that worker wait while it extends
+  + what a pull costs others: the source's link, and pages here that hold something else now
   + a penalty for workers that failed or fell silent lately
 
 The cheapest wins; candidates within a hair of it share by turns. A request that has failed somewhere goes to the
@@ -19,93 +21,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-# Used until a worker has measured its own: they only matter relative to each other.
-PRIOR_EXTEND_TOKENS_PER_S = 2_000.0
-PRIOR_DECODE_STEP_S = 0.02
-PRIOR_HANDOFF_BYTES_PER_S = 1e9
+from baton.router.policy_facts import Limits, RequestFacts, WorkerFacts
+from baton.router.policy_pull import Holders, Pull
 
 PRICED_STEPS = 32  # how many tokens' time a crowded decode batch is charged for
 PAGES_AHEAD_TOKENS = 256  # output that a decode worker should have room for at once
 PAGE_WAIT_STEPS = 128  # steps until somebody else's pages come free
 OTHERS_SHARE = 0.5  # chunked prefill slows the running requests down to about half
+PULL_SHARE = 1.0  # of its own time
 TIE_S = 0.0005
 PAIRED = 8  # of each role, the best ones are tried with each other
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFacts:
-    """One connected worker. `pending_*`: decisions that its load report does not show yet.
-
-    `transport` is empty while it has no agent. `role`: prefill | decode | unified.
-    """
-
-    worker_id: str
-    role: str
-    model: str
-    fingerprint: str
-    token_limit: int
-    page_size: int = 16
-    layers: int = 1
-    kv_bytes_per_token: int = 0
-    transport: str = ""
-    max_running: int = 0
-    running: int = 0
-    waiting: int = 0
-    free_pages: int = 0
-    evictable_pages: int = 0
-    waiting_extend_tokens: int = 0
-    extend_tokens_per_s: float = 0.0
-    decode_step_s: float = 0.0
-    handoff_bytes_per_s: float = 0.0
-    pending_requests: int = 0
-    pending_extend_tokens: int = 0
-    pending_pages: int = 0
-    penalty_s: float = 0.0
-
-    @property
-    def requests(self) -> int:
-        return self.running + self.waiting + self.pending_requests
-
-    @property
-    def extend_rate(self) -> float:
-        return self.extend_tokens_per_s or PRIOR_EXTEND_TOKENS_PER_S
-
-    @property
-    def backlog_s(self) -> float:
-        """Prefill work ahead of a new request."""
-        return (self.waiting_extend_tokens + self.pending_extend_tokens) / self.extend_rate
-
-    @property
-    def step_s(self) -> float:
-        return self.decode_step_s or PRIOR_DECODE_STEP_S
-
-
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
-    """`tokens`: prompt and what was emitted. `remaining`: tokens still wanted. `failed`: by worker, how often."""
-
-    model: str
-    tokens: int
-    remaining: int
-    failed: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The settings that placement knows (settings.py)."""
-
-    backlog_s: float = 4.0
-    local_extend_tokens: int = 64
-    inter_token_s: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """`prefill` extends the prompt; `decode` is None when the same worker runs the request to its end.
 
-    `extend_tokens` are to be computed; `predicted_s` is the time to the first token.
+    `extend_tokens` are to be computed, after `pull`; `predicted_s` is the time to the first token.
     """
 
     prefill: str
@@ -114,6 +48,7 @@ class Placement:
     predicted_s: float
     extend_tokens: int
     price_s: float
+    pull: Pull | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +70,8 @@ def place(
     able = [w for w in fleet if w.model == request.model and w.token_limit > request.tokens]
     if not able:
         return NoPlacement(busy=False, reason=f"no worker for model {request.model!r} is connected")
-    costs = {w.worker_id: _Costs.of(w, request, cached_tokens.get(w.worker_id, 0), limits) for w in able}
+    holders = Holders(request, able, cached_tokens)
+    costs = {w.worker_id: _Costs.of(w, request, cached_tokens.get(w.worker_id, 0), holders, limits) for w in able}
     candidates = _candidates(request, able, costs, limits)
     if not candidates:
         return NoPlacement(busy=False, reason="only prefill workers are connected; a decode or unified one is missing")
@@ -151,6 +87,7 @@ class _Costs:
     """What one worker would cost, apart from its partner. All in seconds but `extend_tokens`."""
 
     worker: WorkerFacts
+    pull: Pull | None
     extend_tokens: int
     extend_s: float
     first_token_s: float
@@ -160,21 +97,29 @@ class _Costs:
     backlogged: bool
 
     @classmethod
-    def of(cls, worker: WorkerFacts, request: RequestFacts, cached: int, limits: Limits) -> _Costs:
+    def of(cls, worker: WorkerFacts, request: RequestFacts, cached: int, holders: Holders, limits: Limits) -> _Costs:
         cached = min(cached, request.tokens)  # a match that is too long must not make a worker cheaper than free
-        extend_tokens = request.tokens - min(cached, request.tokens - 1)  # the last token is always computed
+        pull = holders.best(worker, cached)
+        here = pull.tokens if pull else cached
+        extend_tokens = request.tokens - min(here, request.tokens - 1)  # the last token is always computed
         extend_s = extend_tokens / worker.extend_rate
         slots = worker.max_running + max(2, worker.max_running // 4)
         return cls(
             worker=worker,
+            pull=pull,
             extend_tokens=extend_tokens,
             extend_s=extend_s,
-            first_token_s=worker.backlog_s + extend_s,
+            first_token_s=max(worker.backlog_s, pull.seconds if pull else 0.0) + extend_s,
             decode_s=_decode_s(worker, request, cached, limits),
             transfer_tokens=request.tokens - cached // worker.page_size * worker.page_size,
             has_slot=not worker.max_running or worker.requests < slots,
             backlogged=worker.backlog_s > limits.backlog_s,
         )
+
+    @property
+    def pull_share_s(self) -> float:
+        """What a pull costs others."""
+        return PULL_SHARE * self.pull.seconds if self.pull else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,15 +192,14 @@ def _best(costs: Iterable[_Costs], *, prefill: bool) -> list[_Costs]:
 
 def _pair(prefill: _Costs, decode: _Costs, request: RequestFacts) -> _Candidate:
     source, sink = prefill.worker, decode.worker
-    transfer_s = (
-        decode.transfer_tokens * sink.kv_bytes_per_token / (sink.handoff_bytes_per_s or PRIOR_HANDOFF_BYTES_PER_S)
-    )
+    transfer_s = decode.transfer_tokens * sink.kv_bytes_per_token / sink.handoff_rate
     layers = max(1, source.layers)
     hidden_s = prefill.extend_s * (layers - 1) / layers
     exposed_s = max(transfer_s / layers, transfer_s - hidden_s)
-    price_s = prefill.first_token_s + exposed_s + decode.decode_s + source.penalty_s + sink.penalty_s
+    price_s = prefill.first_token_s + exposed_s + decode.decode_s + prefill.pull_share_s
+    price_s += source.penalty_s + sink.penalty_s
     placement = Placement(
-        source.worker_id, sink.worker_id, "pair", prefill.first_token_s, prefill.extend_tokens, price_s
+        source.worker_id, sink.worker_id, "pair", prefill.first_token_s, prefill.extend_tokens, price_s, prefill.pull
     )
     failures = request.failed.get(source.worker_id, 0) + request.failed.get(sink.worker_id, 0)
     return _Candidate(placement, failures, prefill.has_slot and not prefill.backlogged and decode.has_slot)
@@ -264,8 +208,8 @@ def _pair(prefill: _Costs, decode: _Costs, request: RequestFacts) -> _Candidate:
 def _whole(cost: _Costs, request: RequestFacts, reason: str, handicap: int) -> _Candidate:
     worker = cost.worker
     others_s = OTHERS_SHARE * worker.running * cost.extend_s
-    price_s = cost.first_token_s + cost.decode_s + others_s + worker.penalty_s
-    placement = Placement(worker.worker_id, None, reason, cost.first_token_s, cost.extend_tokens, price_s)
+    price_s = cost.first_token_s + cost.decode_s + others_s + cost.pull_share_s + worker.penalty_s
+    placement = Placement(worker.worker_id, None, reason, cost.first_token_s, cost.extend_tokens, price_s, cost.pull)
     failures = request.failed.get(worker.worker_id, 0) + handicap
     return _Candidate(placement, failures, cost.has_slot and not cost.backlogged)
 

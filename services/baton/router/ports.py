@@ -69,6 +69,8 @@ class Load:
     extend_tokens_per_s: float = 0.0
     decode_step_s: float = 0.0
     handoff_bytes_per_s: float = 0.0
+    pull_bytes_per_s: float = 0.0
+    pull_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,21 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class PullFrom:
+    """Take the KV cache of the first `tokens` from `worker_id`, which seems to hold it, rather than compute it."""
+
+    worker_id: str
+    worker_epoch: int
+    agent: AgentInfo
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
-    """One attempt for one worker. `token_ids`: the prompt (the first `prompt_tokens`), then what was emitted before."""
+    """One attempt for one worker. `token_ids`: the prompt (the first `prompt_tokens`), then what was emitted before.
+
+    `pull` comes with stages that extend.
+    """
 
     attempt: Attempt
     token_ids: Sequence[int]
@@ -105,6 +120,7 @@ class Assignment:
     priority: int = 0
     cache_salt: str = ""
     lora: str = ""
+    pull: PullFrom | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,91 @@
+"""What placement knows: facts about workers and requests, as measured, and the settings. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Used until a worker has measured its own: they only matter relative to each other.
+PRIOR_EXTEND_TOKENS_PER_S = 2_000.0
+PRIOR_DECODE_STEP_S = 0.02
+PRIOR_HANDOFF_BYTES_PER_S = 1e9
+PRIOR_PULL_BYTES_PER_S = 1e9
+PRIOR_PULL_WAIT_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """One connected worker. `pending_*`: decisions that its load report does not show yet.
+
+    `transport` is empty while it has no agent. `role`: prefill | decode | unified.
+    """
+
+    worker_id: str
+    role: str
+    model: str
+    fingerprint: str
+    token_limit: int
+    page_size: int = 16
+    layers: int = 1
+    kv_bytes_per_token: int = 0
+    transport: str = ""
+    max_running: int = 0
+    running: int = 0
+    waiting: int = 0
+    free_pages: int = 0
+    evictable_pages: int = 0
+    waiting_extend_tokens: int = 0
+    extend_tokens_per_s: float = 0.0
+    decode_step_s: float = 0.0
+    handoff_bytes_per_s: float = 0.0
+    pull_bytes_per_s: float = 0.0
+    pull_wait_s: float = 0.0
+    pending_requests: int = 0
+    pending_extend_tokens: int = 0
+    pending_pages: int = 0
+    penalty_s: float = 0.0
+
+    @property
+    def requests(self) -> int:
+        return self.running + self.waiting + self.pending_requests
+
+    @property
+    def extend_rate(self) -> float:
+        return self.extend_tokens_per_s or PRIOR_EXTEND_TOKENS_PER_S
+
+    @property
+    def handoff_rate(self) -> float:
+        return self.handoff_bytes_per_s or PRIOR_HANDOFF_BYTES_PER_S
+
+    @property
+    def backlog_s(self) -> float:
+        """Prefill work ahead of a new request."""
+        return (self.waiting_extend_tokens + self.pending_extend_tokens) / self.extend_rate
+
+    def pull_s(self, tokens: int) -> float:
+        """Time to pull so many tokens' KV cache from another worker."""
+        size = tokens * self.kv_bytes_per_token
+        return (self.pull_wait_s or PRIOR_PULL_WAIT_S) + size / (self.pull_bytes_per_s or PRIOR_PULL_BYTES_PER_S)
+
+    @property
+    def step_s(self) -> float:
+        return self.decode_step_s or PRIOR_DECODE_STEP_S
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """`tokens`: prompt and what was emitted. `remaining`: tokens still wanted. `failed`: by worker, how often."""
+
+    model: str
+    tokens: int
+    remaining: int
+    failed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The settings that placement knows (settings.py)."""
+
+    backlog_s: float = 4.0
+    local_extend_tokens: int = 64
+    inter_token_s: float = 0.05

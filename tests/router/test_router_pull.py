@@ -1,0 +1,108 @@
+"""Where a prefix comes from: computed, or pulled from a worker that holds it, whichever is faster as measured."""
+
+from __future__ import annotations
+
+import pytest
+from test_router_policy import LIMITS, worker
+
+from baton.core.attempt import Attempt
+from baton.core.sampling import SamplingParams
+from baton.router import convert
+from baton.router.policy import Placement, place
+from baton.router.policy_facts import RequestFacts, WorkerFacts
+from baton.router.policy_pull import Holders, Pull
+from baton.router.ports import AgentInfo, Assignment, Offer, PullFrom
+
+# 1000 tokens are computed in 1 s, or pulled in 5 ms and 16 ms more.
+
+
+def chosen(fleet: list[WorkerFacts], cached: dict[str, int], request: RequestFacts | None = None) -> Placement:
+    answer = place(request or RequestFacts("m", 1001, 100), fleet, cached, LIMITS, 0)
+    assert isinstance(answer, Placement)
+    return answer
+
+
+def pair(*others: WorkerFacts, **facts: object) -> list[WorkerFacts]:
+    return [worker("p0", "prefill", **facts), worker("d0", "decode"), *others]
+
+
+def test_prefill_takes_what_decode_generated() -> None:
+    answer = chosen(pair(), {"p0": 496, "d0": 896})
+    assert (answer.prefill, answer.decode) == ("p0", "d0")
+    assert answer.pull is not None and (answer.pull.source, answer.pull.tokens) == ("d0", 896)
+    assert answer.extend_tokens == 105
+    assert answer.predicted_s == pytest.approx(0.105 + 0.005 + 400 * (1 << 14) / 1e9)
+
+
+def test_prefill_takes_what_another_prefill_computed() -> None:
+    """The holder is busy for longer than pulling takes: the other one gets the request, and the prefix."""
+    busy = worker("p1", "prefill", waiting_extend_tokens=2000)
+    request = RequestFacts("m", 1101, 100)
+    answer = chosen(pair(busy), {"p1": 992}, request)
+    assert answer.prefill == "p0" and answer.pull is not None
+    assert (answer.pull.source, answer.pull.tokens, answer.extend_tokens) == ("p1", 992, 109)
+    at_home = chosen(pair(worker("p1", "prefill")), {"p1": 992}, request)
+    assert (at_home.prefill, at_home.pull) == ("p1", None)
+
+
+def best(cached: dict[str, int], tokens: int = 1001, **facts: object) -> Pull | None:
+    """What the prefill worker of a pair would pull."""
+    fleet = pair(**facts)
+    return Holders(RequestFacts("m", tokens, 9), fleet, cached).best(fleet[0], cached.get("p0", 0))
+
+
+def test_a_slow_link_is_not_used() -> None:
+    cached = {"d0": 992}
+    assert best(cached, pull_bytes_per_s=1.0e7) is None
+    assert best(cached, pull_bytes_per_s=1.0e8) is not None
+    assert best(cached, pull_wait_s=1.0) is None
+
+
+def test_nothing_is_pulled_that_is_here_or_too_little() -> None:
+    assert best({"p0": 992, "d0": 992}) is None
+    assert best({"p0": 992, "d0": 1001}) is None
+    assert best({"d0": 16}, extend_tokens_per_s=1e6) is None
+
+
+def test_the_last_token_is_always_computed() -> None:
+    pull = best({"d0": 1024}, tokens=1024)
+    assert pull is not None and pull.tokens == 1008
+
+
+@pytest.mark.parametrize("facts", [{"transport": ""}, {"transport": "tcp"}, {"fingerprint": "g"}, {"penalty_s": 9.0}])
+def test_who_cannot_be_read_from_or_is_suspect_is_no_source(facts: dict[str, object]) -> None:
+    assert chosen(pair(worker("d1", "decode", **facts)), {"d1": 992}).pull is None
+
+
+def test_who_failed_the_request_is_no_source() -> None:
+    holders = Holders(RequestFacts("m", 1001, 9, {"d0": 1}), pair(), {"d0": 992})
+    assert holders.best(worker("p0", "prefill"), 0) is None
+
+
+def test_the_longest_prefix_wins_then_the_least_busy_holder() -> None:
+    fleet = pair(worker("a", running=9), worker("b", running=1), worker("c"))
+    best = Holders(RequestFacts("m", 1001, 9), fleet, {"a": 800, "b": 800, "c": 96}).best(fleet[0], 0)
+    assert isinstance(best, Pull) and (best.source, best.tokens) == ("b", 800)
+
+
+def test_a_conversation_moves_when_its_worker_is_crowded() -> None:
+    """Moving costs others too: between workers that are about as busy, it stays."""
+    for running, place_of in ((3, "d0"), (30, "d1")):
+        answer = chosen([worker("d0", running=running), worker("d1", running=2)], {"d0": 976})
+        assert (answer.prefill, answer.pull is not None) == (place_of, place_of == "d1")
+
+
+def test_a_decode_worker_pulls_from_another_and_runs_the_rest_itself() -> None:
+    fleet = [worker("d0", "decode", running=32, waiting=9), worker("d1", "decode")]
+    answer = chosen(fleet, {"d0": 992})
+    assert (answer.prefill, answer.decode, answer.reason) == ("d1", None, "short suffix")
+    assert answer.pull is not None and answer.pull.source == "d0"
+
+
+def test_the_assignment_names_the_source() -> None:
+    agent = AgentInfo("h:1", 7, "ucx")
+    fields = (Attempt("r", 1), [1, 2, 3], 3, SamplingParams(), Offer("d0"), 5.0)
+    message = convert.assign_message(4, Assignment(*fields, pull=PullFrom("d0", 3, agent, 2))).assign
+    assert (message.pull.worker_id, message.pull.worker_epoch, message.pull.tokens) == ("d0", 3, 2)
+    assert (message.pull.agent.address, message.pull.agent.epoch) == ("h:1", 7)
+    assert not convert.assign_message(4, Assignment(*fields)).assign.HasField("pull")
