@@ -173,7 +173,8 @@ QWEN_CODER = [
     Case("qwen3_coder", "<tool_call>\n<function=get_weather>\n<parameter=city>\nline one\n\n  <two>\n\n</parameter>\n"
          "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=get_time>\n</function>\n"
          "</tool_call>", calls=[("get_weather", {"city": "line one\n\n  <two>\n", "days": 3}), TIME]),
-    Case("qwen3_coder", "<function=get_weather><parameter=city>Paris</parameter></function></tool_call>", calls=[PARIS]),
+    Case("qwen3_coder", "<function=get_weather><parameter=city>Paris</parameter></function></tool_call>",
+         calls=[PARIS]),
     Case("qwen3_coder", "a <b> c", content="a <b> c"),
 ]  # fmt: skip
 GEMMA = [

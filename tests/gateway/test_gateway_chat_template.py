@@ -141,3 +141,35 @@ def test_a_broken_template_is_an_error_at_start(tmp_path: Path, name: str, conte
     write(tmp_path, name, content)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         ChatTemplate.load(tmp_path)
+
+
+CALLS = [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"a": 1}}}]},
+    {"role": "tool", "content": "y", "tool_call_id": "1"},
+]
+EACH_CALL = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ ARGUMENTS }}{% endfor %}{{ m.name }}{% endfor %}"
+)
+
+
+def test_arguments_as_text_where_the_template_wants_text() -> None:
+    objects = ChatTemplate(EACH_CALL.replace("ARGUMENTS", "c.function.arguments | tojson"), {})
+    texts = ChatTemplate(EACH_CALL.replace("ARGUMENTS", "'' + c.function.arguments"), {})
+    assert (objects.wants_json, texts.wants_json) == (False, True)
+    assert objects.render(CALLS) == texts.render(CALLS) == '{"a": 1}f'
+
+
+def test_results_get_the_name_of_their_tool() -> None:
+    named = ChatTemplate("{% for m in messages %}{{ m.name }};{% endfor %}", {})
+    assert named.render(CALLS) == ";;f;"
+    assert named.render([*CALLS[:2], {**CALLS[2], "name": "own"}]) == ";;own;"
+    assert named.render([*CALLS[:2], {**CALLS[2], "tool_call_id": "2"}]) == ";;;"
+
+
+def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools | length }} tools"}]
+    write(tmp_path, "tokenizer_config.json", {"chat_template": named})
+    template = ChatTemplate.load(tmp_path)
+    assert template.render([]) == "plain" and template.knows_tools
+    assert template.render([], tools=[{"type": "function"}]) == "1 tools"

@@ -174,3 +174,19 @@ def test_cost_per_token_does_not_grow(model: TextModel) -> None:
 
 def _token_of_byte(tokenizer: Tokenizer, byte: int) -> list[int]:
     return [id for id in range(tokenizer.size) if tokenizer.token_bytes(id) == bytes([byte])][:1]
+
+
+@pytest.mark.parametrize("decoder", [decoders.ByteLevel(), decoders.WordPiece()], ids=["bytes", "window"])
+def test_special_tokens_are_shown_where_a_format_needs_them(decoder: decoders.Decoder) -> None:
+    inner = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1, "[CALL]": 2, "[END]": 3}, unk_token="a"))
+    inner.add_special_tokens(["[CALL]", "[END]"])
+    inner.decoder = decoder
+    tokenizer = Tokenizer(inner)
+    tokens = [0, 2, 1, 3, 2]
+
+    def text(shown: tuple[str, ...]) -> str:
+        detokenizer = tokenizer.detokenizer(shown=shown)
+        return "".join([detokenizer.push(token) for token in tokens] + [detokenizer.flush()]).replace(" ", "")
+
+    assert text(()) == "ab"
+    assert text(("[CALL]", "unknown")) == "a[CALL]b[CALL]"

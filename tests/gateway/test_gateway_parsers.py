@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterable, Sequence
@@ -65,7 +66,7 @@ def run(made: OutputParser, pieces: Sequence[str]) -> Said:
 
 def cut(text: str, places: Iterable[int]) -> list[str]:
     edges = [0, *sorted({place % (len(text) + 1) for place in places}), len(text)]
-    return [text[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    return [text[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.format}-{case.text[:40]}")
@@ -149,8 +150,8 @@ def test_a_single_call_ends_the_message() -> None:
 
 def test_arguments_come_as_they_are_written() -> None:
     made = parser(parser_cases.HERMES[1])
-    kinds = [[type(event) for event in made.push(piece)]
-             for piece in ('<tool_call>{"name": "f", "arg', 'uments": {"a"', ': "b', 'c"}', "}</tool_call>")]  # fmt: skip
+    pieces = ('<tool_call>{"name": "f", "arg', 'uments": {"a"', ': "b', 'c"}', "}</tool_call>")
+    kinds = [[type(event) for event in made.push(piece)] for piece in pieces]
     assert kinds == [[], [CallStart, CallArguments], [CallArguments], [CallArguments], [CallEnd]]
 
 

@@ -23,44 +23,54 @@ from baton.gateway.checkpoint_json import read_json
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _PROBE = "probe-text"
+_CALL_PROBE = {"name": _PROBE, "arguments": {"probe-key": _PROBE}}
 
 
 class ChatTemplate:
     """One compiled template and the special tokens that it may name. Rendering may happen on any thread.
 
-    `wants_parts`: the template shows a message's text only when its content is a list of typed parts.
+    `tool_source`: another template, for requests with tools. `wants_parts`: the template shows a message's text only
+    when its content is a list of typed parts. `wants_json`: it takes a call's arguments as JSON text, not as an object.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise CheckpointError(f"the chat template is not valid Jinja (line {error.lineno}): {error}") from error
+    def __init__(self, source: str, special_tokens: Mapping[str, str], tool_source: str | None = None) -> None:
+        self.source = source if tool_source is None else source + tool_source
+        self._template = _compiled(source)
+        self._tool_template = self._template if tool_source is None else _compiled(tool_source)
         self._special_tokens = dict(special_tokens)
-        self.knows_developer = "developer" in source
+        self.knows_developer = "developer" in self.source
+        self.knows_tools = "tools" in self.source
         self.wants_parts = not self._shows(_PROBE) and self._shows([{"type": "text", "text": _PROBE}])
+        self.wants_json = not self._shows_call(_CALL_PROBE) and self._shows_call(_with_json_arguments(_CALL_PROBE))
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
         """The template of a checkpoint, None when it has none. Raises CheckpointError when it cannot work."""
         config = read_json(folder / "tokenizer_config.json")
-        source = _source(folder, config)
-        if source is None:
+        sources = _sources(folder, config)
+        if "default" not in sources:
             return None
         special_tokens = _special_tokens(config) or _special_tokens(read_json(folder / "special_tokens_map.json"))
         try:
-            return cls(source, special_tokens)
+            return cls(sources["default"], special_tokens, sources.get("tool_use"))
         except CheckpointError as error:
             raise CheckpointError(f"{folder}: {error.message}") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The prompt's text, up to where the assistant's answer begins.
 
-        `messages` have `role` and `content` (str, or None where only tool calls are said); `variables` are further ones
-        for the template. Raises InvalidRequest when the template refuses the messages.
+        `messages` have `role` and `content` (str, or None where only tool calls are said), and may have `tool_calls`
+        with arguments as objects; `tools` are as in OpenAI's API; `variables` are further ones for the template. Raises
+        InvalidRequest when the template refuses the messages.
         """
+        names = {**(variables or {}), "tools": list(tools)} if tools else variables or {}
         try:
-            return self._render([self._prepare(message) for message in messages], variables or {})
+            return self._render([self._prepare(message) for message in _with_tool_names(messages)], names)
         except jinja2.TemplateError as error:
             message = f"The model's chat template refuses the messages: {error}"
             raise InvalidRequest(message, param="messages") from error
@@ -70,7 +80,8 @@ class ChatTemplate:
 
     def _render(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
         names = {"tools": None, "documents": None, **self._special_tokens, **variables}
-        return self._template.render(messages=messages, add_generation_prompt=True, **names)
+        template = self._tool_template if names["tools"] else self._template
+        return template.render(messages=messages, add_generation_prompt=True, **names)
 
     def _prepare(self, message: Mapping[str, Any]) -> dict[str, Any]:
         prepared = dict(message)
@@ -78,6 +89,10 @@ class ChatTemplate:
             prepared["role"] = "system"
         if self.wants_parts and isinstance(prepared.get("content"), str):
             prepared["content"] = [{"type": "text", "text": prepared["content"]}]
+        if prepared.get("tool_calls") and self.wants_json:
+            prepared["tool_calls"] = [
+                {**call, "function": _with_json_arguments(call["function"])} for call in prepared["tool_calls"]
+            ]
         reasoning = next((prepared[name] for name in _REASONING_FIELDS if prepared.get(name) is not None), None)
         if reasoning is not None:
             prepared = {"thinking": reasoning, **prepared, "reasoning_content": reasoning}
@@ -89,6 +104,18 @@ class ChatTemplate:
         except Exception:  # a template that refuses the probe does not show it
             return False
 
+    def _shows_call(self, function: Mapping[str, Any]) -> bool:
+        """Whether a call's arguments come out as something other than Python's way to write a dict."""
+        call = {"type": "function", "id": "123456789", "function": function}
+        messages: list[dict[str, Any]] = [{"role": "user", "content": _PROBE}]
+        messages += [{"role": "assistant", "content": "", "tool_calls": [call]},
+                     {"role": "tool", "content": "", "tool_call_id": "123456789"}]  # fmt: skip
+        try:
+            text = self._render(messages, {})
+        except Exception:
+            return False
+        return "probe-key" in text and "{'probe-key'" not in text
+
 
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}` marks the assistant's part for training; here its body is rendered as it is."""
@@ -98,6 +125,13 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser: Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _compiled(source: str) -> jinja2.Template:
+    try:
+        return _environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise CheckpointError(f"the chat template is not valid Jinja (line {error.lineno}): {error}") from error
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -125,19 +159,35 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """`chat_template.jinja`, else what tokenizer_config.json or chat_template.json hold; of several, the default."""
+def _with_json_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+
+
+def _with_tool_names(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages; results of tools get the tool's `name`: some templates want it, OpenAI's API does not have it."""
+    names: dict[str, str] = {}
+    named: list[Mapping[str, Any]] = []
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            if call.get("id"):
+                names[call["id"]] = call["function"]["name"]
+        name = names.get(message.get("tool_call_id", "")) if message["role"] == "tool" else None
+        named.append(message if name is None or "name" in message else {**message, "name": name})
+    return named
+
+
+def _sources(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Templates by name: `chat_template.jinja`, else what tokenizer_config.json or chat_template.json hold."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return {"default": path.read_text(encoding="utf-8")}
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
-    template = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    found = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
+    entries = found if isinstance(found, list) else [{"name": "default", "template": found}]
+    named = {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)}
+    return {name: source for name, source in named.items() if isinstance(name, str) and isinstance(source, str)}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

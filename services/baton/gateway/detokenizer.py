@@ -13,7 +13,7 @@ time, whatever the request's length. Two ways:
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 REPLACEMENT = "\ufffd"
@@ -79,3 +79,18 @@ class WindowDetokenizer:
             text = self._decode(self._tokens)
         self._shown, self._shown_text = len(self._tokens), text
         return piece
+
+
+class MarkedDetokenizer:
+    """Shows some tokens by their names, between pieces of `inner`'s text. `markers`: token id -> name."""
+
+    def __init__(self, inner: Detokenizer, markers: Mapping[int, str]) -> None:
+        self._inner = inner
+        self._markers = markers
+
+    def push(self, token_id: int) -> str:
+        marker = self._markers.get(token_id)
+        return self._inner.push(token_id) if marker is None else self._inner.flush() + marker
+
+    def flush(self) -> str:
+        return self._inner.flush()

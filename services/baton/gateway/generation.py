@@ -17,7 +17,9 @@ from typing import Protocol
 from baton.client import Event, FinishedEvent, Fleet, GenerateRequest, Model, SamplingParams, TokenLogprobs, TokensEvent
 from baton.core.errors import DeadlineExceeded, InternalError, Unavailable
 from baton.gateway import metrics
-from baton.gateway.output import OutputText, Piece
+from baton.gateway.output import Finish, OutputText, Piece
+from baton.gateway.parsers.events import Content
+from baton.gateway.parsers.output_parser import OutputParser
 from baton.gateway.text_model import TextModel
 from baton.runtime.lifecycle import cancel_and_wait
 
@@ -41,7 +43,8 @@ class Choice:
     """One sequence to generate, and the counts so far.
 
     `prompt`: number of the prompt that it belongs to; choices of one prompt share its KV cache. `continues_text`: the
-    output goes on from the prompt's text (it does not begin a message).
+    output goes on from the prompt's text (it does not begin a message). `parser` takes the text apart; None = all of it
+    is content. `finish`, `stop`: how it ended, as in `Piece`.
     """
 
     request_id: str
@@ -51,9 +54,12 @@ class Choice:
     sampling: SamplingParams
     stops: Sequence[str] = ()
     continues_text: bool = False
+    parser: OutputParser | None = None
     completion_tokens: int = 0
     cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish: Finish | None = None
+    stop: str | None = None
 
 
 class Generator:
@@ -85,9 +91,12 @@ class Generator:
                     clock.tick(len(event.token_ids))
                 with metrics.detokenizing():
                     piece = _take(output, choice, event)
+                    _parse(choice, piece)
                 if piece:
                     yield piece
                 if piece.finish:
+                    if choice.parser is not None:
+                        metrics.TOOL_CALLS.inc(choice.parser.calls)
                     return
         raise InternalError("the router's answer ended before it was complete")
 
@@ -96,7 +105,7 @@ class Generator:
         eos = frozenset() if sampling.ignore_eos else self._model.eos_token_ids
         context = choice.prompt_token_ids if choice.continues_text else ()
         return OutputText(
-            self._model.tokenizer.detokenizer(context),
+            self._model.tokenizer.detokenizer(context, choice.parser.special if choice.parser is not None else ()),
             choice.stops,
             eos.union(sampling.stop_token_ids),
             sampling.min_tokens,
@@ -121,6 +130,22 @@ def _take(output: OutputText, choice: Choice, event: Event) -> Piece:
         piece = output.push(event.token_ids, event.logprobs)
     choice.completion_tokens = output.completion_tokens
     return piece
+
+
+def _parse(choice: Choice, piece: Piece) -> None:
+    """Fill in what the piece's text means. A message that its parser declares complete ends here."""
+    parser = choice.parser
+    if parser is None:
+        piece.events = [Content(piece.text)] if piece.text else []
+    else:
+        piece.events = parser.push(piece.text) if piece.text else []
+        if parser.complete and piece.finish is None:
+            piece.finish = "stop"
+        if piece.finish is not None:
+            piece.events += parser.finish()
+            if piece.finish == "stop" and parser.calls:
+                piece.finish = "tool_calls"
+    choice.finish, choice.stop = piece.finish, piece.stop
 
 
 class ChoiceStream:

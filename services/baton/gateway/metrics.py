@@ -20,8 +20,9 @@ INTER_TOKEN_SECONDS = histogram("baton_gateway_inter_token_seconds", "Time per t
 PROMPT_TOKENS = counter("baton_gateway_prompt_tokens_total", "Tokens of prompts that were run")
 CACHED_TOKENS = counter("baton_gateway_cached_prompt_tokens_total", "Prompt tokens whose KV cache was reused")
 OUTPUT_TOKENS = counter("baton_gateway_output_tokens_total", "Tokens generated")
+TOOL_CALLS = counter("baton_gateway_tool_calls_total", "Tool calls in complete answers")
 TOKENIZE_SECONDS = counter("baton_gateway_tokenize_seconds_total", "Time spent on templates and tokenizing")
-DETOKENIZE_SECONDS = counter("baton_gateway_detokenize_seconds_total", "Time spent on detokenizing and stop strings")
+DETOKENIZE_SECONDS = counter("baton_gateway_detokenize_seconds_total", "Time spent from tokens to parsed text")
 
 
 class TokenClock:

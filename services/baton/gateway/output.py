@@ -12,9 +12,10 @@ from typing import Literal
 
 from baton.client import TokenLogprobs
 from baton.gateway.detokenizer import Detokenizer
+from baton.gateway.parsers.events import Event
 from baton.gateway.stop import StopMatcher
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +30,18 @@ class OutputToken:
 class Piece:
     """What can be shown next. `tokens`: those whose text begins in it, when logprobs were asked for.
 
-    `stop`: the stop string that ended the output, if one did. `finish` is set on the last piece.
+    `events`: what the text means, of a choice that is taken apart; else empty. `stop`: the stop string that ended the
+    output, if one did. `finish` is set on the last piece.
     """
 
     text: str = ""
+    events: list[Event] = field(default_factory=list)
     tokens: list[OutputToken] = field(default_factory=list)
     finish: Finish | None = None
     stop: str | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.tokens or self.finish)
+        return bool(self.text or self.events or self.tokens or self.finish)
 
 
 class OutputText:
@@ -101,4 +104,4 @@ class OutputText:
         everything = finish is not None and stop is None
         while self._waiting and (everything or self._waiting[0].offset < self._shown):
             tokens.append(self._waiting.popleft())
-        return Piece(text, tokens, finish, stop)
+        return Piece(text, tokens=tokens, finish=finish, stop=stop)

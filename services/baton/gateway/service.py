@@ -11,6 +11,7 @@ from typing import TypeVar
 from baton.core.errors import InvalidRequest, ModelNotFound, PromptTooLong, Unavailable
 from baton.gateway.catalog import Catalog
 from baton.gateway.generation import Generator, RouterClient
+from baton.gateway.parsers.registry import Parsers
 from baton.gateway.settings import GatewaySettings
 from baton.gateway.text_model import TextModel
 
@@ -26,6 +27,8 @@ class Service:
     def __init__(self, client: RouterClient, model: TextModel, name: str, settings: GatewaySettings) -> None:
         self.settings = settings
         self.model = model
+        template = model.template.source if model.template is not None else ""
+        self.parsers = Parsers.choose(settings.tool_parser, settings.reasoning_parser, template)
         self.catalog = Catalog(client, name)
         self.generator = Generator(client, model, name, settings.request_timeout_s)
         self.names = (name, *(alias for alias in settings.aliases if alias != name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from baton.gateway.parsers.registry import AUTO, NONE, REASONING_FORMATS, TOOL_FORMATS
 from baton.runtime.settings import ServiceSettings, setting
 
 
@@ -13,6 +14,16 @@ class GatewaySettings(ServiceSettings):
     model: str = setting("", "checkpoint folder, for its tokenizer and chat template; weights are not read")
     served_name: str = setting("", "name that clients ask for, as on the workers; empty = the folder's name")
     aliases: tuple[str, ...] = setting((), "other names that clients may use for the model")
+    tool_parser: str = setting(
+        AUTO,
+        "format of the model's tool calls; auto = what its chat template shows",
+        choices=(AUTO, NONE, *TOOL_FORMATS),
+    )
+    reasoning_parser: str = setting(
+        AUTO,
+        "format of the model's reasoning; auto = what its chat template shows",
+        choices=(AUTO, NONE, *REASONING_FORMATS),
+    )
     routers: tuple[str, ...] = setting(("127.0.0.1:7000",), "addresses of the routers", unit="host:port")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all interfaces")
     port: int = setting(8000, "port to listen on; 0 = any free one", ge=0, le=65535)

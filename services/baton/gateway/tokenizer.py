@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import orjson
 import tokenizers
 
 from baton.core.errors import CheckpointError
-from baton.gateway.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from baton.gateway.detokenizer import ByteDetokenizer, Detokenizer, MarkedDetokenizer, WindowDetokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPIECE_SPACE = "\u2581"
@@ -26,7 +26,7 @@ class Tokenizer:
         inner.no_padding()
         self._inner = inner
         self._scheme = _scheme_of(inner)
-        self._special = {id for id, token in inner.get_added_tokens_decoder().items() if token.special}
+        self._special = {id: token.content for id, token in inner.get_added_tokens_decoder().items() if token.special}
         self._bytes: dict[int, bytes] = {}
         self.size = inner.get_vocab_size(with_added_tokens=True)
 
@@ -59,12 +59,16 @@ class Tokenizer:
         """Text of `token_ids`, special tokens left out."""
         return self._inner.decode(list(token_ids), skip_special_tokens=True)
 
-    def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
+    def detokenizer(self, context: Sequence[int] = (), shown: Collection[str] = ()) -> Detokenizer:
         """For one sequence. `context`: the tokens whose text it continues; none = a text of its own, which loses the
-        space that the tokenizer had put before its first word."""
+        space that the tokenizer had put before its first word. `shown`: special tokens that the text shows."""
+        detokenizer: Detokenizer
         if self._scheme is None:
-            return WindowDetokenizer(self.decode, context)
-        return ByteDetokenizer(self.token_bytes, 0 if context else self._scheme.strip_spaces)
+            detokenizer = WindowDetokenizer(self.decode, context)
+        else:
+            detokenizer = ByteDetokenizer(self.token_bytes, 0 if context else self._scheme.strip_spaces)
+        markers = {id: name for id, name in self._special.items() if name in shown} if shown else {}
+        return MarkedDetokenizer(detokenizer, markers) if markers else detokenizer
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token marks structure, such as the end of a turn, and is not shown as text."""

@@ -11,23 +11,24 @@ from starlette.responses import Response
 
 from baton.core.errors import InvalidRequest
 from baton.core.sampling import MAX_TOP_LOGPROBS
-from baton.gateway import metrics
+from baton.gateway.conversation import ChatPrompt, Conversation, answers_to, read_prompt
 from baton.gateway.generation import Choice
 from baton.gateway.http.body import json_object, read_body
 from baton.gateway.http.context import context_of
-from baton.gateway.openai.fields import parse, refuse_unsupported
+from baton.gateway.http.fields import parse, refuse_unsupported
 from baton.gateway.openai.logprobs import chat_logprobs
 from baton.gateway.openai.messages import Message
-from baton.gateway.openai.respond import Responder
-from baton.gateway.openai.sampling import GenerationFields, SamplingBuilder
+from baton.gateway.openai.sampling import GenerationFields, sampling_of
+from baton.gateway.openai.tools import MAX_TOOLS, FunctionTool, ToolChoice, offered
+from baton.gateway.openai.writer import ChoicesWriter
 from baton.gateway.output import OutputToken, Piece
+from baton.gateway.parsers.events import CallArguments, CallEnd, CallStart, Content, Event, Reasoning
+from baton.gateway.respond import Answer, Responder
 from baton.gateway.service import Service
 from baton.gateway.tokenizer import Tokenizer
 
 # Fields of OpenAI's that change the answer and are not supported, and their values that ask for nothing.
 _UNSUPPORTED: dict[str, Sequence[Any]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -39,13 +40,17 @@ _UNSUPPORTED: dict[str, Sequence[Any]] = {
 
 
 class ChatRequest(GenerationFields):
-    """Beyond OpenAI's fields: `chat_template_kwargs`, variables for the chat template."""
+    """Beyond OpenAI's fields: `chat_template_kwargs`, variables for the chat template; `include_reasoning`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -54,11 +59,20 @@ class ChatRequest(GenerationFields):
             raise InvalidRequest("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
         return self
 
-    def template_variables(self) -> dict[str, Any]:
-        variables = dict(self.chat_template_kwargs or {})
-        if self.reasoning_effort is not None:
-            variables["reasoning_effort"] = self.reasoning_effort
-        return variables
+    def conversation(self) -> Conversation:
+        """Raises InvalidRequest when the tools cannot be offered."""
+        return Conversation(
+            messages=[message.for_template() for message in self.messages],
+            tools=offered(self.tools or (), self.tool_choice),
+            parallel_calls=self.parallel_tool_calls is not False,
+            variables=self._template_variables(),
+        )
+
+    def _template_variables(self) -> dict[str, Any]:
+        effort = self.reasoning_effort
+        if effort == "none":  # what chat templates call it
+            return {"enable_thinking": False, "thinking": False, **(self.chat_template_kwargs or {})}
+        return {**(self.chat_template_kwargs or {}), **({} if effort is None else {"reasoning_effort": effort})}
 
 
 class ChatEndpoint:
@@ -68,77 +82,92 @@ class ChatEndpoint:
         self._service = service
 
     async def create(self, request: Request) -> Response:
-        body = await read_body(request, self._service.settings.max_body_bytes)
-        asked, prompt = await self._service.prepare(body, self._read)
-        choices = self._choices(asked, prompt, context_of(request.scope).unique_id)
-        responder = Responder(self._service, request, ChatShape(self._service.model.tokenizer), asked.model)
-        return await responder.respond(choices, stream=bool(asked.stream), include_usage=asked.include_usage)
+        service = self._service
+        body = await read_body(request, service.settings.max_body_bytes)
+        asked, prompt = await service.prepare(body, self._read)
+        choices = answers_to(
+            service,
+            prompt,
+            sampling_of(asked, service.model, top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None),
+            request_id=context_of(request.scope).unique_id,
+            count=asked.n or 1,
+            max_tokens=asked.max_completion_tokens or asked.max_tokens,
+            stops=asked.stop,
+        )
+        shape = ChatShape(service.model.tokenizer, show_reasoning=asked.include_reasoning is not False)
+        writer = ChoicesWriter(service, request, shape, asked.model, choices, asked.include_usage)
+        return await Responder(service, request, writer).respond(choices, stream=bool(asked.stream))
 
-    def _read(self, body: bytes) -> tuple[ChatRequest, list[int]]:
-        """The request, validated, and its prompt's token ids."""
+    def _read(self, body: bytes) -> tuple[ChatRequest, ChatPrompt]:
+        """The request, validated, and its prompt."""
         fields = json_object(body)
         refuse_unsupported(fields, _UNSUPPORTED)
         asked = parse(ChatRequest, fields)
         self._service.check_model(asked.model)
-        template = self._service.model.template
-        if template is None:
-            raise InvalidRequest(
-                "This model has no chat template, so it takes no messages; use /v1/completions.", param="messages"
-            )
-        with metrics.tokenizing():
-            text = template.render([message.for_template() for message in asked.messages], asked.template_variables())
-            [prompt] = self._service.model.tokenizer.encode([text], add_special_tokens=False)
-        return asked, prompt
-
-    def _choices(self, asked: ChatRequest, prompt: list[int], request_id: str) -> list[Choice]:
-        room = self._service.room(prompt, "messages")
-        max_tokens = min(asked.max_completion_tokens or asked.max_tokens or room, room)
-        top_logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        sampling = SamplingBuilder(asked, self._service.model, top_logprobs=top_logprobs)
-        count = asked.n or 1
-        return [
-            Choice(
-                request_id=request_id if count == 1 else f"{request_id}-{index}",
-                index=index,
-                prompt=0,
-                prompt_token_ids=prompt,
-                sampling=sampling.build(index, max_tokens),
-                stops=asked.stop,
-            )
-            for index in range(count)
-        ]
+        return asked, read_prompt(self._service, asked.conversation())
 
 
 class ChatShape:
+    """`show_reasoning`: what the model thinks is in the answer, as `reasoning_content`."""
+
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, show_reasoning: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._show_reasoning = show_reasoning
 
-    def whole(self, choice: Choice, text: str, tokens: Sequence[OutputToken], finish: str) -> dict[str, Any]:
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        content = answer.content if answer.content or not answer.calls else None
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if answer.reasoning and self._show_reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in answer.calls
+            ]
         return {
-            "index": choice.index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._logprobs(choice, tokens),
-            "finish_reason": finish,
+            "index": answer.choice.index,
+            "message": message,
+            "logprobs": self._logprobs(answer.choice, answer.tokens),
+            "finish_reason": answer.choice.finish,
         }
 
-    def opening(self, choice: Choice) -> dict[str, Any]:
-        return _chunk(choice, {"role": "assistant", "content": "", "refusal": None})
+    def opening(self, choice: Choice, piece: Piece) -> dict[str, Any]:
+        content = None if piece.events and isinstance(piece.events[0], CallStart) else ""
+        return _chunk(choice, {"role": "assistant", "content": content, "refusal": None})
 
-    def delta(self, choice: Choice, piece: Piece) -> dict[str, Any]:
-        return _chunk(choice, {"content": piece.text}, logprobs=self._logprobs(choice, piece.tokens))
+    def deltas(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+        deltas = [delta for event in piece.events if (delta := self._delta(event)) is not None]
+        if piece.tokens and not deltas:
+            deltas.append({})  # logprobs of text that is not decided yet
+        chunks = [_chunk(choice, delta) for delta in deltas]
+        if chunks:
+            chunks[0]["logprobs"] = self._logprobs(choice, piece.tokens)
+        return chunks
 
     def closing(self, choice: Choice, finish: str) -> dict[str, Any]:
         return _chunk(choice, {}, finish=finish)
+
+    def _delta(self, event: Event) -> dict[str, Any] | None:
+        match event:
+            case Content(text):
+                return {"content": text}
+            case Reasoning(text):
+                return {"reasoning_content": text} if self._show_reasoning else None
+            case CallStart(index, id, name):
+                function = {"name": name, "arguments": ""}
+                return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
+            case CallArguments(index, text):
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+            case CallEnd():
+                return None
 
     def _logprobs(self, choice: Choice, tokens: Sequence[OutputToken]) -> dict[str, Any] | None:
         return None if choice.sampling.top_logprobs is None else chat_logprobs(self._tokenizer, tokens)
 
 
-def _chunk(
-    choice: Choice, delta: dict[str, Any], *, logprobs: dict[str, Any] | None = None, finish: str | None = None
-) -> dict[str, Any]:
-    return {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+def _chunk(choice: Choice, delta: dict[str, Any], *, finish: str | None = None) -> dict[str, Any]:
+    return {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish}

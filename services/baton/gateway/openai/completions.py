@@ -17,11 +17,12 @@ from baton.gateway import metrics
 from baton.gateway.generation import Choice
 from baton.gateway.http.body import json_object, read_body
 from baton.gateway.http.context import context_of
-from baton.gateway.openai.fields import parse, refuse_unsupported
+from baton.gateway.http.fields import parse, refuse_unsupported
 from baton.gateway.openai.logprobs import CompletionLogprobs
-from baton.gateway.openai.respond import Responder
-from baton.gateway.openai.sampling import MAX_CHOICES, GenerationFields, SamplingBuilder
-from baton.gateway.output import OutputToken, Piece
+from baton.gateway.openai.sampling import MAX_CHOICES, GenerationFields, sampling_of
+from baton.gateway.openai.writer import ChoicesWriter
+from baton.gateway.output import Piece
+from baton.gateway.respond import Answer, Responder
 from baton.gateway.service import Service
 from baton.gateway.tokenizer import Tokenizer
 
@@ -68,8 +69,8 @@ class CompletionEndpoint:
         asked, prompts = await self._service.prepare(body, self._read)
         choices = self._choices(asked, prompts, context_of(request.scope).unique_id)
         shape = CompletionShape(self._service.model.tokenizer, prompts if asked.echo else None)
-        responder = Responder(self._service, request, shape, asked.model)
-        return await responder.respond(choices, stream=bool(asked.stream), include_usage=asked.include_usage)
+        writer = ChoicesWriter(self._service, request, shape, asked.model, choices, asked.include_usage)
+        return await Responder(self._service, request, writer).respond(choices, stream=bool(asked.stream))
 
     def _read(self, body: bytes) -> tuple[CompletionRequest, list[EncodedPrompt]]:
         """The request, validated, and its prompts."""
@@ -95,9 +96,7 @@ class CompletionEndpoint:
 
     def _choices(self, asked: CompletionRequest, prompts: Sequence[EncodedPrompt], request_id: str) -> list[Choice]:
         prompt_logprobs = asked.logprobs if asked.echo else None
-        sampling = SamplingBuilder(
-            asked, self._service.model, top_logprobs=asked.logprobs, prompt_logprobs=prompt_logprobs
-        )
+        sampling = sampling_of(asked, self._service.model, top_logprobs=asked.logprobs, prompt_logprobs=prompt_logprobs)
         choices: list[Choice] = []
         for number, prompt in enumerate(prompts):
             max_tokens = min(asked.max_tokens or _DEFAULT_MAX_TOKENS, self._service.room(prompt.token_ids, "prompt"))
@@ -138,14 +137,15 @@ class CompletionShape:
         self._tokenizer = tokenizer
         self._echoed = echoed
 
-    def whole(self, choice: Choice, text: str, tokens: Sequence[OutputToken], finish: str) -> dict[str, Any]:
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        choice = answer.choice
         logprobs = self._new_logprobs(choice)
         if logprobs is not None:
             self._add_prompt(choice, logprobs)
-            logprobs.add(tokens)
-        return _entry(choice, self._prefix(choice) + text, logprobs, finish)
+            logprobs.add(answer.tokens)
+        return _entry(choice, self._prefix(choice) + answer.text, logprobs, choice.finish)
 
-    def opening(self, choice: Choice) -> dict[str, Any] | None:
+    def opening(self, choice: Choice, piece: Piece) -> dict[str, Any] | None:
         if self._echoed is None:
             return None
         logprobs = self._new_logprobs(choice)
@@ -153,11 +153,13 @@ class CompletionShape:
             self._add_prompt(choice, logprobs)
         return _entry(choice, self._prefix(choice), logprobs)
 
-    def delta(self, choice: Choice, piece: Piece) -> dict[str, Any]:
+    def deltas(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+        if not piece.text and not piece.tokens:
+            return []
         logprobs = self._new_logprobs(choice)
         if logprobs is not None:
             logprobs.add(piece.tokens)
-        return _entry(choice, piece.text, logprobs)
+        return [_entry(choice, piece.text, logprobs)]
 
     def closing(self, choice: Choice, finish: str) -> dict[str, Any]:
         return _entry(choice, "", None, finish)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import Field, ValidationInfo, field_validator
 
-from baton.gateway.openai.fields import Body
+from baton.gateway.http.fields import Body
 
 _MAY_LACK_CONTENT = ("assistant",)
 
@@ -58,8 +58,11 @@ class Message(Body):
         raise ValueError("a string or a list of content parts is expected")
 
     def for_template(self) -> dict[str, Any]:
-        """The message as templates expect it: only the fields that were given."""
-        return {"content": self.content, **self.model_dump(exclude_none=True)}
+        """The message as templates expect it: only the fields that were given, but always a content."""
+        fields = {"content": "", **self.model_dump(exclude_none=True)}
+        if not self.tool_calls:
+            fields.pop("tool_calls", None)
+        return fields
 
 
 def _part_text(index: int, part: Any) -> str:

@@ -6,20 +6,21 @@ stop_token_ids, ignore_eos.
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from baton.core.errors import InvalidRequest
-from baton.core.sampling import SEED_MASK, SamplingParams
-from baton.gateway.openai.fields import Body
+from baton.gateway.http.fields import Body
+from baton.gateway.sampling import SamplingBuilder
 from baton.gateway.text_model import TextModel
 
 MAX_CHOICES = 128
 MAX_STOPS = 4
-_LEAST_TOP_P = 1e-6  # top_p = 0 means "the most likely token only"; the engine wants a positive number
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15
+_SAMPLING_FIELDS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "ignore_eos",
+)  # fmt: skip
 
 
 class StreamOptions(Body):
@@ -75,71 +76,16 @@ class GenerationFields(Body):
         return self
 
 
-class SamplingBuilder:
-    """Makes the sampling parameters of each choice of one request. A seed is drawn once when the client gave none."""
-
-    def __init__(
-        self,
-        fields: GenerationFields,
-        model: TextModel,
-        *,
-        top_logprobs: int | None = None,
-        prompt_logprobs: int | None = None,
-    ) -> None:
-        self._seed = secrets.randbits(64) if fields.seed is None else fields.seed & SEED_MASK
-        self._min_tokens = fields.min_tokens or 0
-        self._fixed = {
-            **model.sampling_defaults,
-            **_given(fields),
-            "logit_bias": _logit_bias(fields.logit_bias or {}, model.vocab_size),
-            "stop_token_ids": tuple(fields.stop_token_ids),
-            "ignore_eos": bool(fields.ignore_eos),
-            "top_logprobs": top_logprobs,
-            "prompt_logprobs": prompt_logprobs,
-        }
-        for token in fields.stop_token_ids:
-            if token >= model.vocab_size:
-                raise InvalidRequest(f"stop_token_ids names token {token}; the vocabulary has {model.vocab_size}",
-                                     param="stop_token_ids")  # fmt: skip
-
-    def build(self, index: int, max_tokens: int) -> SamplingParams:
-        """Parameters of choice `index`. Raises InvalidRequest."""
-        return SamplingParams(
-            **self._fixed, seed=seed_of_choice(self._seed, index), max_tokens=max_tokens, min_tokens=self._min_tokens
-        )
-
-
-def seed_of_choice(seed: int, index: int) -> int:
-    """Seed of one choice: the first one's is the request's own, others are independent of it. Never 0 (= any)."""
-    if index:
-        seed = _mix((seed + index * _GOLDEN_RATIO) & SEED_MASK)
-    return seed or _GOLDEN_RATIO
-
-
-def _mix(value: int) -> int:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & SEED_MASK
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & SEED_MASK
-    return value ^ (value >> 31)
-
-
-def _given(fields: GenerationFields) -> dict[str, Any]:
-    given: dict[str, Any] = {
-        "temperature": fields.temperature,
-        "top_p": None if fields.top_p is None else max(fields.top_p, _LEAST_TOP_P),
-        "top_k": None if fields.top_k is None else max(fields.top_k, 0),
-        "min_p": fields.min_p,
-        "repetition_penalty": fields.repetition_penalty,
-        "presence_penalty": fields.presence_penalty,
-        "frequency_penalty": fields.frequency_penalty,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _logit_bias(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
-    for token in biases:
-        if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocab_size):
-            raise InvalidRequest(
-                f"logit_bias names token {token!r}; keys are token ids from 0 to {vocab_size - 1}", param="logit_bias"
-            )
-    return {int(token): bias for token, bias in biases.items()}
+def sampling_of(
+    fields: GenerationFields, model: TextModel, *, top_logprobs: int | None = None, prompt_logprobs: int | None = None
+) -> SamplingBuilder:
+    """The sampling that `fields` ask for. Raises InvalidRequest."""
+    given = {name: getattr(fields, name) for name in _SAMPLING_FIELDS}
+    return SamplingBuilder(
+        model,
+        {**given, "top_logprobs": top_logprobs, "prompt_logprobs": prompt_logprobs},
+        seed=fields.seed,
+        logit_bias=fields.logit_bias,
+        stop_token_ids=fields.stop_token_ids,
+        min_tokens=fields.min_tokens or 0,
+    )

@@ -1,6 +1,6 @@
-"""Reading OpenAI request bodies: JSON object -> pydantic model, with errors that name the field as OpenAI does.
+"""Reading request bodies: JSON object -> pydantic model, with errors that name the field.
 
-Fields that OpenAI knows and this server does not support are refused by name; unknown fields are ignored, so that
+Fields that an API knows and this server does not support are refused by name; unknown fields are ignored, so that
 clients with private extensions work.
 """
 

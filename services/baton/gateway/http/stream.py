@@ -1,4 +1,4 @@
-"""Server-sent events: a response whose errors are HTTP errors until its first event, and events afterwards."""
+"""Responses that come piece by piece: their errors are HTTP errors until the first piece, and pieces afterwards."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from baton.gateway.http.disconnect import unless_disconnected
 
 log = structlog.get_logger(__name__)
 
-KEEP_ALIVE = b": keep-alive\n\n"
+SSE = "text/event-stream; charset=utf-8"
+SSE_COMMENT = b": keep-alive\n\n"
 _GOODBYE_S = 1.0
 _HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # asks reverse proxies not to collect events
 ]
 
 
-class EventStream(Response):
-    """Sends `events`, which are complete SSE events. Nothing is sent before the first of them.
+class StreamedBody(Response):
+    """Sends `pieces`, each as soon as it is there. Nothing is sent before the first of them.
 
     The client leaving, or not reading for `slow_reader_timeout_s`, closes the generator. At most one send is under way:
-    a client that does not read stops the generator. `render_error` makes the last event of a stream that failed.
+    a client that does not read stops the generator. `render_error` makes the last piece of a stream that failed.
     """
 
     def __init__(
-        self, events: AsyncGenerator[bytes], render_error: Callable[[BatonError], bytes], slow_reader_timeout_s: float
+        self,
+        pieces: AsyncGenerator[bytes],
+        media_type: str,
+        render_error: Callable[[BatonError], bytes],
+        slow_reader_timeout_s: float,
     ) -> None:
-        super().__init__()
-        self._events = events
+        super().__init__(media_type=media_type)
+        self._pieces = pieces
+        self._head = [(b"content-type", media_type.encode()), *_HEADERS]
         self._render_error = render_error
         self._slow_reader_timeout_s = slow_reader_timeout_s
         self._started = False
@@ -50,11 +55,11 @@ class EventStream(Response):
             await self._break_off(_typed(error), context_of(scope), send)
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._events) as events:
-            async for data in events:
+        async with aclosing(self._pieces) as pieces:
+            async for data in pieces:
                 if not self._started:
                     self._started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                    await send({"type": "http.response.start", "status": 200, "headers": self._head})
                 try:
                     async with asyncio.timeout(self._slow_reader_timeout_s):
                         await send({"type": "http.response.body", "body": data, "more_body": True})

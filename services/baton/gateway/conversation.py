@@ -1,0 +1,94 @@
+"""What every chat API comes down to: messages and tools, their prompt, and the choices that answer it.
+
+Between an API's own request and the generation. Knows no HTTP and no API's shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from baton.core.errors import InvalidRequest
+from baton.gateway import metrics
+from baton.gateway.generation import Choice
+from baton.gateway.parsers.formats import Tools
+from baton.gateway.parsers.output_parser import OutputParser
+from baton.gateway.parsers.registry import NONE, Parsers
+from baton.gateway.sampling import SamplingBuilder
+from baton.gateway.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One request for an assistant's message.
+
+    `messages` and `tools` as `ChatTemplate.render` takes them; `variables`: further ones for the template.
+    `parallel_calls`: the message may have several tool calls.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    parallel_calls: bool = True
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as the model reads it. `text` is what the answer continues."""
+
+    token_ids: list[int]
+    text: str
+    tools: Tools
+    parallel_calls: bool
+
+    def new_parser(self, parsers: Parsers) -> OutputParser | None:
+        """The parser of one answer."""
+        return parsers.create(self.tools, self.text, single=not self.parallel_calls)
+
+
+def read_prompt(service: Service, conversation: Conversation) -> ChatPrompt:
+    """Render and tokenize; may take long for long conversations. Raises InvalidRequest."""
+    template = service.model.template
+    if template is None:
+        raise InvalidRequest(
+            "This model has no chat template, so it takes no messages; use /v1/completions.", param="messages"
+        )
+    if conversation.tools and (service.parsers.tools == NONE or not template.knows_tools):
+        raise InvalidRequest(
+            "This model calls no tools: its chat template has none, or none in a format that this server reads.",
+            param="tools",
+        )
+    with metrics.tokenizing():
+        text = template.render(conversation.messages, conversation.variables, conversation.tools)
+        [token_ids] = service.model.tokenizer.encode([text], add_special_tokens=False)
+    functions = [tool["function"] for tool in conversation.tools]
+    schemas = {function["name"]: function.get("parameters") or {} for function in functions}
+    return ChatPrompt(token_ids, text, schemas, conversation.parallel_calls)
+
+
+def answers_to(
+    service: Service,
+    prompt: ChatPrompt,
+    sampling: SamplingBuilder,
+    *,
+    request_id: str,
+    count: int = 1,
+    max_tokens: int | None = None,
+    stops: Sequence[str] = (),
+) -> list[Choice]:
+    """The choices that answer `prompt`. Without `max_tokens` they may fill the context. Raises BatonError."""
+    room = service.room(prompt.token_ids, "messages")
+    most = min(max_tokens or room, room)
+    return [
+        Choice(
+            request_id=request_id if count == 1 else f"{request_id}-{index}",
+            index=index,
+            prompt=0,
+            prompt_token_ids=prompt.token_ids,
+            sampling=sampling.build(index, most),
+            stops=stops,
+            parser=prompt.new_parser(service.parsers),
+        )
+        for index in range(count)
+    ]

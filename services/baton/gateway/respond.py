@@ -1,0 +1,153 @@
+"""From running choices to a response, whole or streamed. A `Writer` puts them into one API's words."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from baton.core.errors import BatonError
+from baton.gateway.generation import Choice, ChoiceStream
+from baton.gateway.http.context import RequestContext, context_of
+from baton.gateway.http.disconnect import unless_disconnected
+from baton.gateway.http.stream import StreamedBody
+from baton.gateway.output import OutputToken, Piece
+from baton.gateway.parsers.events import CallArguments, CallEnd, CallStart, Content, Event, Reasoning
+from baton.gateway.service import Service
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """`arguments` is JSON text, as the model wrote it: of an object, unless it was cut off or is wrong."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Answer:
+    """All that one choice said. `text` is the whole of it, before it was taken apart."""
+
+    choice: Choice
+    text: str = ""
+    content: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    tokens: list[OutputToken] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request. Prompts count once, however many choices they have; `cached_tokens` are part of them, those
+    that the first choice found."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class Writer(Protocol):
+    """The wire format of one request's answer. Used for one request only, so it may keep state."""
+
+    media_type: str  # of the stream
+
+    def whole(self, answers: Sequence[Answer]) -> Any:
+        """The JSON value of a response that is not streamed; its choices have ended."""
+
+    def piece(self, choice: Choice, piece: Piece) -> bytes:
+        """What a stream says with a piece; may be empty."""
+
+    def end(self) -> bytes:
+        """The last bytes of a stream whose choices have ended."""
+
+    def keep_alive(self) -> bytes:
+        """What a stream says when there is nothing to say, so that proxies keep it open."""
+
+    def error(self, error: BatonError) -> bytes:
+        """The last bytes of a stream that failed after it had begun."""
+
+
+class Responder:
+    """Answers one request."""
+
+    def __init__(self, service: Service, request: Request, writer: Writer) -> None:
+        self._service = service
+        self._request = request
+        self._writer = writer
+        self._context: RequestContext = context_of(request.scope)
+
+    async def respond(self, choices: Sequence[Choice], *, stream: bool) -> Response:
+        """The response to `choices`. Raises BatonError; for a stream, that happens when the response is sent."""
+        if not stream:
+            return await unless_disconnected(self._request.receive, self._whole(choices))
+        timeout_s = self._service.settings.slow_reader_timeout_s
+        return StreamedBody(self._stream(choices), self._writer.media_type, self._writer.error, timeout_s)
+
+    async def _whole(self, choices: Sequence[Choice]) -> Response:
+        answers = {choice.index: Answer(choice) for choice in choices}
+        pieces: dict[int, list[Piece]] = {choice.index: [] for choice in choices}
+        async with self._running(choices) as running:
+            while not running.done:
+                for choice, piece in await running.next():
+                    pieces[choice.index].append(piece)
+        for index, answer in answers.items():
+            _put_together(answer, pieces[index])
+        body = self._writer.whole([answers[choice.index] for choice in choices])
+        return Response(orjson.dumps(body), media_type="application/json")
+
+    async def _stream(self, choices: Sequence[Choice]) -> AsyncGenerator[bytes]:
+        async with self._running(choices) as running:
+            while not running.done:
+                ready = await running.next(self._service.settings.keep_alive_s)
+                if not ready:
+                    yield self._writer.keep_alive()
+                elif data := b"".join(self._writer.piece(choice, piece) for choice, piece in ready):
+                    yield data
+        yield self._writer.end()
+
+    @asynccontextmanager
+    async def _running(self, choices: Sequence[Choice]) -> AsyncIterator[ChoiceStream]:
+        """The choices, running; whatever ends them, the log tells how far they came."""
+        try:
+            async with ChoiceStream(self._service.generator, choices, self._context.started) as running:
+                yield running
+        finally:
+            usage = usage_of(choices)
+            self._context.facts |= {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "cached_tokens": usage.cached_tokens,
+            }
+
+
+def usage_of(choices: Sequence[Choice]) -> Usage:
+    firsts = {choice.prompt: choice for choice in reversed(choices)}.values()
+    return Usage(
+        prompt_tokens=sum(len(choice.prompt_token_ids) for choice in firsts),
+        cached_tokens=sum(choice.cached_tokens for choice in firsts),
+        completion_tokens=sum(choice.completion_tokens for choice in choices),
+    )
+
+
+def _put_together(answer: Answer, pieces: Sequence[Piece]) -> None:
+    events: list[Event] = [event for piece in pieces for event in piece.events]
+    answer.text = "".join(piece.text for piece in pieces)
+    answer.content = "".join(event.text for event in events if isinstance(event, Content))
+    answer.reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
+    answer.tokens = [token for piece in pieces for token in piece.tokens]
+    arguments: list[list[str]] = []
+    for event in events:
+        match event:
+            case CallStart(_, id, name):
+                answer.calls.append(ToolCall(id, name))
+                arguments.append([])
+            case CallArguments(index, text):
+                arguments[index].append(text)
+            case CallEnd(index):
+                answer.calls[index].arguments = "".join(arguments[index])
