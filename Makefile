@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check proto docs bench clean
+.PHONY: help setup up test check chaos proto docs bench clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
@@ -51,6 +51,9 @@ check: $(VENV)/.dev ## style, types, layers, and whether generated files are cur
 	$(BIN)/lint-imports --no-cache > $(VENV)/.layers 2>&1 || { cat $(VENV)/.layers; status=1; }; \
 	for tool in stubs configuration_doc module_map; do $(BIN)/python tools/$$tool.py --check || status=1; done; \
 	test $$status = 0 && echo "check: all good" || exit 1
+
+chaos: $(VENV)/.dev ## faults against a system under load (SEED=7 MINUTES=3 ARGS="--transport=tcp"; see docs/chaos.md)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tools.chaos $(if $(SEED),--seed=$(SEED)) $(if $(MINUTES),--minutes=$(MINUTES)) $(ARGS)
 
 proto: $(VENV)/.dev ## generate the gRPC stubs anew
 	@$(BIN)/python tools/stubs.py
