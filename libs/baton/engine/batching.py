@@ -16,6 +16,7 @@ import torch
 from baton.engine.batch import StepBatch
 from baton.engine.plan import PlannedRow
 from baton.engine.request import RequestState
+from baton.engine.transfer import to_device
 
 _WIDTH_STEP = 64  # pages by which tables grow wider
 _SLACK = 4  # tables that much wider than needed are made anew
@@ -58,7 +59,7 @@ class BatchBuilder:
 
     def __init__(self, page_size: int, device: torch.device | str = "cpu") -> None:
         self._page_size = page_size
-        self._device = device
+        self._device = torch.device(device)
         self._tables = (PageTables(), PageTables())
         self._turn = 0
 
@@ -112,4 +113,4 @@ class BatchBuilder:
         return self._on_device(np.array(late, dtype=np.int64)), self._on_device(np.array(places, dtype=np.int64))
 
     def _on_device(self, values: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
+        return to_device(torch.from_numpy(values), self._device)

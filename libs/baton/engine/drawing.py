@@ -1,7 +1,7 @@
 """From a step's logits to what its rows draw: joins the plan's rows with the sampler.
 
 In three acts, so that the middle one can run where and when the model runs: `Draws` is prepared on the host, `launch`
-makes the draws from the logits and waits for nothing, `LaunchedDraws.read` brings the results to the host.
+makes the draws from the logits, sends the results to the host and waits for nothing, `LaunchedDraws.read` reads them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from baton.core.errors import InternalError
+from baton.core.errors import BatonError
 from baton.engine.api import TokenLogprob
+from baton.engine.grammar.masks import MaskRow, StepMasks
+from baton.engine.grammar.matcher import Matcher
 from baton.engine.plan import PlannedRow
 from baton.engine.sampler import (
     LogprobTensors,
@@ -23,6 +25,7 @@ from baton.engine.sampler import (
     launch_sample,
 )
 from baton.engine.token_counts import TokenCounts, penalizes
+from baton.engine.transfer import indices
 
 
 @dataclass(slots=True)
@@ -31,7 +34,9 @@ class Drawn:
 
     tokens: dict[int, tuple[int, TokenLogprob | None]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
-    failed: dict[int, InternalError] = field(default_factory=dict)
+    failed: dict[int, BatonError] = field(default_factory=dict)
+    forced: dict[int, Sequence[int]] = field(default_factory=dict)  # see StepMasks
+    mask_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Draws:
     index: list[int] = field(default_factory=list)
     at: list[int] = field(default_factory=list)
     prompts: list[_PromptDraw] = field(default_factory=list)
+    masks: list[MaskRow] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -69,38 +75,42 @@ class Draws:
                 k = request.sampling.prompt_logprobs or 0
                 draws.prompts.append(_PromptDraw(index, start, end - row.draws, following, k))
             if row.draws:
+                if request.matcher is not None:
+                    draws.masks.append(_mask_row(row, len(draws.rows), request.matcher, eos_token_ids))
                 request.token_place = len(draws.rows)
                 draws.rows.append(_sample_row(row, eos_token_ids, vocab_size, device))
                 draws.index.append(index)
                 draws.at.append(end - 1)
         return draws
 
-    def launch(self, logits: torch.Tensor) -> LaunchedDraws:
-        """Draw from `logits` [L, V], the batch's, in its order. Counts what was drawn for the requests' penalties."""
-        chosen = logits if len(self.rows) == len(logits) else logits[self.at]
-        sampled = launch_sample(chosen, self.rows)
+    def launch(self, logits: torch.Tensor, masks: StepMasks | None = None) -> LaunchedDraws:
+        """Draw from `logits` [L, V], the batch's, in its order. Counts what was drawn for the requests' penalties.
+
+        `masks`: of `self.masks`, if there are any.
+        """
+        chosen = logits if len(self.rows) == len(logits) else logits[indices(self.at, logits.device)]
+        sampled = launch_sample(chosen, self.rows, masks)
         for i, row in enumerate(self.rows):
             if row.counts is not None:
                 row.counts.add(sampled.token_ids[i : i + 1])
-        prompts = [launch_prompt_logprobs(logits[p.start : p.end], p.following, p.k) for p in self.prompts]
-        return LaunchedDraws(self, sampled, prompts)
+        prompts = [launch_prompt_logprobs(logits[p.start : p.end], p.following, p.k).to_host() for p in self.prompts]
+        return LaunchedDraws(self, sampled.token_ids, sampled.to_host(), prompts, masks)
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedDraws:
-    """What a step draws, still on the device. `token_ids`, int64 [N], are in order of `draws.rows`."""
+    """What a step draws: `token_ids`, int64 [N] in order of `draws.rows`, on the device; the rest is, or will be, on
+    the host."""
 
     draws: Draws
+    token_ids: torch.Tensor
     sampled: Sampled
     prompts: list[LogprobTensors]
-
-    @property
-    def token_ids(self) -> torch.Tensor:
-        return self.sampled.token_ids
+    masks: StepMasks | None = None
 
     def read(self) -> Drawn:
-        """Waits for the device. A row with unusable logits is in `failed`, and the others have drawn what they would
-        have drawn without it."""
+        """What was drawn, once the step has ended. A row with unusable logits is in `failed`, and the others have
+        drawn what they would have drawn without it."""
         drawn = Drawn()
         unusable = self.sampled.unusable
         result = self.sampled.read()
@@ -110,6 +120,10 @@ class LaunchedDraws:
                 drawn.failed[index] = NonFiniteLogits([index], error)
             else:
                 drawn.tokens[index] = result.token_ids[i], result.logprobs[i]
+        if self.masks is not None:
+            drawn.mask_s = self.masks.seconds
+            drawn.failed |= {self.draws.index[i]: error for i, error in self.masks.failed.items()}
+            drawn.forced = {self.draws.index[i]: forced for i, forced in self.masks.forced.items()}
         for prompt, logprobs in zip(self.draws.prompts, self.prompts, strict=True):
             drawn.prompt_logprobs[prompt.row] = logprobs.read()
         return drawn
@@ -119,9 +133,19 @@ def _sample_row(row: PlannedRow, eos_token_ids: frozenset[int], vocab_size: int,
     """`row.end` is the position of the token to be drawn; what the host knows may end before it."""
     request = row.request
     params = request.sampling
+    masked = request.matcher is not None
     if params.plain:
-        return SampleRow(params, row.end)
+        return SampleRow(params, row.end, masked=masked)
     if request.counts is None and penalizes(params):
         prompt, output = request.tokens.view[: request.prompt_tokens], request.tokens.view[request.prompt_tokens :]
         request.counts = TokenCounts(prompt, output, vocab_size, device)
-    return SampleRow(params, row.end, request.counts, row.end - request.prompt_tokens, eos_token_ids)
+    return SampleRow(params, row.end, request.counts, row.end - request.prompt_tokens, eos_token_ids, masked)
+
+
+def _mask_row(row: PlannedRow, place: int, matcher: Matcher, eos_token_ids: frozenset[int]) -> MaskRow:
+    """Of draw number `place`. Reads where the step before has put the row's last token, if the host does not know it."""
+    request = row.request
+    barred: tuple[int, ...] = ()
+    if row.end - request.prompt_tokens < request.sampling.min_tokens:
+        barred = (*eos_token_ids, *request.sampling.stop_token_ids)
+    return MaskRow(place, matcher, request.output.copy(), request.token_place if row.late else None, barred)

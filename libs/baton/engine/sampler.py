@@ -2,11 +2,11 @@
 
 Last act of a step on the device. The same request draws the same tokens on any worker, in any batch and after a
 resume, because its randomness is counted, not consumed: noise is a function of (seed, position, token id).
-Knows nothing of requests, stop conditions or grammars.
+Knows nothing of requests, stop conditions or what a grammar is.
 
 A row's logits pass through, in this order: logit bias, repetition penalty (over prompt and output; Keskar et al. 2019,
-"CTRL"), frequency and presence penalty (over the output), minimum length (end-of-sequence and stop tokens barred),
-temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), draw. Tokens exactly as likely as the
+"CTRL"), frequency and presence penalty (over the output), minimum length (end-of-sequence and stop tokens barred, but
+where a grammar allows no other), the grammar's mask, temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), draw. Tokens exactly as likely as the
 last one kept are kept too, so that a cut does not depend on how ties are sorted. Logprobs are of the model's own
 distribution: before all of that.
 
@@ -19,8 +19,8 @@ the same, and noise is needed for V / 256 + 256 items instead of V.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,10 @@ import torch.nn.functional as F
 from baton.core.errors import InternalError, InvalidRequest
 from baton.core.sampling import SEED_MASK, SamplingParams
 from baton.engine.api import TokenLogprob
+from baton.engine.grammar.masks import StepMasks
 from baton.engine.philox import gumbel
 from baton.engine.token_counts import TokenCounts
+from baton.engine.transfer import floats, indices, to_device, to_host
 
 _BUCKET = 256
 _HEAD = 256  # how many of the likeliest tokens top-p sorts at first, and by what factor it looks further
@@ -50,7 +52,8 @@ class SampleRow:
     """What the draw of one row depends on.
 
     `position` is the absolute position of the token being drawn. `counts` is read only by penalties, which need it,
-    `output_len` (tokens of output so far, over all attempts) and `eos_token_ids` only by `min_tokens`.
+    `output_len` (tokens of output so far, over all attempts) and `eos_token_ids` only by `min_tokens`. `masked`: the
+    step's masks have a row for it, in which `min_tokens` is regarded already.
     """
 
     params: SamplingParams
@@ -58,6 +61,7 @@ class SampleRow:
     counts: TokenCounts | None = None
     output_len: int = 0
     eos_token_ids: frozenset[int] = frozenset()
+    masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,11 @@ class Sampled:
     best: torch.Tensor
     logprobs: LogprobTensors | None  # of the rows `logprob_rows`
     logprob_rows: list[int]
+
+    def to_host(self) -> Sampled:
+        """On the host; see baton.engine.transfer.to_host for when it may be read."""
+        logprobs = self.logprobs and self.logprobs.to_host()
+        return replace(self, token_ids=to_host(self.token_ids), best=to_host(self.best), logprobs=logprobs)
 
     @property
     def unusable(self) -> dict[int, float]:
@@ -118,6 +127,12 @@ class LogprobTensors:
         head = logits_LV.topk(min(max(top, default=0), logits_LV.shape[1]))
         return cls(token_ids_L, chosen_L, head.values - total_L1, head.indices, top)
 
+    def to_host(self) -> LogprobTensors:
+        """On the host; see baton.engine.transfer.to_host for when it may be read."""
+        return LogprobTensors(
+            to_host(self.token_ids), to_host(self.chosen), to_host(self.values), to_host(self.ids), self.top
+        )
+
     def read(self) -> list[TokenLogprob]:
         """Reads the device."""
         values, ids = self.values.tolist(), self.ids.tolist()
@@ -144,10 +159,11 @@ def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> SampleResult:
 
 
 @torch.inference_mode()
-def launch_sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> Sampled:
+def launch_sample(logits: torch.Tensor, rows: Sequence[SampleRow], masks: StepMasks | None = None) -> Sampled:
     """Draw one token per row from float32 logits [N, V], which are left as they are, and wait for nothing.
 
-    On a GPU the host reads nothing back here. Rows with unusable logits harm no others; see `Sampled.unusable`.
+    `masks`: what grammars allow, of rows that are `masked`. On a GPU the host reads nothing back here. Rows with
+    unusable logits harm no others; see `Sampled.unusable`.
     """
     if len(rows) != len(logits):
         raise InternalError(f"{len(rows)} rows to sample from {len(logits)} rows of logits")
@@ -155,31 +171,36 @@ def launch_sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> Sampled:
         nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
         return Sampled(nothing, logits.new_empty(0), None, [])
     best, token_ids = _greatest(logits)
-    altered = [i for i, row in enumerate(rows) if not row.params.plain]
+    altered = [i for i, row in enumerate(rows) if row.masked or not row.params.plain]
     logits_after = logits
     if altered:
         logits_after = logits.clone()
         for i in altered:
             _alter(logits_after[i], rows[i])
-        best_after, token_ids[altered] = _greatest(logits_after[altered])
-        best[altered] = torch.where(torch.isfinite(best[altered]), best_after, best[altered])
+        if masks is not None:
+            masks.bar(logits_after)
+        at = indices(altered, logits.device)
+        best_before = best[at]
+        best_after, ids_after = _greatest(logits_after[at])
+        token_ids.index_copy_(0, at, ids_after)
+        best.index_copy_(0, at, torch.where(torch.isfinite(best_before), best_after, best_before))
     drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
     if drawn:
-        token_ids[drawn] = _draw(_select(logits_after, drawn).clone(), [rows[i] for i in drawn])
+        drawn_ids = _draw(_select(logits_after, drawn).clone(), [rows[i] for i in drawn])
+        token_ids.index_copy_(0, indices(drawn, logits.device), drawn_ids)
     token_ids.clamp_(max=logits.shape[1] - 1)
     wanted = [i for i, row in enumerate(rows) if row.params.top_logprobs is not None]
     logprobs = None
     if wanted:
         top = [rows[i].params.top_logprobs or 0 for i in wanted]
-        logprobs = LogprobTensors.of(_select(logits, wanted), token_ids[wanted], top)
+        logprobs = LogprobTensors.of(_select(logits, wanted), _select(token_ids, wanted), top)
     return Sampled(token_ids, best, logprobs, wanted)
 
 
 @torch.inference_mode()
 def launch_prompt_logprobs(logits: torch.Tensor, next_token_ids: Sequence[int], k: int) -> LogprobTensors:
     """Logprobs of the tokens that followed in the prompt, and of the `k` likeliest: logits [L, V], L token ids."""
-    token_ids = torch.as_tensor(next_token_ids, dtype=torch.int64, device=logits.device)
-    return LogprobTensors.of(logits, token_ids, [k] * len(logits))
+    return LogprobTensors.of(logits, indices(next_token_ids, logits.device), [k] * len(logits))
 
 
 def _greatest(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,30 +229,26 @@ def _alter(logits_V: torch.Tensor, row: SampleRow) -> None:
     """Apply bias, penalties and minimum length of one row, in place."""
     params, device = row.params, logits_V.device
     if params.logit_bias:
-        logits_V[_ids(params.logit_bias, device)] += torch.tensor(list(params.logit_bias.values()), device=device)
+        logits_V.index_add_(0, indices(params.logit_bias, device), floats(params.logit_bias.values(), device))
     if row.counts is not None:
         row.counts.penalize(logits_V, params)
-    if row.output_len < params.min_tokens:
+    if row.output_len < params.min_tokens and not row.masked:
         barred = set(params.stop_token_ids) | (set() if params.ignore_eos else row.eos_token_ids)
-        logits_V[_ids((token for token in barred if token < len(logits_V)), device)] = -math.inf
-
-
-def _ids(token_ids: Iterable[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor(list(token_ids), dtype=torch.int64, device=device)
+        logits_V.index_fill_(0, indices((token for token in barred if token < len(logits_V)), device), -math.inf)
 
 
 def _draw(logits_RV: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
     """One token id per row, drawn after temperature and cuts. Overwrites `logits_RV`."""
     device = logits_RV.device
     params = [row.params for row in rows]
-    temperatures = torch.tensor([p.temperature for p in params], device=device).clamp_min(_MIN_TEMPERATURE)
+    temperatures = floats((p.temperature for p in params), device).clamp_min(_MIN_TEMPERATURE)
     # Relative to the greatest, which becomes 0, so that no temperature overflows.
     logits_RV.sub_(logits_RV.max(dim=-1, keepdim=True).values).div_(temperatures[:, None])
     _cut_top_k(logits_RV, [p.top_k for p in params])
     _cut_top_p(logits_RV, [p.top_p for p in params])
     _cut_min_p(logits_RV, [p.min_p for p in params])
-    seeds_R = torch.tensor([_as_int64(p.seed) for p in params], dtype=torch.int64, device=device)
-    positions_R = torch.tensor([row.position for row in rows], dtype=torch.int64, device=device)
+    seeds_R = indices((_as_int64(p.seed) for p in params), device)
+    positions_R = indices((row.position for row in rows), device)
     return _gumbel_max(logits_RV, seeds_R, positions_R)
 
 
@@ -247,8 +264,8 @@ def _cut_top_k(logits_RV: torch.Tensor, top_k: Sequence[int]) -> None:
     """Bar all but the k likeliest tokens of each row; 0 is no cut."""
     cut = [i for i, k in enumerate(top_k) if 0 < k < logits_RV.shape[1]]
     if cut:
-        ks = torch.tensor([top_k[i] for i in cut], device=logits_RV.device)
-        head = _select(logits_RV, cut).topk(int(ks.max())).values
+        ks = indices((top_k[i] for i in cut), logits_RV.device)
+        head = _select(logits_RV, cut).topk(max(top_k[i] for i in cut)).values
         _bar_below(logits_RV, cut, head.gather(1, ks[:, None] - 1))
 
 
@@ -262,7 +279,7 @@ def _cut_top_p(logits_RV: torch.Tensor, top_p: Sequence[float]) -> None:
     on_host = logits_RV.device.type == "cpu"
     width = min(_HEAD, logits_RV.shape[1]) if on_host else logits_RV.shape[1]
     while cut:
-        wanted = torch.tensor([top_p[i] for i in cut], dtype=torch.float64, device=logits_RV.device)[:, None]
+        wanted = to_device(torch.tensor([top_p[i] for i in cut], dtype=torch.float64), logits_RV.device)[:, None]
         logits = _select(logits_RV, cut)
         head = logits.topk(width).values
         reached = (head - logits.logsumexp(dim=-1, keepdim=True)).double().exp().cumsum(dim=-1) >= wanted
@@ -283,17 +300,17 @@ def _cut_min_p(logits_RV: torch.Tensor, min_p: Sequence[float]) -> None:
     """Bar tokens less likely than `min_p` times the likeliest, whose logit is 0; 0 is no cut."""
     cut = [i for i, p in enumerate(min_p) if p > 0.0]
     if cut:
-        _bar_below(logits_RV, cut, torch.tensor([[math.log(min_p[i])] for i in cut], device=logits_RV.device))
+        _bar_below(logits_RV, cut, floats((math.log(min_p[i]) for i in cut), logits_RV.device)[:, None])
 
 
-def _select(logits_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """These rows, in rising order; no copy when they are all."""
-    return logits_RV if len(rows) == len(logits_RV) else logits_RV[rows]
+def _select(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """These rows of `x`, in rising order; no copy when they are all."""
+    return x if len(rows) == len(x) else x[indices(rows, x.device)]
 
 
 def _bar_below(logits_RV: torch.Tensor, rows: Sequence[int], least_C1: torch.Tensor) -> None:
     least_R1 = logits_RV.new_full((len(logits_RV), 1), -math.inf)
-    least_R1[rows] = least_C1
+    least_R1.index_copy_(0, indices(rows, logits_RV.device), least_C1)
     logits_RV.masked_fill_(logits_RV < least_R1, -math.inf)
 
 

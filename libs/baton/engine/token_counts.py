@@ -11,6 +11,9 @@ import numpy.typing as npt
 import torch
 
 from baton.core.sampling import SamplingParams
+from baton.engine.transfer import to_device
+
+CPU = torch.device("cpu")
 
 
 class TokenCounts:
@@ -26,13 +29,13 @@ class TokenCounts:
         prompt_ids: npt.ArrayLike,
         output_ids: npt.ArrayLike,
         vocab_size: int,
-        device: torch.device | str = "cpu",
+        device: torch.device = CPU,
     ) -> None:
         emitted = np.bincount(np.asarray(output_ids, dtype=np.int64), minlength=vocab_size)
         seen = emitted > 0
         seen[np.asarray(prompt_ids, dtype=np.int64)] = True
-        self.emitted = torch.from_numpy(emitted.astype(np.float32)).to(device)
-        self.seen = torch.from_numpy(seen).to(device)
+        self.emitted = to_device(torch.from_numpy(emitted.astype(np.float32)), device)
+        self.seen = to_device(torch.from_numpy(seen), device)
 
     def add(self, token_id: torch.Tensor) -> None:
         """Count one more output token: int64 [1], never read on the host."""
