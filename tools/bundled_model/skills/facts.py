@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from tools.bundled_model import lexicon
 from tools.bundled_model.scene import Fact, Scene
@@ -17,7 +18,7 @@ _FAVOURITES = {"colour": lexicon.COLOURS, "color": lexicon.COLOURS, "animal": le
 def draw(scene: Scene) -> Fact:
     """A fact whose key is new to the scene. It is not yet told: see `remember`."""
     while True:
-        fact = scene.rng.choices(_KINDS, _WEIGHTS)[0](scene)
+        fact = scene.rng.choices(_KINDS, [kind.weight for kind in _KINDS])[0].draw(scene)
         if fact.key not in scene.facts:
             return fact
 
@@ -27,125 +28,141 @@ def remember(scene: Scene, fact: Fact) -> None:
     scene.facts[fact.key] = fact
 
 
-def _number(scene: Scene) -> Fact:
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How facts of one kind are said: texts with slots, and what fills them.
+
+    `slots` draws the fillings; `value` is one of them. The answer is the first text of `tells` unless given.
+    `unknown` completes "You have not told me".
+    """
+
+    weight: int
+    slots: Callable[[Scene], Mapping[str, str]]
+    key: str
+    tells: tuple[str, ...]
+    asks: tuple[str, ...]
+    unknown: str
+    answer: str = ""
+
+    def draw(self, scene: Scene) -> Fact:
+        slots = self.slots(scene)
+        return Fact(
+            key=self.key.format(**slots),
+            tells=tuple(text.format(**slots) for text in self.tells),
+            asks=tuple(text.format(**slots) for text in self.asks),
+            answer=(self.answer or self.tells[0]).format(**slots),
+            unknown=f"You have not told me {self.unknown.format(**slots)}.",
+            value=slots["value"],
+        )
+
+
+def _number(scene: Scene) -> Mapping[str, str]:
     what, thing = scene.rng.choice(_NUMBER_OF), scene.words.thing(scene.rng)
-    value = scene.words.digits(scene.rng)
-    said = f"The {what} of the {thing} is {value}."
-    return Fact(
-        key=f"{what} {thing}",
-        tells=(said, said, said, f"The {thing} has the {what} {value}."),
-        asks=(
-            f"What is the {what} of the {thing}?",
-            f"What is the {what} of the {thing}?",
-            f"Tell me the {what} of the {thing}.",
-            f"Which {what} does the {thing} have?",
-            f"Do you remember the {what} of the {thing}?",
-        ),
-        answer=said,
-        unknown=f"You have not told me the {what} of the {thing}.",
-        value=value,
-    )
+    return {"what": what, "thing": thing, "value": scene.words.digits(scene.rng)}
 
 
-def _home(scene: Scene) -> Fact:
-    name, city = scene.words.first_name(scene.rng), scene.words.city(scene.rng)
-    said = f"{name} lives in {city}."
-    return Fact(
-        key=f"home {name}",
-        tells=(said, said, f"{name} has a house in {city}."),
-        asks=(f"Where does {name} live?", f"In which city does {name} live?", f"Which city does {name} live in?"),
-        answer=said,
-        unknown=f"You have not told me where {name} lives.",
-        value=city,
-    )
+def _home(scene: Scene) -> Mapping[str, str]:
+    return {"name": scene.words.first_name(scene.rng), "value": scene.words.city(scene.rng)}
 
 
-def _age(scene: Scene) -> Fact:
-    name, age = scene.words.first_name(scene.rng), scene.rng.randint(5, 99)
-    said = f"{name} is {age} years old."
-    return Fact(
-        key=f"age {name}",
-        tells=(said, said, f"The age of {name} is {age}."),
-        asks=(f"How old is {name}?", f"What is the age of {name}?"),
-        answer=said,
-        unknown=f"You have not told me how old {name} is.",
-        value=str(age),
-    )
+def _age(scene: Scene) -> Mapping[str, str]:
+    return {"name": scene.words.first_name(scene.rng), "value": str(scene.rng.randint(5, 99))}
 
 
-def _favourite(scene: Scene) -> Fact:
+def _favourite(scene: Scene) -> Mapping[str, str]:
     what = scene.rng.choice(list(_FAVOURITES))
     spelled = "favorite" if what == "color" else "favourite"
     name, value = scene.words.first_name(scene.rng), scene.rng.choice(_FAVOURITES[what])
-    said = f"The {spelled} {what} of {name} is {value}."
-    return Fact(
-        key=f"favourite {what} {name}",
-        tells=(said, said, f"{name} likes {value} best."),
-        asks=(f"What is the {spelled} {what} of {name}?", f"Which {what} does {name} like best?"),
-        answer=said,
-        unknown=f"You have not told me the {spelled} {what} of {name}.",
-        value=value,
-    )
+    return {"what": what, "favourite": spelled, "name": name, "value": value}
 
 
-def _hiding_place(scene: Scene) -> Fact:
-    thing, place = scene.words.thing(scene.rng), scene.rng.choice(lexicon.PLACES)
-    said = f"The {thing} is in the {place}."
-    return Fact(
-        key=f"place {thing}",
-        tells=(said, said, f"I put the {thing} in the {place}."),
-        asks=(f"Where is the {thing}?", f"Where can I find the {thing}?"),
-        answer=said,
-        unknown=f"You have not told me where the {thing} is.",
-        value=place,
-    )
+def _hiding_place(scene: Scene) -> Mapping[str, str]:
+    return {"thing": scene.words.thing(scene.rng), "value": scene.rng.choice(lexicon.PLACES)}
 
 
-def _secret_word(scene: Scene) -> Fact:
-    what, word = scene.rng.choice(("secret", "magic")), scene.words.any_word(scene.rng)
-    said = f"The {what} word is {word}."
-    return Fact(
-        key=f"{what} word",
-        tells=(said, said, f"Remember the {what} word: {word}."),
-        asks=(f"What is the {what} word?", f"Tell me the {what} word.", f"Do you remember the {what} word?"),
-        answer=said,
-        unknown=f"You have not told me the {what} word.",
-        value=word,
-    )
+def _secret_word(scene: Scene) -> Mapping[str, str]:
+    return {"what": scene.rng.choice(("secret", "magic")), "value": scene.words.any_word(scene.rng)}
 
 
-def _own_name(scene: Scene) -> Fact:
-    name = scene.words.first_name(scene.rng)
-    return Fact(
+def _own_name(scene: Scene) -> Mapping[str, str]:
+    return {"value": scene.words.first_name(scene.rng)}
+
+
+def _meaning(scene: Scene) -> Mapping[str, str]:
+    return {"word": scene.words.made_up_word(scene.rng), "value": scene.words.digits(scene.rng, 2, 4)}
+
+
+# A text that stands twice is said twice as often.
+_KINDS = (
+    _Kind(
+        weight=6,
+        slots=_number,
+        key="{what} {thing}",
+        tells=(*("The {what} of the {thing} is {value}.",) * 3, "The {thing} has the {what} {value}."),
+        asks=(
+            "What is the {what} of the {thing}?",
+            "What is the {what} of the {thing}?",
+            "Tell me the {what} of the {thing}.",
+            "Which {what} does the {thing} have?",
+            "Do you remember the {what} of the {thing}?",
+        ),
+        unknown="the {what} of the {thing}",
+    ),
+    _Kind(
+        weight=2,
+        slots=_home,
+        key="home {name}",
+        tells=(*("{name} lives in {value}.",) * 2, "{name} has a house in {value}."),
+        asks=("Where does {name} live?", "In which city does {name} live?", "Which city does {name} live in?"),
+        unknown="where {name} lives",
+    ),
+    _Kind(
+        weight=1,
+        slots=_age,
+        key="age {name}",
+        tells=(*("{name} is {value} years old.",) * 2, "The age of {name} is {value}."),
+        asks=("How old is {name}?", "What is the age of {name}?"),
+        unknown="how old {name} is",
+    ),
+    _Kind(
+        weight=2,
+        slots=_favourite,
+        key="favourite {what} {name}",
+        tells=(*("The {favourite} {what} of {name} is {value}.",) * 2, "{name} likes {value} best."),
+        asks=("What is the {favourite} {what} of {name}?", "Which {what} does {name} like best?"),
+        unknown="the {favourite} {what} of {name}",
+    ),
+    _Kind(
+        weight=2,
+        slots=_hiding_place,
+        key="place {thing}",
+        tells=(*("The {thing} is in the {value}.",) * 2, "I put the {thing} in the {value}."),
+        asks=("Where is the {thing}?", "Where can I find the {thing}?"),
+        unknown="where the {thing} is",
+    ),
+    _Kind(
+        weight=1,
+        slots=_secret_word,
+        key="{what} word",
+        tells=(*("The {what} word is {value}.",) * 2, "Remember the {what} word: {value}."),
+        asks=("What is the {what} word?", "Tell me the {what} word.", "Do you remember the {what} word?"),
+        unknown="the {what} word",
+    ),
+    _Kind(
+        weight=1,
+        slots=_own_name,
         key="own name",
-        tells=(f"My name is {name}.", f"I am {name}.", f"I am called {name}."),
+        tells=("My name is {value}.", "I am {value}.", "I am called {value}."),
         asks=("What is my name?", "Who am I?", "Do you remember my name?"),
-        answer=f"Your name is {name}.",
-        unknown="You have not told me your name.",
-        value=name,
-    )
-
-
-def _meaning(scene: Scene) -> Fact:
-    word, value = scene.words.made_up_word(scene.rng), scene.words.digits(scene.rng, 2, 4)
-    return Fact(
-        key=f"value {word}",
-        tells=(f"The value of {word} is {value}.", f"{word} = {value}.", f"{word}: {value}."),
-        asks=(f"What is the value of {word}?", f"What is {word}?"),
-        answer=f"The value of {word} is {value}.",
-        unknown=f"You have not told me the value of {word}.",
-        value=value,
-    )
-
-
-_KINDS: list[Callable[[Scene], Fact]] = [
-    _number,
-    _home,
-    _age,
-    _favourite,
-    _hiding_place,
-    _secret_word,
-    _own_name,
-    _meaning,
-]
-_WEIGHTS = [6, 2, 1, 2, 2, 1, 1, 2]
+        unknown="your name",
+        answer="Your name is {value}.",
+    ),
+    _Kind(
+        weight=2,
+        slots=_meaning,
+        key="value {word}",
+        tells=("The value of {word} is {value}.", "{word} = {value}.", "{word}: {value}."),
+        asks=("What is the value of {word}?", "What is {word}?"),
+        unknown="the value of {word}",
+    ),
+)
