@@ -169,3 +169,44 @@ def test_a_record_without_all_announcements_is_refused():
     reader.side.read_finished(ATTEMPT, 0, 0, "", 0.0)
     record = h.CommitRecord(2, 2, 6, 2 * PAGE, 1, 0, b"", 0.0)
     assert "2 (layer, page)s were never announced" in failure(reader.side.recorded("peer", ATTEMPT, record, 0.0))
+
+
+class Knot:
+    """A full source whose prompts are computed for readers without pages, while other readers wait for it."""
+
+    def __init__(self, *attempts: Attempt) -> None:
+        self.side = h.SourceSide(LAYOUT, 100, EPOCH, lambda *place: 0, h.SourceLimits(knot_s=1.0))
+        for attempt in attempts:
+            self.side.offer(attempt, 2, 0.0)
+
+    def wait(self, attempt: Attempt, now: float, peer: str = "peer") -> list[h.Action]:
+        return self.side.open(peer, attempt, 0, EPOCH, 4, now)
+
+    def given_up(self, now: float) -> list[Attempt]:
+        return [action.attempt for action in self.side.tick(now) if isinstance(action, h.ReportReleased)]
+
+
+def test_of_handoffs_that_wait_for_each_others_pages_one_gives_way():
+    """Those placed least often first, the youngest of them; one at a time; nobody whom a reader has opened."""
+    old, again, young = Attempt("old", 0), Attempt("again", 1), Attempt("young", 0)
+    knot = Knot(old, again, young)
+    assert knot.given_up(5.0) == []  # nobody waits for this worker
+    knot.wait(Attempt("waits"), 5.0)
+    assert knot.side.next_deadline() == 6.0
+    assert [knot.given_up(now) for now in (5.9, 6.0, 6.5, 7.0, 8.0)] == [[], [young], [], [old], [again]]
+
+
+def test_what_moves_is_no_knot():
+    held, waits, reading = Attempt("held"), Attempt("waits"), Attempt("reading")
+    knot = Knot(held, reading)
+    knot.wait(waits, 5.0)
+    knot.wait(reading, 5.0)
+    assert knot.given_up(9.0) == []  # a reader reads: its pages will be given back
+    knot.side.close("peer", reading, False, "done")
+    ones = np.ones(2, np.uint32)
+    knot.side.produced(held, 0, 1, 0, ids(10, 11), ones, 0.0, 9.5)
+    assert knot.given_up(10.4) == []  # the worker computes
+    assert knot.given_up(10.5) == [held]
+    pulled = Knot(held)
+    pulled.side.open("peer", waits, 0, EPOCH, 4, 5.0, b"12345678")
+    assert pulled.given_up(9.0) == []  # a pull waits for no pages of the worker

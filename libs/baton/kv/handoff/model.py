@@ -49,6 +49,7 @@ class Failure(enum.StrEnum):
     CHECKSUM = "checksum"  # bytes arrived other than they were sent
     RECORD = "record"  # the commit record does not fit what was announced or asked for
     PROTOCOL = "protocol"  # a message that no correct peer sends
+    KNOT = "knot"  # two pools waited for each other's pages, and this handoff gave way
     CANCELLED = "cancelled"  # nobody wants it any more
 
     def because(self, detail: str) -> str:

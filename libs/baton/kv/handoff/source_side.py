@@ -25,10 +25,14 @@ from baton.kv.handoff.source import Digest, SourceHandoff
 
 @dataclass(frozen=True, slots=True)
 class SourceLimits:
-    """`open_timeout_s`: how long a reader may wait for an attempt that the worker has not offered yet."""
+    """`open_timeout_s`: how long a reader may wait for an attempt that the worker has not offered yet.
+
+    `knot_s`: how long a worker may do nothing while readers wait for it and its pages wait for other readers.
+    """
 
     lease_s: float = 30.0
     open_timeout_s: float = 30.0
+    knot_s: float = 1.0
     max_announce_bytes: int = 8 << 20
     ended_remembered: int = 4096
 
@@ -63,6 +67,7 @@ class SourceSide:
         self._early: dict[Attempt, _EarlyOpen] = {}
         self._ended: OrderedDict[Attempt, str] = OrderedDict()
         self._generations: Pages = np.zeros(pages, np.uint32)  # newest generation seen of each pool page
+        self._moved_at = 0.0  # when something last went on: the worker spoke, or a reader came or had all
 
     @property
     def active(self) -> int:
@@ -77,11 +82,12 @@ class SourceSide:
     def next_deadline(self) -> float:
         """When `tick` has something to do at the earliest; infinity when never."""
         deadlines = [item.deadline for group in (self._active, self._early) for item in group.values()]
-        return min(deadlines, default=float("inf"))
+        return min([*deadlines, self._knot_at()], default=float("inf"))
 
     # From the worker
 
     def offer(self, attempt: Attempt, tokens: int, now: float) -> list[Action]:
+        self._moved_at = now
         if attempt in self._active:
             return self._drop()
         if attempt in self._ended:  # its reader gave up before it began
@@ -113,6 +119,7 @@ class SourceSide:
         computed_at: float,
         now: float,
     ) -> list[Action]:
+        self._moved_at = now
         handoff = self._active.get(attempt)
         if handoff is None:
             return self._drop()
@@ -122,6 +129,7 @@ class SourceSide:
         return self._after(handoff, actions)
 
     def commit(self, attempt: Attempt, tokens: int, state: bytes, computed_at: float, now: float) -> list[Action]:
+        self._moved_at = now
         handoff = self._active.get(attempt)
         if handoff is None:
             return self._drop()
@@ -173,6 +181,7 @@ class SourceSide:
             return self._after(held, held.open(peer, first_page, credits, now))
         if held is not None:
             return self._drop()
+        self._moved_at = now
         self._early[attempt] = _EarlyOpen(
             peer, first_page, credits, now + self._limits.open_timeout_s, bool(block_hashes)
         )
@@ -183,6 +192,7 @@ class SourceSide:
         return self._drop() if handoff is None else self._after(handoff, handoff.read_done(seq, now))
 
     def confirm(self, peer: Peer, attempt: Attempt, now: float) -> list[Action]:
+        self._moved_at = now
         handoff = self._of_reader(peer, attempt)
         if handoff is None:
             reason = self._ended.get(attempt, "no such attempt here")
@@ -223,7 +233,30 @@ class SourceSide:
         for handoff in [handoff for handoff in self._active.values() if handoff.deadline <= now]:
             detail = f"nothing was heard of the reader for {self._limits.lease_s:g} s"
             actions += self._after(handoff, handoff.end(State.EXPIRED, Failure.LEASE.because(detail)))
+        if self._knot_at() <= now:
+            actions += self._untie(now)
         return actions
+
+    def _knot_at(self) -> float:
+        """When it is certain enough that readers wait for pages that wait for other readers; infinity when not at all.
+
+        Two full pools that admit two requests in different orders wait for each other: here a prompt is computed whose
+        reader has no pages yet, there pages are reserved for one that has no room here. A worker that had room would
+        compute, and say so; while a reader reads, pages will be given back.
+        """
+        waits = any(not early.is_pull for early in self._early.values())
+        is_knot = waits and self._active and all(handoff.peer is None for handoff in self._active.values())
+        return self._moved_at + self._limits.knot_s if is_knot else float("inf")
+
+    def _untie(self, now: float) -> list[Action]:
+        """Give up one handoff that no reader has opened: of those that were placed least often the youngest.
+
+        Opened handoffs never wait for a reader's pages, so each that is given up brings one of them nearer.
+        """
+        self._moved_at = now
+        least = min(reversed(self._active.values()), key=lambda handoff: handoff.attempt.n)
+        why = Failure.KNOT.because("others whose readers wait need its pages, and its own reader had no room")
+        return self._after(least, least.end(State.ABORTED, why))
 
     def _of_reader(self, peer: Peer, attempt: Attempt) -> SourceHandoff | None:
         handoff = self._active.get(attempt)
