@@ -39,9 +39,10 @@ from baton.engine.api import (
 )
 from baton.engine.batch import ModelRunner, StepBatch
 from baton.engine.batching import BatchBuilder
+from baton.engine.cuda.lane import StreamLane
 from baton.engine.drawing import Drawn, Draws, LaunchedDraws
 from baton.engine.intake import Limits
-from baton.engine.lane import CallersLane, Lane, ThreadLane
+from baton.engine.lane import CallersLane, Lane, Started, ThreadLane
 from baton.engine.ledger import PageLedger
 from baton.engine.meter import LoadMeter
 from baton.engine.plan import EngineConfig, PlannedRow, StepPlan
@@ -70,7 +71,7 @@ class Flight:
     """A step under way."""
 
     plan: StepPlan
-    launched: Future[LaunchedDraws]
+    launched: Started[LaunchedDraws]
     started_s: float
 
 
@@ -90,7 +91,8 @@ class EngineCore:
         lane: Lane | None = None,
     ) -> None:
         """`listener` makes this an engine that takes OFFER requests. `clock` counts seconds from any start.
-        `lane` is where steps run; None: on a thread of its own if the config says overlap, else on the caller's."""
+        `lane` is where steps run; None: on the GPU's stream, or on a CPU on a thread of its own if the config says
+        overlap, else on the caller's."""
         config = config or EngineConfig()
         if runner.layout != pool.layout:
             raise ConfigError(f"the pool is laid out as {pool.layout}, the model needs {runner.layout}")
@@ -103,11 +105,11 @@ class EngineCore:
         self._ledger = PageLedger(pool.allocator, self._page_size)
         logprob_chunk_tokens = PROMPT_LOGITS_BYTES // (4 * runner.vocab_size)
         self._scheduler = Scheduler(self._ledger, config, logprob_chunk_tokens)
-        self._overlap = config.overlap
-        self._lane = lane or (ThreadLane() if config.overlap else CallersLane())
+        device = pool.tensor.device
+        self._overlap = device.type == "cuda" if config.overlap is None else config.overlap
+        self._lane = lane or _lane(device, self._overlap)
         self._flight: Flight | None = None
         self._landed_s = -math.inf
-        device = pool.tensor.device
         self._batches = BatchBuilder(self._page_size, device)
         self._tokens = torch.zeros(config.max_running, dtype=torch.int64, device=device)  # the token pool
         self._announcer = (
@@ -268,7 +270,8 @@ class EngineCore:
         return Flight(plan, self._lane.start(lambda: self._run(prepared)), started_s)
 
     def _prepare(self, plan: StepPlan) -> Prepared:
-        on_layer = self._announcer.begin(plan) if self._announcer is not None else None
+        tell = self._announcer.begin(plan) if self._announcer is not None else None
+        on_layer = self._lane.when_done(tell) if tell is not None else None
         batch = self._batches.build(plan.rows)
         late = self._batches.late_tokens(plan.rows)  # reads the places of the step before: `Draws.of` gives new ones
         draws = Draws.of(plan.rows, self._runner.eos_token_ids, self._runner.vocab_size, self._tokens.device)
@@ -345,6 +348,12 @@ class EngineCore:
             else:
                 self._scheduler.end(row.request)
             output.failed.append(Failed(row.request.attempt, error))
+
+
+def _lane(device: torch.device, overlap: bool) -> Lane:
+    if device.type == "cuda":
+        return StreamLane()
+    return ThreadLane() if overlap else CallersLane()
 
 
 def _as_internal(error: Exception) -> InternalError:

@@ -1,7 +1,7 @@
 """Where steps run, one after the other: on the engine's own thread, or on one beside it.
 
 On a CPU torch computes on the thread that calls it, and lets other Python threads run meanwhile: a second thread is
-what a stream is on a GPU. Knows nothing of what it runs.
+what a stream is on a GPU (baton.engine.cuda.lane). Knows nothing of what it runs.
 """
 
 from __future__ import annotations
@@ -13,13 +13,25 @@ from typing import Protocol, TypeVar
 import torch
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Started(Protocol[T_co]):
+    """Work that runs, or has run."""
+
+    def result(self) -> T_co:
+        """Wait for its end. Raises what it has raised."""
 
 
 class Lane(Protocol):
     """Runs work in order of `start`."""
 
-    def start(self, work: Callable[[], T]) -> Future[T]:
-        """Run `work` now or soon. Its exceptions come from the future's `result`."""
+    def start(self, work: Callable[[], T]) -> Started[T]:
+        """Run `work` now or soon."""
+
+    def when_done(self, tell: Callable[[int], None]) -> Callable[[int], None]:
+        """What work is to call with a number, for `tell` to be called with it when all that it has done so far is done,
+        and before its result is there."""
 
     def close(self) -> None:
         """Wait for what was started. Nothing may be started afterwards."""
@@ -36,6 +48,9 @@ class CallersLane:
             future.set_exception(error)
         return future
 
+    def when_done(self, tell: Callable[[int], None]) -> Callable[[int], None]:
+        return tell
+
     def close(self) -> None:
         pass
 
@@ -48,6 +63,9 @@ class ThreadLane:
 
     def start(self, work: Callable[[], T]) -> Future[T]:
         return self._executor.submit(work)
+
+    def when_done(self, tell: Callable[[int], None]) -> Callable[[int], None]:
+        return tell
 
     def close(self) -> None:
         self._executor.shutdown()

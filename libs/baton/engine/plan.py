@@ -17,14 +17,14 @@ class EngineConfig:
     `max_batch_tokens`: tokens of one step; bounds its duration, and with it the time between tokens of a stream.
     `chunk_tokens`: prompt tokens of one request in one step; smaller chunks overlap a handoff better.
     `patience_s`: how long requests with a longer cached prefix may go ahead of one that came before them.
-    `overlap`: prepare each step while the one before it runs, on a thread of its own.
+    `overlap`: prepare each step while the one before it runs; None: on a GPU, but not on a CPU.
     """
 
     max_running: int = 64
     max_batch_tokens: int = 2048
     chunk_tokens: int = 512
     patience_s: float = 2.0
-    overlap: bool = False
+    overlap: bool | None = None
 
     def check(self, page_size: int) -> None:
         """Raises ConfigError when a prompt could never advance: a chunk is at least a page."""
