@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +15,9 @@ import pytest
 
 from baton.cli import chat, main
 from baton.cli.chat import Answer, Conversation
-from baton.cli.introduction import EXAMPLES, introduction
+from baton.cli.introduction import COMMANDS, EXAMPLES, introduction
 from baton.cli.sse import ChatError, open_client, stream_chat
+from tools.bundled_model import transcript
 
 
 class Server(ThreadingHTTPServer):
@@ -147,6 +150,26 @@ def test_only_the_bundled_model_is_introduced() -> None:
     said = introduction("baton-tiny", "http://h")
     assert len(EXAMPLES) == 3 and all(f"\n  {example}" in said for example in EXAMPLES)
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_on_a_real_terminal(server: Server) -> None:
+    command = [sys.executable, "-m", "baton.cli.main", "chat", "--url", server.url]
+    shown = transcript.converse(command, ["hello there", "/help", "bye"])
+    figures = r"\(first token \d+ ms, 5 tokens(, [\d.]+ tok/s)?\)"
+    expected = (
+        rf"tiny at {server.url}; /help lists the commands\.\n> hello there\nhello there \n{figures}\n> /help\n"
+        rf"{re.escape(COMMANDS)}\n> bye\nbye \n{figures}"
+    )
+    assert re.fullmatch(expected, shown), shown
+    with pytest.raises(EOFError, match="quit"):
+        transcript.converse(command, ["/quit", "never"])
+
+
+def test_a_transcript_goes_between_the_marks() -> None:
+    page = f"a\n{transcript.BEGIN}\nold\n{transcript.END}\nb\n"
+    assert transcript.placed(page, "new") == f"a\n{transcript.BEGIN}\n```text\nnew\n```\n{transcript.END}\nb\n"
+    with pytest.raises(ValueError, match="marks"):
+        transcript.placed("a", "new")
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_came(
