@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -90,3 +91,33 @@ def start() -> Callable[..., AbstractAsyncContextManager[str]]:
 async def url(service: Service) -> AsyncIterator[str]:
     async with running(service) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def tool_model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TextModel:
+    folder = tmp_path_factory.mktemp("checkpoints") / "tools"
+    shutil.copytree(checkpoint, folder)
+    template = Path(__file__).parents[2] / "tools" / "bundled_model" / "chat_template.jinja"
+    shutil.copy(template, folder / "chat_template.jinja")
+    return TextModel.load(folder)
+
+
+@pytest.fixture
+def tool_service(router: FakeRouterClient, tool_model: TextModel) -> Service:
+    return make_service(router, tool_model)
+
+
+@pytest.fixture
+async def tool_http(tool_service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(tool_service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+@pytest.fixture
+def say(router: FakeRouterClient, tool_model: TextModel) -> Callable[[str], list[int]]:
+    def script(text: str) -> list[int]:
+        router.script = tool_model.tokenizer.encode([text], add_special_tokens=False)[0]
+        return router.script
+
+    return script

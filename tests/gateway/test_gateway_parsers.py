@@ -60,8 +60,8 @@ def parser(case: Case, single: bool = False) -> OutputParser:
     return made
 
 
-def run(made: OutputParser, pieces: Sequence[str]) -> Said:
-    return said([event for piece in pieces for event in made.push(piece)] + made.finish())
+def run(made: OutputParser, pieces: Sequence[str], cut_off: bool = False) -> Said:
+    return said([event for piece in pieces for event in made.push(piece)] + made.finish(cut_off=cut_off))
 
 
 def cut(text: str, places: Iterable[int]) -> list[str]:
@@ -102,6 +102,16 @@ def test_what_is_shown_is_never_taken_back(case: Case) -> None:
         assert case.content.startswith(shown.content) and case.reasoning.startswith(shown.reasoning)
 
 
+@pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.format}-{case.text[:40]}")
+def test_a_text_that_is_cut_off_shows_no_marker(case: Case) -> None:
+    """Cut off anywhere, what is said is the beginning of what the whole text says."""
+    for length in range(len(case.text)):
+        found = run(parser(case), [case.text[:length]], cut_off=True)
+        assert case.reasoning.startswith(found.reasoning), case.text[:length]
+        if case.format not in ("llama3_json", "pythonic"):  # without a marker, what may be a call may be text too
+            assert case.content.startswith(found.content.rstrip()), case.text[:length]
+
+
 _VOCABULARY = sorted(
     {
         piece
@@ -124,12 +134,15 @@ _MARKERS = sorted(
     parts=st.lists(st.sampled_from(_VOCABULARY) | st.sampled_from(_MARKERS) | st.text(max_size=3), max_size=12),
     places=st.lists(st.integers(0, 500), max_size=8),
     single=st.booleans(),
+    cut_off=st.booleans(),
 )
-def test_any_split_of_any_text(tools: str, reasoning: str, parts: list[str], places: list[int], single: bool) -> None:
+def test_any_split_of_any_text(
+    tools: str, reasoning: str, parts: list[str], places: list[int], single: bool, cut_off: bool
+) -> None:
     text = "".join(parts)
     results = []
     for pieces in ([text], cut(text, places), list(text)):
-        found = run(Parsers(tools, reasoning).create(TOOLS, "", single=single), pieces)
+        found = run(Parsers(tools, reasoning).create(TOOLS, "", single=single), pieces, cut_off)
         results.append((found.content, found.reasoning, found.calls))
     assert results[0] == results[1] == results[2]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -37,27 +36,6 @@ CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool
 TEXT = f"<think>I need the weather.</think>I look. {CALL}{CALL}"
 
 
-@pytest.fixture(scope="session")
-def tool_model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TextModel:
-    folder = tmp_path_factory.mktemp("checkpoints") / "tools"
-    shutil.copytree(checkpoint, folder)
-    template = Path(__file__).parents[2] / "tools" / "bundled_model" / "chat_template.jinja"
-    shutil.copy(template, folder / "chat_template.jinja")
-    return TextModel.load(folder)
-
-
-@pytest.fixture
-def tool_service(router: FakeRouterClient, tool_model: TextModel) -> Service:
-    return make_service(router, tool_model)
-
-
-@pytest.fixture
-async def tool_http(tool_service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(tool_service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        yield client
-
-
 @pytest.fixture
 async def client(
     tool_service: Service, start: Callable[..., AbstractAsyncContextManager[str]]
@@ -66,15 +44,6 @@ async def client(
         options = {"max_retries": 0, "timeout": 30, "_strict_response_validation": True}
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", **options) as made:
             yield made
-
-
-@pytest.fixture
-def say(router: FakeRouterClient, tool_model: TextModel) -> Callable[[str], list[int]]:
-    def script(text: str) -> list[int]:
-        router.script = tool_model.tokenizer.encode([text], add_special_tokens=False)[0]
-        return router.script
-
-    return script
 
 
 async def ask(http: httpx.AsyncClient, **fields: object) -> httpx.Response:

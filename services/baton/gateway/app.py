@@ -12,6 +12,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from baton.core.errors import BatonError, InternalError, InvalidRequest
+from baton.gateway.anthropic.endpoint import MessagesEndpoint
+from baton.gateway.anthropic.errors import error_response as anthropic_error
+from baton.gateway.anthropic.request import CountRequest, MessagesRequest
 from baton.gateway.http.context import WithContext, context_of
 from baton.gateway.openai.chat import ChatEndpoint, ChatRequest
 from baton.gateway.openai.completions import CompletionEndpoint, CompletionRequest
@@ -23,18 +26,22 @@ from baton.gateway.status import StatusPages
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+_ANTHROPIC_HEADER = "anthropic-version"
+
 
 def create_app(service: Service) -> ASGIApp:
     """The ASGI application of one service."""
-    models, status = ModelsEndpoint(service), StatusPages(service)
+    models, messages, status = ModelsEndpoint(service), MessagesEndpoint(service), StatusPages(service)
     app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None)
     post: list[tuple[str, Endpoint, type[BaseModel]]] = [
         ("/v1/chat/completions", ChatEndpoint(service).create, ChatRequest),
         ("/v1/completions", CompletionEndpoint(service).create, CompletionRequest),
+        ("/v1/messages", messages.create, MessagesRequest),
+        ("/v1/messages/count_tokens", messages.count_tokens, CountRequest),
     ]
     get: list[tuple[str, Endpoint]] = [
-        ("/v1/models", models.list),
-        ("/v1/models/{model:path}", models.retrieve),
+        ("/v1/models", _either(models.list, messages.list_models)),
+        ("/v1/models/{model:path}", _either(models.retrieve, messages.retrieve_model)),
         ("/health", status.health),
         ("/ready", status.ready),
         ("/metrics", status.metrics),
@@ -52,23 +59,40 @@ def create_app(service: Service) -> ASGIApp:
     return WithContext(app, [route for route in app.routes if isinstance(route, Route)])
 
 
+def _either(openai: Endpoint, anthropic: Endpoint) -> Endpoint:
+    """Both APIs have this path: Anthropic's clients are known by a header."""
+
+    async def endpoint(request: Request) -> Response:
+        return await (anthropic if _ANTHROPIC_HEADER in request.headers else openai)(request)
+
+    return endpoint
+
+
+def _respond(request: Request, error: BatonError) -> Response:
+    """An error in the words of the API that was asked."""
+    path = request.url.path
+    if path.startswith("/v1/messages") or (path.startswith("/v1/models") and _ANTHROPIC_HEADER in request.headers):
+        return anthropic_error(request, error)
+    return error_response(error)
+
+
 async def _baton_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BatonError)
     context_of(request.scope).facts["error"] = error.message
-    return error_response(error)
+    return _respond(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the router found: an unknown path or a wrong method."""
     assert isinstance(error, HTTPException)
     said = _NoRoute(error.status_code, f"{request.method} {request.url.path}")
-    response = error_response(said)
+    response = _respond(request, said)
     response.headers.update(error.headers or {})
     return response
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    return error_response(InternalError(f"{type(error).__name__}: {error}"))
+    return _respond(request, InternalError(f"{type(error).__name__}: {error}"))
 
 
 class _NoRoute(InvalidRequest):

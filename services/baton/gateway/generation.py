@@ -142,7 +142,7 @@ def _parse(choice: Choice, piece: Piece) -> None:
         if parser.complete and piece.finish is None:
             piece.finish = "stop"
         if piece.finish is not None:
-            piece.events += parser.finish()
+            piece.events += parser.finish(cut_off=piece.finish == "length")
             if piece.finish == "stop" and parser.calls:
                 piece.finish = "tool_calls"
     choice.finish, choice.stop = piece.finish, piece.stop

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
+from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -28,6 +29,15 @@ class ToolCall:
     id: str
     name: str
     arguments: str = ""
+
+    def parsed(self) -> dict[str, Any]:
+        """The arguments as an object, for APIs that have no other form: of those that were cut off what is there; text
+        that is no object at all is under `unparsed`."""
+        try:
+            value = from_json(self.arguments, allow_partial="trailing-strings", allow_inf_nan=False)
+        except ValueError:
+            value = None
+        return value if isinstance(value, dict) else {"unparsed": self.arguments}
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from baton.gateway import metrics
 log = structlog.get_logger(__name__)
 
 _USABLE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_ID_HEADERS = (b"x-request-id", b"request-id")  # OpenAI's name and Anthropic's
 _QUIET_PATHS = ("/health", "/ready", "/metrics")
 
 
@@ -66,7 +67,8 @@ class WithContext:
             if message["type"] == "http.response.start":
                 started = True
                 context.status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", context.id.encode())]
+                ids = [(name, context.id.encode()) for name in _ID_HEADERS]
+                message["headers"] = [*message.get("headers", []), *ids]
             await send(message)
 
         metrics.IN_FLIGHT.inc()

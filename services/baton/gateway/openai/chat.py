@@ -19,13 +19,14 @@ from baton.gateway.http.fields import parse, refuse_unsupported
 from baton.gateway.openai.logprobs import chat_logprobs
 from baton.gateway.openai.messages import Message
 from baton.gateway.openai.sampling import GenerationFields, sampling_of
-from baton.gateway.openai.tools import MAX_TOOLS, FunctionTool, ToolChoice, offered
+from baton.gateway.openai.tools import FunctionTool, ToolChoice, offered
 from baton.gateway.openai.writer import ChoicesWriter
 from baton.gateway.output import OutputToken, Piece
 from baton.gateway.parsers.events import CallArguments, CallEnd, CallStart, Content, Event, Reasoning
 from baton.gateway.respond import Answer, Responder
 from baton.gateway.service import Service
 from baton.gateway.tokenizer import Tokenizer
+from baton.gateway.tool_fields import MAX_TOOLS
 
 # Fields of OpenAI's that change the answer and are not supported, and their values that ask for nothing.
 _UNSUPPORTED: dict[str, Sequence[Any]] = {

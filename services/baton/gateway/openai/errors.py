@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import orjson
 from starlette.responses import Response
 
 from baton.core.errors import BatonError, InternalError, InvalidRequest
+from baton.gateway.http.retry import retry_headers
 
 _TYPES = {429: "rate_limit_error", 504: "timeout_error"}
-_RETRY_STATUSES = (429, 503)
 
 
 def error_body(error: BatonError) -> dict[str, object]:
@@ -24,10 +22,7 @@ def error_body(error: BatonError) -> dict[str, object]:
 
 def error_response(error: BatonError) -> Response:
     """The HTTP response; with Retry-After where trying again makes sense."""
-    headers = {}
-    if error.http_status in _RETRY_STATUSES:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
-    return Response(orjson.dumps(error_body(error)), error.http_status, headers, "application/json")
+    return Response(orjson.dumps(error_body(error)), error.http_status, retry_headers(error), "application/json")
 
 
 def error_event(error: BatonError) -> bytes:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, field_validator
+from typing import Any, Literal
 
 from baton.core.errors import InvalidRequest
 from baton.gateway.http.fields import Body
-
-MAX_TOOLS = 128
-NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
+from baton.gateway.tool_fields import NotStrict, ToolName, demanded_call
 
 
 class Function(Body):
-    name: Annotated[str, Field(pattern=NAME)]
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-    @field_validator("strict")
-    @classmethod
-    def _not_strict(cls, value: bool | None) -> bool | None:
-        if value:
-            raise ValueError("arguments are not enforced by the schema yet; leave 'strict' out")
-        return value
+    strict: NotStrict = None
 
 
 class FunctionTool(Body):
@@ -65,14 +54,5 @@ def offered(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> list[di
     if choice == "required" and not tools:
         raise InvalidRequest("'tool_choice' is 'required', but there are no tools.", param="tool_choice")
     if choice is not None and choice not in ("none", "auto"):
-        raise refused_call()
+        raise demanded_call()
     return [] if choice == "none" else [tool.for_template() for tool in tools]
-
-
-def refused_call() -> InvalidRequest:
-    """The answer to a request that demands a tool call."""
-    return InvalidRequest(
-        "A tool call cannot be demanded: this server does not constrain what the model writes yet. "
-        "Use tool_choice 'auto', which leaves the decision to the model, or 'none'.",
-        param="tool_choice",
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from baton.gateway.parsers.formats import Tools
+from baton.gateway.parsers.formats import Tools, no_call
 from baton.gateway.parsers.json_text import arguments
 from baton.gateway.parsers.reader import Parsing, Reader, drop
 from baton.gateway.parsers.sink import Sink
@@ -41,7 +41,7 @@ def _call(reader: Reader, sink: Sink) -> Parsing[None]:
             reader.put_back("{")
     text = reader.recorded()
     if marker is None or not name.strip():
-        sink.content(text)
+        no_call(reader, sink, text)
         return
     sink.start_call(name.strip())
     if marker == _CALL_END:

@@ -47,6 +47,12 @@ class ReasoningFormat(Protocol):
         """Read to the end of the reasoning at the beginning of the text, if there is any."""
 
 
+def no_call(reader: Reader, sink: Sink, text: str) -> None:
+    """`text`, marker and all, is no call after all: it is content, unless it was to become one and was cut off."""
+    if not reader.cut_off:
+        sink.content(text)
+
+
 class PlainText:
     """No tools: all of the text is content."""
 

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, ClassVar
 
-from baton.gateway.parsers.formats import Tools
+from baton.gateway.parsers.formats import Tools, no_call
 from baton.gateway.parsers.reader import Parsing, Reader
 from baton.gateway.parsers.sink import Sink
 
@@ -36,7 +36,7 @@ class Gemma:
                 text, marker = text + marker + rest, marker_after
             call = _call(text, self.quote) if marker is not None else None
             if call is None:
-                sink.content(self.begin + text + (marker or ""))
+                no_call(reader, sink, self.begin + text + (marker or ""))
                 continue
             name, arguments = call
             sink.start_call(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from baton.gateway.parsers.formats import Tools
+from baton.gateway.parsers.formats import Tools, no_call
 from baton.gateway.parsers.reader import Parsing, Reader, drop
 from baton.gateway.parsers.sink import Sink
 from baton.gateway.parsers.typed_arguments import TypedArguments
@@ -30,7 +30,7 @@ class Glm:
         text, marker = yield from reader.text_until((_KEY, _END))
         name = text.strip()
         if marker is None or not name:
-            sink.content(_CALL + text + (marker or ""))
+            no_call(reader, sink, _CALL + text + (marker or ""))
             return
         sink.start_call(name)
         arguments = TypedArguments(sink, self._tools.get(name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from baton.gateway.parsers.formats import Tools
+from baton.gateway.parsers.formats import Tools, no_call
 from baton.gateway.parsers.json_text import call_object
 from baton.gateway.parsers.reader import Parsing, Reader
 from baton.gateway.parsers.sink import Sink
@@ -36,7 +36,7 @@ class Hermes:
             if is_call:
                 yield from _skip_to_end(reader)
             else:
-                sink.content(text)
+                no_call(reader, sink, text)
 
 
 def _skip_to_end(reader: Reader) -> Parsing[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from baton.gateway.parsers.formats import Tools
+from baton.gateway.parsers.formats import Tools, no_call
 from baton.gateway.parsers.json_text import arguments
 from baton.gateway.parsers.reader import Parsing, Reader, drop
 from baton.gateway.parsers.sink import Sink
@@ -35,7 +35,7 @@ def _call(reader: Reader, sink: Sink) -> Parsing[None]:
     call_id = text.strip()
     match = _ID.fullmatch(call_id)
     if marker != _ARGUMENTS or match is None:
-        sink.content(_CALL + text + (marker or ""))
+        no_call(reader, sink, _CALL + text + (marker or ""))
         return
     sink.start_call(match["name"], call_id)
     yield from arguments(reader, sink)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from baton.gateway.parsers.formats import Tools
+from baton.gateway.parsers.formats import Tools, no_call
 from baton.gateway.parsers.json_text import arguments, call_object
 from baton.gateway.parsers.reader import Parsing, Reader
 from baton.gateway.parsers.sink import Sink
@@ -26,7 +26,7 @@ class Mistral:
                 yield from _array(reader, sink)
             else:
                 yield from _named(reader, sink)
-            sink.content(reader.recorded())
+            no_call(reader, sink, reader.recorded())
 
 
 def _array(reader: Reader, sink: Sink) -> Parsing[None]:

@@ -42,9 +42,9 @@ class OutputParser:
         next(self._running, None)
         return self._sink.take()
 
-    def finish(self) -> list[Event]:
-        """The text is complete."""
-        self._reader.end()
+    def finish(self, *, cut_off: bool = False) -> list[Event]:
+        """The text is complete, or was `cut_off`: then the beginning of a marker, or of a call, is not shown."""
+        self._reader.end(cut_off=cut_off)
         next(self._running, None)
         self._sink.close()
         return self._sink.take()

@@ -24,15 +24,20 @@ class Reader:
 
     def __init__(self) -> None:
         self._text = ""
-        self._ended = False
+        self._ended = self._cut = False
         self._record: list[str] | None = None
 
     def feed(self, text: str) -> None:
         self._text += text
 
-    def end(self) -> None:
-        """No more text will come."""
-        self._ended = True
+    def end(self, *, cut_off: bool = False) -> None:
+        """No more text will come. `cut_off`: more would have come, so the beginning of a marker is no text."""
+        self._ended, self._cut = True, cut_off
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether this is the end of a text that was cut off."""
+        return self._cut and not self._text
 
     @property
     def waiting(self) -> str:
@@ -85,6 +90,8 @@ class Reader:
         """Consume the marker that comes next, the longest of several. None: there is none, nothing is consumed."""
         while True:
             open_ = any(len(marker) > len(self._text) and marker.startswith(self._text) for marker in markers)
+            if self._ended and self._cut and open_:
+                self.consume(len(self._text))
             if not open_ or self._ended:
                 break
             yield
@@ -100,14 +107,15 @@ class Reader:
         """
         while True:
             found, marker = self._find(markers)
-            possible = len(self._text) if self._ended else self._possible(markers)
+            possible = len(self._text) if self._ended and not self._cut else self._possible(markers)
             if marker and found < possible:
                 take(self.consume(found))
                 self.consume(len(marker))
                 return marker
             if possible:
                 take(self.consume(min(found, possible)))
-            if self._ended and not self._text:
+            if self._ended:
+                self.consume(len(self._text))
                 return None
             yield
 

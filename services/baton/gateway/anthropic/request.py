@@ -1,0 +1,110 @@
+"""Bodies of `POST /v1/messages` and `/v1/messages/count_tokens`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from baton.core.errors import InvalidRequest
+from baton.gateway.anthropic.content import Message, TextBlock, for_template
+from baton.gateway.conversation import Conversation
+from baton.gateway.http.fields import Body
+from baton.gateway.tool_fields import MAX_TOOLS, NotStrict, ToolName, demanded_call
+
+MAX_STOPS = 16
+# Fields of Anthropic's that change the answer and are not supported, and their values that ask for nothing.
+UNSUPPORTED: dict[str, Sequence[Any]] = {
+    "output_format": (),
+    "output_config": ({},),
+    "mcp_servers": ([],),
+    "container": (),
+    "context_management": ({},),
+}
+
+
+class Tool(Body):
+    """A tool of the client's own. Tools that Anthropic runs have other types."""
+
+    type: Literal["custom"] = "custom"
+    name: ToolName
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: NotStrict = None
+
+    def for_template(self) -> dict[str, Any]:
+        function: dict[str, Any] = {"name": self.name, "parameters": self.input_schema}
+        if self.description is not None:
+            function["description"] = self.description
+        return {"type": "function", "function": function}
+
+
+class ToolChoice(Body):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(Body):
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class CountRequest(Body):
+    """What makes the prompt."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1)]
+    system: list[TextBlock] = Field(default_factory=list)
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+
+    @field_validator("system", mode="before")
+    @classmethod
+    def _system(cls, value: Any) -> Any:
+        return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+    def conversation(self) -> Conversation:
+        """Raises InvalidRequest: two tools have one name, the choice names another tool, the assistant spoke last."""
+        tools, choice = self.tools or [], self.tool_choice
+        names = [tool.name for tool in tools]
+        if len(set(names)) < len(names):
+            raise InvalidRequest("Tool names must be unique.", param="tools")
+        if choice is not None and choice.type == "tool" and choice.name not in names:
+            raise InvalidRequest(f"'tool_choice' names '{(choice.name or '')[:200]}', which is none of the tools.",
+                                 param="tool_choice")  # fmt: skip
+        if self.messages[-1].role == "assistant":
+            raise InvalidRequest(
+                "The last message is the assistant's: continuing it is not supported; end with a user message.",
+                param="messages",
+            )
+        on = None if self.thinking is None else self.thinking.type != "disabled"
+        return Conversation(
+            messages=for_template(self.system, self.messages),
+            tools=[] if choice is not None and choice.type == "none" else [tool.for_template() for tool in tools],
+            parallel_calls=choice is None or not choice.disable_parallel_tool_use,
+            variables={} if on is None else {"enable_thinking": on, "thinking": on},
+        )
+
+
+class MessagesRequest(CountRequest):
+    max_tokens: Annotated[int, Field(ge=1)]
+    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
+
+    @property
+    def show_thinking(self) -> bool:
+        """Whether the client asked to see what the model thinks."""
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    def conversation(self) -> Conversation:
+        """As CountRequest's; raises InvalidRequest too when a call is demanded."""
+        conversation = super().conversation()
+        if self.tool_choice is not None and self.tool_choice.type in ("any", "tool"):
+            raise demanded_call()
+        return conversation
