@@ -16,11 +16,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError
 from baton.core.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from baton.engine.grammar.compiler import Grammar
 
 
 class Stage(enum.Enum):
@@ -40,7 +43,7 @@ class EngineRequest:
 
     `token_ids` are the user's prompt and what earlier attempts have emitted; `prompt_tokens` is the prompt's
     length. `root_hash` names the parent of the first block (baton.core.hashing). `pull_tokens`: leading tokens whose KV
-    cache is to be pulled as far as it is not here; not with stage FETCH.
+    cache is to be pulled as far as it is not here; not with stage FETCH. `grammar`: of `sampling.structure`, compiled.
     """
 
     attempt: Attempt
@@ -51,6 +54,7 @@ class EngineRequest:
     stage: Stage = Stage.RUN_ALL
     priority: int = 0
     pull_tokens: int = 0
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,8 @@ class StepOutput:
     decode_rows: int = 0
     preempted: int = 0
     duration_s: float = 0.0
+    mask_s: float = 0.0  # spent on masks of grammars, beside the model
+    forced_tokens: int = 0  # of `rows`: those that a grammar left no choice for, and no step was needed to draw
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,9 +143,11 @@ def _sample_row(row: PlannedRow, eos_token_ids: frozenset[int], vocab_size: int,
 
 
 def _mask_row(row: PlannedRow, place: int, matcher: Matcher, eos_token_ids: frozenset[int]) -> MaskRow:
-    """Of draw number `place`. Reads where the step before has put the row's last token, if the host does not know it."""
+    """Of draw number `place`. Reads where the step before puts the row's last token, if the host does not know it."""
     request = row.request
     barred: tuple[int, ...] = ()
     if row.end - request.prompt_tokens < request.sampling.min_tokens:
         barred = (*eos_token_ids, *request.sampling.stop_token_ids)
-    return MaskRow(place, matcher, request.output.copy(), request.token_place if row.late else None, barred)
+    since = matcher.followed
+    late_place = request.token_place if row.late else None
+    return MaskRow(place, matcher, since, request.output[since:].copy(), late_place, barred)

@@ -24,12 +24,13 @@ import structlog
 import torch
 
 from baton.core.attempt import Attempt
-from baton.core.errors import ConfigError, InternalError, InvalidRequest
+from baton.core.errors import BatonError, ConfigError, InternalError, InvalidRequest
 from baton.engine.announce import Announcer
 from baton.engine.api import (
     EngineLoad,
     EngineRequest,
     Failed,
+    Finish,
     HandoffListener,
     Loan,
     RowOutput,
@@ -41,6 +42,8 @@ from baton.engine.batch import ModelRunner, StepBatch
 from baton.engine.batching import BatchBuilder
 from baton.engine.cuda.lane import StreamLane
 from baton.engine.drawing import Drawn, Draws, LaunchedDraws
+from baton.engine.grammar.masks import MaskThread, StepMasks
+from baton.engine.grammar.matcher import Matcher
 from baton.engine.intake import Limits
 from baton.engine.lane import CallersLane, Lane, Started, ThreadLane
 from baton.engine.ledger import PageLedger
@@ -49,9 +52,11 @@ from baton.engine.plan import EngineConfig, PlannedRow, StepPlan
 from baton.engine.pool import KvPool
 from baton.engine.request import Phase, RequestState
 from baton.engine.scheduler import Scheduler
+from baton.engine.transfer import indices
 
 log = structlog.get_logger(__name__)
 
+WORTHY_JUMP = 3  # certain tokens from which on it is worth while to leave out a step that is planned ahead
 PROMPT_LOGITS_BYTES = 64 << 20  # of one step; a prompt whose logits are all wanted is computed in chunks that fit
 
 
@@ -115,6 +120,7 @@ class EngineCore:
         self._announcer = (
             Announcer(listener, pool.allocator, pool.layout.layers, self._page_size) if listener is not None else None
         )
+        self._mask_thread: MaskThread | None = None
         self._meter = LoadMeter()
         self._arrivals = 0
         runner.bind_pool(pool.tensor)
@@ -131,6 +137,8 @@ class EngineCore:
         if request.stage is Stage.OFFER and self._announcer is None:
             raise InvalidRequest("this engine hands nothing over: it takes no request of stage offer", param="stage")
         self._limits.check(request)
+        if request.sampling.structure is not None and request.grammar is None:
+            raise InvalidRequest("this engine compiles no grammars: its output cannot be structured", param="structure")
         self._arrivals += 1
         most = self._limits.request_tokens
         self._scheduler.submit(RequestState.of(request, self._arrivals, self._clock(), self._page_size, most))
@@ -238,6 +246,8 @@ class EngineCore:
     def close(self) -> None:
         """See StepEngine.close."""
         self._lane.close()
+        if self._mask_thread is not None:
+            self._mask_thread.close()
 
     def load(self) -> EngineLoad:
         """O(1)."""
@@ -283,10 +293,18 @@ class EngineCore:
         if step.late is not None:
             at, places = step.late
             step.batch.token_ids[at] = self._tokens[places]
+        masks = self._start_masks(step.draws)
         logits = self._runner.forward(step.batch, step.on_layer)
-        launched = step.draws.launch(logits)
+        launched = step.draws.launch(logits, masks.result() if masks is not None else None)
         self._tokens[: len(launched.token_ids)] = launched.token_ids
         return launched
+
+    def _start_masks(self, draws: Draws) -> Future[StepMasks] | None:
+        if not draws.masks:
+            return None
+        if self._mask_thread is None:
+            self._mask_thread = MaskThread(self._runner.vocab_size, self._tokens.device)
+        return self._mask_thread.start(draws.masks, self._tokens)
 
     def _land(self, flight: Flight | None, output: StepOutput) -> None:
         """Wait for the step, and commit it."""
@@ -320,25 +338,64 @@ class EngineCore:
             self._scheduler.computed(row)
             if row.request.prompt_logprobs is not None:
                 row.request.prompt_logprobs += drawn.prompt_logprobs[index]
-            if index in drawn.tokens:
-                output.rows.append(self._emit(row.request, *drawn.tokens[index]))
+            if index not in drawn.tokens:
+                continue
+            try:
+                emitted = self._emit(row.request, *drawn.tokens[index], drawn.forced.get(index, ()))
+            except BatonError as error:
+                self._fail([row], error, output)
+                continue
+            output.rows.append(emitted)
+            output.forced_tokens += len(emitted.token_ids) - 1
+        output.mask_s += drawn.mask_s
 
-    def _emit(self, request: RequestState, token_id: int, logprob: TokenLogprob | None) -> RowOutput:
+    def _emit(
+        self, request: RequestState, token_id: int, logprob: TokenLogprob | None, foreseen: Sequence[int]
+    ) -> RowOutput:
+        """Append what was drawn. `foreseen`: certain tokens that begin with it, as far as its mask's maker knew."""
+        token_ids = [token_id]
         request.append(token_id)
         finish = request.finish(self._runner.eos_token_ids)
+        if finish is None and request.matcher is not None and request.may_jump:
+            if request.pending:
+                request.awaits_jump = len(foreseen) > WORTHY_JUMP
+            else:
+                finish = self._jump(request, request.matcher, token_ids)
         prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
         if request.stage is Stage.OFFER:
             self._scheduler.hold(request)
         elif finish is not None:
             self._scheduler.end(request)
         logprobs = [logprob] if logprob is not None else None
-        return RowOutput(request.attempt, [token_id], finish, logprobs, prompt_logprobs)
+        return RowOutput(request.attempt, token_ids, finish, logprobs, prompt_logprobs)
+
+    def _jump(self, request: RequestState, matcher: Matcher, token_ids: list[int]) -> Finish | None:
+        """Append all tokens that must come next, to `token_ids` too: their K and V come with the next step, at once.
+
+        Only while no step of the request is under way. Raises what the grammar says against it.
+        """
+        request.awaits_jump = False
+        drawn = len(token_ids)
+        finish = None
+        matcher.follow(request.output)
+        while finish is None and (forced := matcher.forced()):
+            for token_id in forced:
+                request.append(token_id)
+                token_ids.append(token_id)
+                finish = request.finish(self._runner.eos_token_ids)
+                if finish is not None:
+                    break
+            else:
+                matcher.follow(request.output)
+        if request.counts is not None and len(token_ids) > drawn:
+            request.counts.add(indices(token_ids[drawn:], self._tokens.device))
+        return finish
 
     def _fail_step(self, plan: StepPlan, error: Exception, output: StepOutput) -> None:
         log.error("step failed", requests=[str(row.request.attempt) for row in plan.rows], exc_info=error)
         self._fail(plan.rows, _as_internal(error), output)
 
-    def _fail(self, rows: list[PlannedRow], error: InternalError, output: StepOutput) -> None:
+    def _fail(self, rows: list[PlannedRow], error: BatonError, output: StepOutput) -> None:
         """End the rows' requests. Pages that were announced may be read elsewhere: they stay until `release`."""
         for row in rows:
             if not row.request.computing:

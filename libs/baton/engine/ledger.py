@@ -80,12 +80,11 @@ class PageLedger:
         return True
 
     def grow(self, request: RequestState) -> bool:
-        """See that there is a page for each of the request's tokens, of which one at most is new. False: no page."""
-        if request.planned_tokens <= len(request.pages) * self.page_size:
-            return True
-        if self.available_pages < 1:
-            return False
-        request.pages.append(self._take(1)[0])
+        """See that there is a page for each of the request's tokens. False: too few, and it keeps what it got."""
+        while request.planned_tokens > len(request.pages) * self.page_size:
+            if self.available_pages < 1:
+                return False
+            request.pages.append(self._take(1)[0])
         return True
 
     def publish(self, request: RequestState, *, unlease: bool = False) -> None:

@@ -25,6 +25,7 @@ from baton.core.attempt import Attempt
 from baton.core.hashing import block_hashes
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Finish, Stage, TokenLogprob
+from baton.engine.grammar.matcher import Matcher
 from baton.engine.radix import Node
 from baton.engine.token_counts import TokenCounts
 
@@ -113,6 +114,9 @@ class RequestState:
     token_place: int = 0  # where the step that drew last put its token (baton.engine.drawing)
     counts: TokenCounts | None = None  # made when it first draws, if it is penalized
     table_revision: int = 0  # changes when an entry of `pages` does; not when some are added
+    matcher: Matcher | None = None  # its place in its grammar, if it has one
+    awaits_jump: bool = False  # what follows the token under way is certain: it is planned again when that is known
+    jumping: bool = False  # the extension under way is of such tokens, and nothing of a prompt
 
     hint_blocks: int = 0  # last known length of the cached prefix
     passes: int = 0  # admissions that went ahead of it while it did not fit
@@ -142,12 +146,18 @@ class RequestState:
             prompt_logprobs=[] if fresh and request.sampling.prompt_logprobs is not None else None,
             token_limit=min(request.prompt_tokens + request.sampling.max_tokens, most_tokens),
             pull_blocks=request.pull_tokens // page_size if request.stage is not Stage.FETCH else 0,
+            matcher=request.grammar.matcher() if request.grammar is not None else None,
         )
 
     @property
     def rank(self) -> tuple[int, int]:
         """Order of importance: higher priority, then earlier arrival. Unique."""
         return (-self.priority, self.arrival)
+
+    @property
+    def output(self) -> npt.NDArray[Any]:
+        """Tokens emitted so far, by all attempts; valid until the next append."""
+        return self.tokens.view[self.prompt_tokens :]
 
     @property
     def output_len(self) -> int:
@@ -163,6 +173,12 @@ class RequestState:
     def ends_for_sure(self) -> bool:
         """The token under way is its last here, whichever it is."""
         return self.pending > 0 and (self.stage is Stage.OFFER or self.planned_tokens >= self.token_limit)
+
+    @property
+    def may_jump(self) -> bool:
+        """Tokens without a choice may be appended without being drawn. Each token's logprobs come from its own draw,
+        and a handoff passes on one token."""
+        return self.stage is not Stage.OFFER and self.sampling.top_logprobs is None
 
     @property
     def computing(self) -> bool:
@@ -194,9 +210,12 @@ class RequestState:
             self.hashes += block_hashes(parent, block, self.page_size)
 
     def finish(self, eos_token_ids: frozenset[int]) -> Finish | None:
-        """Whether the last token, an output token, ends the request. The first `min_tokens` outputs never stop it."""
+        """Whether the last token, an output token, ends the request. The first `min_tokens` outputs never stop it,
+        but where a grammar is at its end nothing can follow."""
         token_id = int(self.tokens.view[-1])
         params = self.sampling
+        if self.matcher is not None and token_id in eos_token_ids:
+            return Finish.STOP
         ends = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
         if ends and self.output_len > params.min_tokens:
             return Finish.STOP

@@ -6,9 +6,9 @@ Knows nothing of requests, stop conditions or what a grammar is.
 
 A row's logits pass through, in this order: logit bias, repetition penalty (over prompt and output; Keskar et al. 2019,
 "CTRL"), frequency and presence penalty (over the output), minimum length (end-of-sequence and stop tokens barred, but
-where a grammar allows no other), the grammar's mask, temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), draw. Tokens exactly as likely as the
-last one kept are kept too, so that a cut does not depend on how ties are sorted. Logprobs are of the model's own
-distribution: before all of that.
+where a grammar allows no other), the grammar's mask, temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et
+al. 2024), draw. Tokens exactly as likely as the last one kept are kept too, so that a cut does not depend on how ties
+are sorted. Logprobs are of the model's own distribution: before all of that.
 
 The draw is Gumbel-max rather than an inverse CDF: when logits differ by rounding (other batch, other worker), the
 token changes with a probability of about that difference, while a CDF shifts at all its boundaries at once. It runs

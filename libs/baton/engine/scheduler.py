@@ -165,6 +165,8 @@ class Scheduler:
         for request in list(self._running):
             if request.phase is not Phase.DECODING or request.ends_for_sure:
                 continue  # extending, or preempted by a request before it
+            if request.awaits_jump and request.pending:
+                continue
             while not grow(request):
                 if under_way:
                     return False
@@ -173,9 +175,18 @@ class Scheduler:
                     break
             else:
                 end = request.planned_tokens
+                if end - request.planned_len > 1:
+                    self._extend_by_jump(request)
+                    continue
                 plan.rows.append(PlannedRow(request, end - 1, end, end - 1, draws=True, late=request.pending > 0))
         plan.decode_rows = len(plan.rows)
         return True
+
+    def _extend_by_jump(self, request: RequestState) -> None:
+        """Tokens were appended that no step has drawn: the request extends by them, among those that extend."""
+        request.phase = Phase.EXTENDING
+        request.jumping = True
+        self._owe(request, request.remaining)
 
     def _advance(self, row: PlannedRow) -> None:
         """What is planned from here on follows the row."""
@@ -186,6 +197,7 @@ class Scheduler:
             self._owe(request, request.remaining)
             if row.draws:
                 request.phase = Phase.DECODING
+                request.jumping = False
 
     def _preempt_last(self, plan: StepPlan) -> None:
         """Send the least important request that may be moved back to the queue; its full blocks stay cached."""
@@ -217,7 +229,10 @@ class Scheduler:
         draws = end == len(request.tokens)
         logits_start = start if request.prompt_logprobs is not None else end - draws
         plan.rows.append(PlannedRow(request, start, end, logits_start, draws))
-        plan.extend_tokens += end - start
+        if request.jumping:
+            plan.decode_rows += draws
+        else:
+            plan.extend_tokens += end - start
         return end - start
 
     def _chunk_limit(self, request: RequestState) -> int:
@@ -310,6 +325,7 @@ class Scheduler:
 
     def _enqueue(self, request: RequestState) -> None:
         request.phase = Phase.WAITING
+        request.jumping = False
         request.passes = 0
         self._waiting.add(request)
         spared = max(self._ledger.cached_blocks(request), self._ledger.lacking_blocks(request))

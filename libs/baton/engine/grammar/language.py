@@ -1,0 +1,108 @@
+"""A structure in the words of llguidance, the library that compiles and matches it.
+
+JSON is written on one line with `", "` and `": "` between its parts: where a model might write any white space, a weak
+one writes nothing else, and nothing would be forced. What a schema asks for is enforced or refused, never passed over,
+unless the structure is lenient.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from baton.core.errors import InvalidRequest
+from baton.core.structure import Structure
+from baton.engine.grammar.limits import MOST_PROPERTIES
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+_EXACT: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_LENIENT: JsonCompileOptions = {**_EXACT, "lenient": True, "coerce_one_of": True}
+_OBJECT = '{"type": "object"}'
+
+# Formats that the library enforces. The specification calls all others annotations, which a validator ignores.
+_FORMATS = frozenset("date-time date time duration email hostname ipv4 ipv6 uuid uri".split())
+_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_INSTANCES = ("const", "enum", "default", "examples")
+
+
+def to_llguidance(structure: Structure) -> str:
+    """The library's grammar text. Raises InvalidRequest where the text is not even well formed."""
+    text = structure.text
+    match structure.kind:
+        case "json_object":
+            return _json(_OBJECT, _EXACT)
+        case "json_schema":
+            return _json(_enforceable(text), _LENIENT if structure.lenient else _EXACT)
+        case "regex":
+            return LLMatcher.grammar_from_regex(text)
+        case "lark":
+            return LLMatcher.grammar_from_lark(text)
+        case "ebnf":
+            return LLMatcher.grammar_from_lark(_lark_of_ebnf(text))
+        case _:
+            return LLMatcher.grammar_from_lark(_lark_of_choices(text))
+
+
+def _json(schema: str, options: JsonCompileOptions) -> str:
+    try:
+        return LLMatcher.grammar_from_json_schema(schema, overrides=options)
+    except ValueError as error:
+        raise InvalidRequest(f"the JSON schema cannot be read: {error}", param="structure") from None
+
+
+def _enforceable(text: str) -> str:
+    """The schema without formats that mean nothing to a validator, and without options of the library's."""
+    schema = _parsed(text, "JSON schema")
+    if not isinstance(schema, dict | bool):
+        raise InvalidRequest("a JSON schema is an object, or true or false", param="structure")
+    return json.dumps(_cleaned(schema), ensure_ascii=False)
+
+
+def _cleaned(schema: Any) -> Any:
+    """Walks schemas only: a property may have any name."""
+    if isinstance(schema, list):
+        return [_cleaned(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    cleaned = {}
+    for key, value in schema.items():
+        if key == "x-guidance" or (key == "format" and value not in _FORMATS):
+            continue
+        if key in _NAMED_SCHEMAS and isinstance(value, dict):
+            if key == "properties" and len(value) > MOST_PROPERTIES:
+                raise InvalidRequest(
+                    f"an object of the JSON schema has {len(value)} properties; this server takes {MOST_PROPERTIES}",
+                    param="structure",
+                )
+            cleaned[key] = {name: _cleaned(named) for name, named in value.items()}
+        elif key in _INSTANCES:
+            cleaned[key] = value
+        else:
+            cleaned[key] = _cleaned(value)
+    return cleaned
+
+
+def _lark_of_ebnf(text: str) -> str:
+    try:
+        return str(gbnf_to_lark(text))
+    except Exception as error:  # the library raises what it likes at a text that it cannot read
+        raise InvalidRequest(f"the EBNF grammar cannot be read: {error}", param="structure") from None
+
+
+def _lark_of_choices(text: str) -> str:
+    choices = _parsed(text, "list of choices")
+    if not isinstance(choices, list) or not choices or not all(isinstance(one, str) and one for one in choices):
+        raise InvalidRequest("choices are a list of strings, none of them empty", param="structure")
+    return "start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in dict.fromkeys(choices))
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"the {what} is no JSON: {error}", param="structure") from None
