@@ -19,24 +19,26 @@ _TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 
 
 class PageAllocator:
-    """Free list of page ids: O(1) per page. Pages below RESERVED_PAGES are never lent.
+    """Free list of page ids: O(1) per page. Pages below RESERVED_PAGES, and the last `spare` ones, are never lent.
 
     Every page has a generation, a uint32 that grows by one each time the page is lent: (page id, generation) names
     one use of a page, so a reader can tell that a page was given to somebody else. Not thread-safe.
     """
 
-    def __init__(self, pages: int) -> None:
-        if pages <= RESERVED_PAGES:
-            raise ConfigError(f"the pool has {pages} pages; it needs more than the {RESERVED_PAGES} reserved ones")
+    def __init__(self, pages: int, spare: int = 0) -> None:
+        kept = RESERVED_PAGES + spare
+        if pages <= kept:
+            raise ConfigError(f"the pool has {pages} pages; it needs more than the {kept} that are not lent")
         self.pages = pages
-        self._free = list(range(pages - 1, RESERVED_PAGES - 1, -1))
+        self._end = pages - spare
+        self._free = list(range(self._end - 1, RESERVED_PAGES - 1, -1))
         self._lent = bytearray(pages)
         self._generations = np.zeros(pages, dtype=np.uint32)
 
     @property
     def usable(self) -> int:
         """Pages that can be lent at all."""
-        return self.pages - RESERVED_PAGES
+        return self._end - RESERVED_PAGES
 
     @property
     def free_pages(self) -> int:
@@ -58,8 +60,8 @@ class PageAllocator:
     def free(self, pages: Sequence[int]) -> None:
         """Take pages back. Raises InternalError on a page that is not lent, reserved or unknown."""
         for page in pages:
-            if not RESERVED_PAGES <= page < self.pages:
-                raise InternalError(f"page {page} cannot be freed: pages {RESERVED_PAGES}..{self.pages - 1} can")
+            if not RESERVED_PAGES <= page < self._end:
+                raise InternalError(f"page {page} cannot be freed: pages {RESERVED_PAGES}..{self._end - 1} can")
             if not self._lent[page]:
                 raise InternalError(f"page {page} was freed twice")
             self._lent[page] = 0
@@ -78,17 +80,25 @@ class KvPool:
     """Memory of a pool as one tensor `[layers, pages, 2, page_size, kv_heads, head_dim]`, and its allocator.
 
     `buffer` is writable memory of at least `layout.pool_bytes(pages)` bytes, such as the mmap of a memfd that the
-    agent maps too; the pool keeps a reference, the caller keeps ownership. Without one the pool has memory of its own,
-    zeroed. Raises ConfigError when the buffer is too small or read-only.
+    agent maps too; the pool keeps a reference, the caller keeps ownership. Without one the pool has memory of its own
+    on `device`, zeroed. The last `spare` pages are lent to nobody.
+    Raises ConfigError when the buffer is too small or read-only.
     """
 
-    def __init__(self, layout: KvLayout, pages: int, buffer: Any | None = None) -> None:
+    def __init__(
+        self,
+        layout: KvLayout,
+        pages: int,
+        buffer: Any | None = None,
+        device: torch.device | str = "cpu",
+        spare: int = 0,
+    ) -> None:
         self.layout = layout
-        self.allocator = PageAllocator(pages)
+        self.allocator = PageAllocator(pages, spare)
         dtype = _TORCH_DTYPE[layout.dtype]
         shape = (layout.layers, pages, 2, layout.page_size, layout.kv_heads, layout.head_dim)
         if buffer is None:
-            self.tensor = torch.zeros(shape, dtype=dtype)
+            self.tensor = torch.zeros(shape, dtype=dtype, device=device)
             return
         view = memoryview(buffer)
         wanted = layout.pool_bytes(pages)

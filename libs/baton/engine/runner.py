@@ -6,7 +6,7 @@ nor allocates pages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,10 @@ from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cpu.library import ALIGNMENT, Kernels, kernels
 from baton.engine.cpu.linear import QUANTIZATIONS, steady
 from baton.engine.cpu.pointwise import CpuPointwise
+from baton.engine.cuda import attention as cuda_attention
+from baton.engine.cuda.attention import FlashInferAttention
+from baton.engine.cuda.graphs import DecodeGraphs, GraphRecorder, Recorder
+from baton.engine.cuda.support import pick_device
 from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.model.decoder import Decoder
 from baton.engine.model.files import model_revision
@@ -60,6 +64,9 @@ class TorchModelRunner:
         self._attention: AttentionBackend = TorchAttention(layout, config.windows)
         if kernels is not None and cpu_attention.supports(layout):
             self._attention = CpuAttention(kernels, layout, config.windows, one_way=deterministic)
+        elif weights.embedding_VE.device.type == "cuda":
+            device = weights.embedding_VE.device
+            self._attention = cuda_attention.backend(layout, config.heads, config.windows, device)
         pointwise: Pointwise = TorchPointwise(config)
         if kernels is not None and cpu_pointwise.supports(config, dtype):
             pointwise = CpuPointwise(kernels, config, dtype)
@@ -69,7 +76,8 @@ class TorchModelRunner:
                 f"heads and layers that are multiples of {ALIGNMENT}"
             )
         self._decoder = Decoder(config, weights, self._attention, pointwise)
-        self._bound = False
+        self._pool: torch.Tensor | None = None
+        self._graphs: DecodeGraphs | None = None
 
     @classmethod
     def load(
@@ -88,6 +96,7 @@ class TorchModelRunner:
 
         `dtype` is float32, bfloat16, float16, or auto: what the checkpoint is stored in, but float32 for a float16
         checkpoint on a CPU, where float16 products are slow and imprecise. Pages hold the same dtype.
+        `device` is cpu, cuda, or auto: a GPU where there is one.
         `progress(done_bytes, total_bytes)` is called while weights are read.
         `quantization` is none, int8 (a scale per output) or int4 (a scale and zero point per 32 weights of a row): the
         linear layers' weights in fewer bits, for less memory and faster decoding, and less exact.
@@ -100,7 +109,8 @@ class TorchModelRunner:
             raise ConfigError(f"quantization is {quantization!r}; it must be {', '.join(QUANTIZATIONS)}")
         if backend not in BACKENDS:
             raise ConfigError(f"backend is {backend!r}; it must be {' or '.join(BACKENDS)}")
-        on_cpu = torch.device(device).type == "cpu"
+        device = pick_device(device)
+        on_cpu = device == "cpu"
         if quantization != "none" and not on_cpu:
             raise ConfigError(f"quantization = {quantization} runs on a CPU only; the device is {device}")
         if quantization != "none" and deterministic:
@@ -138,7 +148,32 @@ class TorchModelRunner:
         Raises ConfigError when shape or dtype are not those of `layout`.
         """
         self._attention.bind_pool(pool)
-        self._bound = True
+        self._pool, self._graphs = pool, None
+
+    def unbind_pool(self) -> None:
+        """Let go of the pool, so that its memory can be given back."""
+        if self._pool is not None:
+            self._attention.bind_pool(self._pool[:, :0])
+        self._pool = self._graphs = None
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether decode steps can be CUDA graphs."""
+        return isinstance(self._attention, FlashInferAttention)
+
+    def capture(self, sizes: Sequence[int], progress: Progress, recorder: Recorder | None = None) -> None:
+        """Make CUDA graphs of decode steps of up to the greatest of `sizes` rows. The bound pool's last page becomes
+        that of padding rows: nobody else may use it. `progress(done, total)` counts graphs."""
+        pool, attention = self._bound_pool(), self._attention
+        if not isinstance(attention, FlashInferAttention):
+            raise ConfigError("cuda_graphs = true needs a GPU and FlashInfer")
+        pages = min(self.layout.pages_for(self.max_context_tokens), pool.shape[1])
+        graphs = DecodeGraphs(
+            sizes, attention, self._decoder.forward, self.vocab_size, self.layout.page_size,
+            padding_page=pool.shape[1] - 1, row_pages=pages, device=pool.device,
+        )  # fmt: skip
+        graphs.capture(recorder or GraphRecorder(), progress)
+        self._graphs = graphs
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
@@ -146,8 +181,15 @@ class TorchModelRunner:
 
         `on_layer(l)` is called when layer l's K and V are in the pool, before that layer attends: what reads them
         elsewhere has the rest of the layer's time, and that of the layers after it. The result is an inference
-        tensor: change it in place only under `torch.inference_mode`.
+        tensor: change it in place only under `torch.inference_mode`, and, on a GPU, before the next call.
         """
-        if not self._bound:
-            raise ConfigError("no pool is bound; call bind_pool before forward")
+        self._bound_pool()
+        if self._graphs is not None and on_layer is None and self._graphs.fits(batch):
+            return self._graphs.run(batch)
+        self._attention.plan(batch)
         return self._decoder.forward(batch, on_layer)
+
+    def _bound_pool(self) -> torch.Tensor:
+        if self._pool is None:
+            raise ConfigError("no pool is bound; call bind_pool before forward")
+        return self._pool

@@ -12,11 +12,14 @@ from collections.abc import Iterable
 import torch
 
 
+def staged(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values`, on the host, where `device` can copy them from without keeping the host; on a CPU they themselves."""
+    return values.pin_memory() if device.type == "cuda" else values
+
+
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`values`, on the host, as they are now, on `device`; on a CPU they themselves."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+    return staged(values, device).to(device, non_blocking=True)
 
 
 def floats(values: Iterable[float], device: torch.device) -> torch.Tensor:

@@ -35,9 +35,11 @@ class Decoder:
         self._next_norms = [*(layer.input_norm_E for layer in weights.layers[1:]), weights.final_norm_E]
 
     def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
-        """Logits, float32 [L, V], of `batch.logit_rows`; `on_layer(l)` follows at once on layer l's K and V writes."""
+        """Logits, float32 [L, V], of `batch.logit_rows`; `on_layer(l)` follows at once on layer l's K and V writes.
+
+        `attention` has planned the batch.
+        """
         pointwise, layers = self._pointwise, self._weights.layers
-        self._attention.plan(batch)
         factor = self._config.rope.attention_factor
         cos_T1D, sin_T1D = rotation(self._frequencies, batch.positions, factor, self._weights.embedding_VE.dtype)
         hidden_TE = self._weights.embedding_VE[batch.token_ids]
