@@ -29,7 +29,7 @@ PAGES = page_range(10, 6)
 TOKENS = len(PAGES) * LAYOUT.page_size
 
 
-@pytest.fixture(params=["ucx", "ucx over tcp", "tcp"])
+@pytest.fixture(params=["auto", "ucx", "ucx over tcp", "tcp"])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     kind = request.param.split()[0]
     if kind == "ucx" and (reason := has_ucx()):

@@ -1,4 +1,4 @@
-"""A source in a process of its own: `python transport_peer.py ucx|tcp`. Prints its address; serves until killed."""
+"""A source in a process of its own: `python transport_peer.py KIND`. Prints its address; serves until killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,20 @@ def make(kind: str, name: str) -> Transport:
         from baton.kv.nixl import NixlTransport
 
         return NixlTransport(name, "127.0.0.1")
+    if kind == "ucxx":
+        from baton.kv.ucxx import UcxxTransport
+
+        return UcxxTransport("127.0.0.1")
+    if kind == "mapped":
+        from baton.kv.mapped import MappedTransport
+
+        return MappedTransport()
     from baton.kv.tcp import TcpTransport
+
+    if kind == "nearest":
+        from baton.kv.nearest import NearestTransport
+
+        return NearestTransport(TcpTransport("127.0.0.1"), lambda used, size: None)
 
     return TcpTransport("127.0.0.1")
 

@@ -14,14 +14,11 @@ when it goes on, and starts again with a new epoch.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,7 +26,9 @@ import structlog
 
 from baton.core.layout import KvLayout
 from baton.kv.memory import PoolMemory
-from baton.kv.transport import PageIds, PeerKey, TransportError
+from baton.kv.operation import Read
+from baton.kv.transport import PeerKey, TransportError
+from baton.kv.ucx_thread import Commands
 
 log = structlog.get_logger(__name__)
 
@@ -38,37 +37,18 @@ MIN_POLL_S = 50e-6
 MAX_POLL_S = 1e-3
 BUSY_CALL_S = 10e-6  # a progress call that takes longer has moved something
 
-T = TypeVar("T")
 
+class _Flight:
+    """A read under way: its posted chunk, and those that are to be posted, as indices into the prepared lists."""
 
-class Read:
-    """One operation, posted chunk by chunk."""
-
-    def __init__(
-        self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds
-    ) -> None:
-        self.key = key
-        self.layers = range(layer_start, layer_end)
-        self.local_pages = local_pages
-        self.remote_pages = remote_pages
-        self.unwanted = False
-        self.bytes_moved = 0
-        self.handle: Any = None
-        self.chunks: list[tuple[np.ndarray, np.ndarray]] = []
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[int] = self.loop.create_future()
-
-    def cut(self, pool: PoolMemory, source_pages: int) -> None:
-        """Into chunks of indices into the prepared lists, the first one last."""
-        layers = np.arange(self.layers.start, self.layers.stop, dtype=np.int32)[:, None]
-        local = (layers * pool.pages + self.local_pages.astype(np.int32)).ravel()
-        remote = (layers * source_pages + self.remote_pages.astype(np.int32)).ravel()
+    def __init__(self, read: Read, pool: PoolMemory, source_pages: int) -> None:
+        layers = np.arange(read.layers.start, read.layers.stop, dtype=np.int32)[:, None]
+        local = (layers * pool.pages + read.local_pages.astype(np.int32)).ravel()
+        remote = (layers * source_pages + read.remote_pages.astype(np.int32)).ravel()
         step = max(1, CHUNK_BYTES // pool.layout.page_bytes)
+        self.read = read
+        self.handle: Any = None
         self.chunks = [(local[at : at + step], remote[at : at + step]) for at in reversed(range(0, len(local), step))]
-
-    def finish(self, error: TransportError | None) -> None:
-        """On the NIXL thread: no byte of this operation moves any more."""
-        _tell(self.loop, self.done, self.bytes_moved, error)
 
 
 class _Source:
@@ -79,32 +59,28 @@ class _Source:
         self.local = local
         self.remote = remote
         self.pages = pages
-        self.reads: list[Read] = []
+        self.flights: list[_Flight] = []
 
 
-class Mailbox:
-    """Commands for one consumer, which waits with a time limit. (`queue.SimpleQueue` may wait for ever with one: when a
-    wake-up without an item comes after the limit, CPython 3.11 goes on with a negative limit, that is, without any.)"""
+class Bell:
+    """Wakes one waiter, who waits with a time limit. (`queue.SimpleQueue` may wait for ever with one: when a wake-up
+    without an item comes after the limit, CPython 3.11 goes on with a negative limit, that is, without any.)"""
 
     def __init__(self) -> None:
-        self._items: deque[Callable[[], None]] = deque()
-        self._bell = threading.Lock()  # free when something was put since the consumer last looked
-        self._bell.acquire()
+        self._lock = threading.Lock()  # free when it was rung since the last wait
+        self._lock.acquire()
 
-    def put(self, item: Callable[[], None]) -> None:
-        self._items.append(item)
+    def ring(self) -> None:
         with contextlib.suppress(RuntimeError):  # it rings already
-            self._bell.release()
+            self._lock.release()
 
-    def get(self, limit_s: float) -> Callable[[], None] | None:
-        """The next item, waiting at most `limit_s` (-1: without limit); None when there is none, or by a late bell."""
-        if not self._items:
-            self._bell.acquire(timeout=limit_s)
-        return self._items.popleft() if self._items else None
+    def wait(self, limit_s: float) -> None:
+        """Until it rings, or rang since the last wait, or `limit_s` is over (-1: no limit)."""
+        self._lock.acquire(timeout=limit_s)
 
 
 class NixlThread:
-    """Everything that touches NIXL. Methods run on the thread unless they say otherwise."""
+    """Everything that touches NIXL. Implements `baton.kv.ucx_thread.UcxThread`."""
 
     def __init__(self, name: str) -> None:
         try:
@@ -118,50 +94,25 @@ class NixlThread:
         self._server: Any = None
         self._serving = 0
         self._sources: dict[PeerKey, _Source] = {}
-        self._commands = Mailbox()
-        self._stopped = False
+        self._bell = Bell()
+        self.commands = Commands(self._bell.ring)
+        self._ended = False
         self._close_agent(self._make_agent())  # fails here, not at the first request
         self._thread = threading.Thread(target=self._run, name="kv-nixl", daemon=True)
         self._thread.start()
 
-    # Called from the event loop
-
-    async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Run `function` on the thread. It is carried out whole, also when the caller is cancelled meanwhile."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def run() -> None:
-            try:
-                result = function(*args)
-            except TransportError as error:
-                _tell(loop, done, None, error)
-            except Exception as error:
-                _tell(loop, done, None, TransportError(f"{type(error).__name__}: {error}"))
-            else:
-                _tell(loop, done, result, None)
-
-        self._commands.put(run)
-        return await asyncio.shield(done)
-
-    def post(self, function: Callable[..., None], *args: Any) -> None:
-        """Run `function`, which raises nothing, on the thread."""
-        self._commands.put(lambda: function(*args))
-
-    async def stop(self) -> None:
-        if self._thread.is_alive():
-            await self.call(self.unregister)
-            self.post(setattr, self, "_stopped", True)
-            await asyncio.to_thread(self._thread.join)
+    def join(self) -> None:
+        self._thread.join()
 
     # The thread
 
     def _run(self) -> None:
         delay_s = MIN_POLL_S
-        while not self._stopped:
-            polling = self._serving > 0 or any(source.reads for source in self._sources.values())
-            command = self._commands.get(delay_s if polling else -1)
-            if command is not None:
+        while not self._ended:
+            if not self.commands:
+                polling = self._serving > 0 or any(source.flights for source in self._sources.values())
+                self._bell.wait(delay_s if polling else -1)
+            if (command := self.commands.take()) is not None:
                 command()
                 delay_s = MIN_POLL_S
             else:
@@ -181,7 +132,7 @@ class NixlThread:
         if self._serving:
             self._serve_others()
         for key, source in list(self._sources.items()):
-            if source.reads:
+            if source.flights:
                 self._check(key, source)
         return time.perf_counter() - started > BUSY_CALL_S
 
@@ -202,6 +153,9 @@ class NixlThread:
 
     def serve(self, active: int) -> None:
         self._serving = active if self._server is not None else 0
+
+    def end(self) -> None:
+        self._ended = True
 
     def add_peer(self, key: PeerKey, address: bytes, layout: KvLayout, pages: int) -> None:
         if self._pool is None:
@@ -227,62 +181,63 @@ class NixlThread:
         source = self._sources.pop(key, None)
         if source is None:
             return
-        reads, agent = source.reads, source.agent
-        for handle in [*(read.handle for read in reads if read.handle is not None), source.remote, source.local]:
+        flights, agent = source.flights, source.agent
+        posted = [flight.handle for flight in flights if flight.handle is not None]
+        for handle in [*posted, source.remote, source.local]:
             with contextlib.suppress(Exception):  # one that is still running may refuse; it dies with its worker
                 handle.release()
-        del handle
-        for read in reads:
-            read.handle = None
+        del handle, posted
+        for flight in flights:
+            flight.handle = None
         source.agent = source.local = source.remote = None
         self._close_agent(agent)
-        for read in reads:
-            read.finish(TransportError(reason))
+        for flight in flights:
+            flight.read.finish(TransportError(reason))
 
     def start(self, read: Read) -> None:
         source = self._sources.get(read.key)
         if source is None or self._pool is None:
             read.finish(TransportError(f"no connection to agent {read.key[0]}, epoch {read.key[1]}"))
             return
-        read.cut(self._pool, source.pages)
-        source.reads.append(read)
-        self._advance(read.key, source, read)
+        flight = _Flight(read, self._pool, source.pages)
+        source.flights.append(flight)
+        self._advance(read.key, source, flight)
 
     def _check(self, key: PeerKey, source: _Source) -> None:
         """Look at the peer's reads; what is complete goes on with its next chunk, or ends."""
-        for read in list(source.reads):
+        for flight in list(source.flights):
             try:
-                state = source.agent.check_xfer_state(read.handle)
+                state = source.agent.check_xfer_state(flight.handle)
             except Exception as error:
                 self.cut(key, f"a read from agent {key[0]} failed: {error}")
                 return
-            if state != "PROC" and not self._after(key, source, read, state):
+            if state != "PROC" and not self._after(key, source, flight, state):
                 return
 
-    def _advance(self, key: PeerKey, source: _Source, read: Read) -> bool:
+    def _advance(self, key: PeerKey, source: _Source, flight: _Flight) -> bool:
         """Post the next chunk. False when the peer had to be cut."""
-        local, remote = read.chunks.pop()
+        local, remote = flight.chunks.pop()
         agent = source.agent
-        read.bytes_moved += len(local) * self._pool.layout.page_bytes  # type: ignore[union-attr]
+        flight.read.bytes_moved += len(local) * self._pool.layout.page_bytes  # type: ignore[union-attr]
         try:
-            read.handle = agent.make_prepped_xfer("READ", source.local, local, source.remote, remote)
-            state = agent.transfer(read.handle)
+            flight.handle = agent.make_prepped_xfer("READ", source.local, local, source.remote, remote)
+            state = agent.transfer(flight.handle)
         except Exception as error:
             self.cut(key, f"a read from agent {key[0]} failed: {error}")
             return False
-        return state == "PROC" or self._after(key, source, read, state)
+        return state == "PROC" or self._after(key, source, flight, state)
 
-    def _after(self, key: PeerKey, source: _Source, read: Read, state: str) -> bool:
+    def _after(self, key: PeerKey, source: _Source, flight: _Flight, state: str) -> bool:
         """A chunk ended. After an error others of its operation may still run: then all of the peer's are ended."""
         if state != "DONE":
             self.cut(key, f"a read from agent {key[0]} failed")
             return False
-        read.handle.release()
-        read.handle = None
-        if read.chunks and not read.unwanted:
-            return self._advance(key, source, read)
-        source.reads.remove(read)
-        read.finish(None)
+        flight.handle.release()
+        flight.handle = None
+        if flight.chunks and not flight.read.unwanted:
+            return self._advance(key, source, flight)
+        source.flights.remove(flight)
+        flight.read.finish(None)
         return True
 
     def _make_agent(self) -> Any:
@@ -307,19 +262,3 @@ class NixlThread:
         size = layout.page_bytes
         row = np.array([[base, size, 0, size, layout.layers * pages]], np.uint64)
         return agent.prep_xfer_dlist(owner, row, "DRAM")
-
-
-def _tell(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    """Settle a future of the event loop from the thread."""
-
-    def settle() -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-            done.exception()  # taken notice of, also when nobody waits any more
-
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(settle)

@@ -28,6 +28,8 @@ DEFAULTS = {
     # 2 to 4 times the throughput of the default segments over TCP.
     "UCX_TCP_TX_SEG_SIZE": "512K",
     "UCX_TCP_RX_SEG_SIZE": "512K",
+    # Without it, UCX leaves cross-memory attach aside where errors of peers are to be noticed.
+    "UCX_CMA_MEMORY_INVALIDATE": "y",
     # Failures reach us as errors of operations; the library's own lines repeat them in its words.
     "UCX_LOG_LEVEL": "fatal",
     "NIXL_LOG_LEVEL": "FATAL",

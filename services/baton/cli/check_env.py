@@ -65,7 +65,7 @@ def run_checks(purpose: str) -> list[Check]:
         probes.open_files,
         probes.gpu,
         probes.ucx,
-        probes.same_host_copy,
+        probes.same_host_pages,
         partial(probes.redis_server, "embedded" in needs),
         probes.compiler,
     ]

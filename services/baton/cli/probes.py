@@ -144,15 +144,23 @@ def ucx() -> Check:
     return Check("UCX (NIXL)", "ok", detail)
 
 
-def same_host_copy() -> Check:
-    """Whether one process may read another's memory, which UCX's `cma` transport needs."""
+def same_host_pages() -> Check:
+    """Whether agents on this host map each other's pools; if not, whether UCX may copy from process to process."""
+    name = "pages on one host"
+    try:
+        from baton.cli import same_host_probe
+    except ImportError as error:
+        return Check(name, "missing", f"the KV agent does not load: {error}", "pip install 'baton-serving[kv-agent]'")
+    failure = same_host_probe.failure()
+    if not failure:
+        return Check(name, "ok", "copied once, from shared memory")
     scope = _read("/proc/sys/kernel/yama/ptrace_scope").strip()
     capabilities = re.search(r"CapEff:\s*(\w+)", _read("/proc/self/status"))
     may_trace = capabilities is not None and int(capabilities[1], 16) >> _CAP_SYS_PTRACE & 1
     if scope in ("", "0") or may_trace:
-        return Check("same-host copy", "ok", "processes of one user may read each other's memory (UCX cma)")
+        return Check(name, "warn", f"not from shared memory ({failure}); UCX copies between processes (cma)")
     mend = "sysctl kernel.yama.ptrace_scope=0; without it pages on one host travel by TCP"
-    return Check("same-host copy", "warn", f"forbidden by kernel.yama.ptrace_scope = {scope}", mend)
+    return Check(name, "warn", f"not from shared memory ({failure}), and kernel.yama.ptrace_scope = {scope}", mend)
 
 
 def redis_server(required: bool) -> Check:

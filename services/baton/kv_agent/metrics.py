@@ -27,3 +27,12 @@ transport_info = metrics.gauge(
 faults_injected = metrics.counter(
     "baton_kv_agent_injected_faults_total", "Faults carried out to order (fault_injection)", labels=("fault",)
 )
+tier_blocks = metrics.gauge("baton_kv_agent_tier_blocks", "Blocks in the host tier")
+tier_stored = metrics.counter("baton_kv_agent_tier_stored_blocks_total", "Blocks that moved into the host tier")
+tier_dropped = metrics.counter("baton_kv_agent_tier_dropped_blocks_total", "Blocks that left the host tier for others")
+tier_restored = metrics.counter("baton_kv_agent_tier_restored_blocks_total", "Blocks that came back into the pool")
+routed_bytes = metrics.counter(
+    "baton_kv_agent_routed_bytes_total",
+    "Bytes read where the transport is chosen by peer: mapped on this host, the other one between hosts",
+    labels=("transport",),
+)

@@ -15,13 +15,18 @@ class KvAgentSettings(ServiceSettings):
     listen: str = setting("127.0.0.1:0", "address of the KvAgent gRPC server; port 0 = any free one", unit="host:port")
     advertise: str = setting("", "address that other agents reach it at; empty = the listening one", unit="host:port")
     transport: str = setting(
-        "auto", "how pages travel; auto = ucx, or tcp where UCX does not load", choices=("auto", "ucx", "tcp")
+        "auto",
+        "how pages travel; auto = shared memory on one host, ucx between hosts, or tcp where UCX does not load",
+        choices=("auto", "ucx", "ucxx", "tcp"),
     )
     checksum: bool = setting(True, "check every page that arrives against what the source announced")
     lease_s: float = setting(30.0, "how long committed pages wait for a silent reader", unit="s", gt=0)
     connect_timeout_s: float = setting(5.0, "longest time to reach another agent, first read included", unit="s", gt=0)
     open_timeout_s: float = setting(120.0, "longest wait of a reader for the offer of an attempt", unit="s", gt=0)
     stall_timeout_s: float = setting(5.0, "longest time of one read before its source counts as lost", unit="s", gt=0)
+    host_tier_bytes: int = setting(
+        0, "host memory for cached pages that leave the worker's pool; 0 = they are computed again", unit="bytes", ge=0
+    )
     credits: int = setting(4, "announcements of one handoff that may be unanswered", ge=1, le=1024, rare=True)
     announce_bytes: int = setting(8 << 20, "largest range of one announcement", unit="bytes", ge=1, rare=True)
     pair_bytes: int = setting(64 << 20, "bytes in flight from one source", unit="bytes", ge=1, rare=True)
