@@ -56,6 +56,9 @@ class Cluster:
     def agents(self) -> list[str]:
         return [service["name"] for service in self.system.services("kv-agent")]
 
+    def kind(self, name: str) -> str:
+        return str(self.system.service(name)["kind"])
+
     async def strike(self, struck: Struck) -> None:
         """Carry the fault out and write down when."""
         fault = struck.fault
@@ -89,7 +92,7 @@ class Cluster:
         return found
 
     def own_memory_mb(self) -> dict[str, float]:
-        """Anonymous resident memory by process, pools not included. The key tells incarnations apart."""
+        """Anonymous resident memory by process, pools not included."""
         found = {}
         for service in self.system.services():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
