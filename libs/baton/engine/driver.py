@@ -6,14 +6,17 @@ Knows nothing of text.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, Cancelled, InternalError, Unavailable
 from baton.engine.api import EngineRequest, RowOutput, StepEngine, StepOutput
+from baton.engine.grammar.compiler import Grammar, GrammarCompiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,10 @@ Listener = Callable[[Progress], None]  # called on the driver's thread; must not
 class Driver:
     """Owns `engine` from now on. Whatever happens, each listener is told of an end: a finish or an error."""
 
-    def __init__(self, engine: StepEngine) -> None:
+    def __init__(self, engine: StepEngine, grammars: GrammarCompiler | None = None) -> None:
+        """`grammars`: of requests whose output is structured."""
         self._engine = engine
+        self._grammars = grammars
         self._commands: deque[Callable[[], None]] = deque()
         self._listeners: dict[Attempt, Listener] = {}  # driver's thread
         self._wake = threading.Condition()
@@ -43,15 +48,45 @@ class Driver:
     def submit(self, request: EngineRequest, listener: Listener) -> None:
         """Run `request`. Raises Unavailable after `close`; what is wrong with the request the listener is told."""
 
-        def command() -> None:
-            try:
-                self._engine.submit(request)
-            except BatonError as error:
-                listener(Progress(error=error))
-            else:
-                self._listeners[request.attempt] = listener
+        def listen() -> None:
+            self._listeners[request.attempt] = listener
 
-        self._post(command)
+        self._post(listen)
+        structure = request.sampling.structure
+        if structure is None or self._grammars is None:
+            self._post(lambda: self._start(request))
+            return
+        try:
+            self._grammars.compile(structure).add_done_callback(lambda done: self._compiled(request, done))
+        except BatonError as refused:
+            error = refused
+            self._post(lambda: self._refuse(request, error))
+
+    def _compiled(self, request: EngineRequest, grammar: Future[Grammar]) -> None:
+        """Any thread. Once the driver is closed nobody waits any more."""
+
+        def command() -> None:
+            error = grammar.exception()
+            if error is None:
+                self._start(replace(request, grammar=grammar.result()))
+            else:
+                self._refuse(request, error if isinstance(error, BatonError) else InternalError(repr(error)))
+
+        with contextlib.suppress(Unavailable):
+            if not grammar.cancelled():
+                self._post(command)
+
+    def _start(self, request: EngineRequest) -> None:
+        if request.attempt not in self._listeners:
+            return  # cancelled while its grammar was compiled
+        try:
+            self._engine.submit(request)
+        except BatonError as error:
+            self._refuse(request, error)
+
+    def _refuse(self, request: EngineRequest, error: BatonError) -> None:
+        if listener := self._listeners.pop(request.attempt, None):
+            listener(Progress(error=error))
 
     def cancel(self, attempt: Attempt) -> None:
         """Stop a request; its listener is told nothing more. No effect on one that has ended."""
@@ -95,6 +130,8 @@ class Driver:
         for listener in self._listeners.values():
             listener(Progress(error=end))
         self._engine.close()
+        if self._grammars is not None:
+            self._grammars.close()
 
     def _take_commands(self) -> bool:
         """Wait for something to do, and run what was posted. False: it is time to stop."""

@@ -32,6 +32,7 @@ from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Finish, TokenLogprob
 from baton.engine.driver import Driver, Progress
 from baton.engine.engine import EngineCore
+from baton.engine.grammar.compiler import GrammarCompiler
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
 from baton.engine.runner import TorchModelRunner
@@ -81,7 +82,8 @@ class Engine:
         self._path = Path(model)
         self._loaded_tokenizer: Tokenizer | None = None
         self._root = root_hash(layout.model_revision, layout.fingerprint)
-        self._driver = Driver(EngineCore(runner, KvPool(layout, pages), config))
+        grammars = GrammarCompiler(self._path, runner.vocab_size, runner.eos_token_ids)
+        self._driver = Driver(EngineCore(runner, KvPool(layout, pages), config), grammars)
         self._numbers = itertools.count(1)
 
     def generate(self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] = None) -> Any:

@@ -13,12 +13,15 @@ from baton.core.errors import ConfigError
 from baton.core.layout import RESERVED_PAGES
 from baton.engine.api import HandoffListener
 from baton.engine.engine import EngineCore
+from baton.engine.grammar.compiler import GrammarCompiler
+from baton.engine.grammar.limits import GrammarLimits
 from baton.engine.intake import Limits
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
 from baton.engine.runner import TorchModelRunner
 from baton.kv.memory import PoolMemory
 from baton.runtime import cores
+from baton.worker import metrics
 from baton.worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -33,6 +36,7 @@ class BuiltModel:
     runner: TorchModelRunner
     memory: PoolMemory
     config: EngineConfig
+    grammars: GrammarCompiler
 
     @property
     def max_context_tokens(self) -> int:
@@ -77,7 +81,11 @@ def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
         max_batch_tokens=settings.max_batch_tokens,
         chunk_tokens=settings.chunk_tokens,
     )
-    return BuiltModel(runner, memory, config)
+    limits = GrammarLimits(
+        text_bytes=settings.structure_bytes, compile_s=settings.structure_compile_s, cached=settings.structures_cached
+    )
+    grammars = GrammarCompiler(path, runner.vocab_size, runner.eos_token_ids, limits, metrics.observe_structure)
+    return BuiltModel(runner, memory, config, grammars)
 
 
 def _threads(settings: WorkerSettings) -> int:

@@ -16,12 +16,14 @@ from baton.core import hashing
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, DeadlineExceeded, InvalidRequest, Unavailable
 from baton.core.layout import KvLayout
-from baton.engine.api import EngineLoad, EngineRequest, HandoffListener, Stage, StepEngine, StepOutput
+from baton.engine.api import EngineLoad, EngineRequest, Failed, HandoffListener, Stage, StepEngine, StepOutput
+from baton.engine.grammar.compiler import GrammarCompiler
 from baton.kv.local import AgentMessage, Welcome, WorkerMessage
 from baton.rpc.convert import attempt_from_pb, attempt_to_pb, error_to_pb, sampling_from_pb
 from baton.rpc.v1 import worker_pb2 as pb
 from baton.worker import frames, metrics
 from baton.worker.desk import HandoffDesk, MakeDesk
+from baton.worker.grammars import GrammarGate
 from baton.worker.loans import Loans
 from baton.worker.loop import Command, EngineLoop
 from baton.worker.pulls import Pulls
@@ -61,6 +63,7 @@ class Dispatcher:
         blocks: BlockSink | None,
         on_crash: Callable[[BaseException], None],
         pull_timeout_s: float = 2.0,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self.description = description
         self._layout = layout
@@ -71,6 +74,7 @@ class Dispatcher:
         self._desk: HandoffDesk = make_desk(self)
         self._pulls = Pulls(self, layout, description.worker_id, pull_timeout_s)
         self._loans = Loans(self, layout)
+        self._gate = GrammarGate(grammars, self._submit, self._refuse)
         engine = make_engine(self._desk.listener)
         self._engine_loop = EngineLoop(engine, self._on_step, on_crash)
         self._step = 0
@@ -91,6 +95,7 @@ class Dispatcher:
                 await self._book.empty.wait()
         for session in list(self._sessions):
             session.close()
+        self._gate.close()
         await self._engine_loop.stop()
 
     async def beat(self, period_s: float = 1.0) -> None:
@@ -135,9 +140,18 @@ class Dispatcher:
             return
         if message.deadline_ms:
             live.timer = self._asyncio_loop.call_later(message.deadline_ms / 1000, self._deadline_passed, attempt)
-        request = self._pulls.assigned(request, message)
         log.debug("assigned", request_id=attempt.request_id, attempt=attempt.n, stage=request.stage.value)
-        self._engine_loop.submit(request)
+        self._gate.pass_on(self._pulls.assigned(request, message))
+
+    def _submit(self, request: EngineRequest) -> None:
+        if self.is_live(request.attempt):
+            self._engine_loop.submit(request)
+
+    def _refuse(self, request: EngineRequest, error: BatonError) -> None:
+        """The engine has never seen the request: the desk hears what the engine would have told it."""
+        if self.is_live(request.attempt):
+            self._desk.on_step(StepOutput(failed=[Failed(request.attempt, error)]))
+            self.fail(request.attempt, error)
 
     def cancel(self, message: pb.Cancel) -> None:
         attempt = attempt_from_pb(message.attempt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from baton.core.layout import KvLayout
+from baton.core.structure import Structure
 from baton.engine.api import EngineLoad, StepOutput
 from baton.runtime import metrics
 
@@ -53,6 +54,23 @@ failures = metrics.counter(
 routers = metrics.gauge("baton_worker_routers_connected", "Open router streams")
 agent_connected = metrics.gauge("baton_worker_agent_connected", "1 while the KV agent is connected")
 
+structures = metrics.counter(
+    "baton_worker_structures_total",
+    "Requests with structured output, by kind, and whether the structure was cached, compiled or refused",
+    labels=("kind", "outcome"),
+)
+structure_compile_s = metrics.histogram(
+    "baton_worker_structure_compile_seconds", "Compiling one structure", buckets=metrics.LATENCY_BUCKETS_S
+)
+mask_s = metrics.histogram(
+    "baton_worker_mask_seconds",
+    "Making the masks of one step's structured outputs, beside the model",
+    buckets=metrics.LATENCY_BUCKETS_S,
+)
+forced_tokens = metrics.counter(
+    "baton_worker_forced_tokens_total", "Output tokens that a structure left no choice for, appended without a step"
+)
+
 
 def observe_step(output: StepOutput, load: EngineLoad) -> None:
     """Account one step and the state after it."""
@@ -61,6 +79,9 @@ def observe_step(output: StepOutput, load: EngineLoad) -> None:
     extend_tokens.inc(output.extend_tokens)
     decode_tokens.inc(sum(len(row.token_ids) for row in output.rows))
     preemptions.inc(output.preempted)
+    forced_tokens.inc(output.forced_tokens)
+    if output.mask_s:
+        mask_s.observe(output.mask_s)
     for admitted in output.admitted:
         queue_s.observe(admitted.queued_s)
         cached_tokens.inc(admitted.cached_tokens)
@@ -78,3 +99,10 @@ def observe_load(load: EngineLoad) -> None:
 
 def observe_pool(layout: KvLayout, pool_pages: int) -> None:
     metrics.gauge("baton_worker_pool_bytes", "Size of the KV pool").set(layout.pool_bytes(pool_pages))
+
+
+def observe_structure(structure: Structure, outcome: str, seconds: float) -> None:
+    """Account a structure that a request asks for; `seconds` were spent on compiling it."""
+    structures.labels(kind=structure.kind, outcome=outcome).inc()
+    if outcome != "cached":
+        structure_compile_s.observe(seconds)

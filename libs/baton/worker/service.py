@@ -125,6 +125,7 @@ class _Worker:
             blocks=self._publisher,
             on_crash=self._on_crash,
             pull_timeout_s=self._settings.pull_timeout_s,
+            grammars=self._built.grammars,
         )
         return dispatcher
 

@@ -30,5 +30,10 @@ class WorkerSettings(ServiceSettings):
     pull_timeout_s: float = setting(
         2.0, "longest wait for a prefix that another worker holds, before it is computed here", unit="s", gt=0
     )
+    structure_bytes: int = setting(64 << 10, "longest schema, regex or grammar of a request", unit="bytes", ge=1)
+    structure_compile_s: float = setting(
+        5.0, "longest wait for a structure to be compiled, before the request is refused", unit="s", gt=0
+    )
+    structures_cached: int = setting(128, "compiled structures kept; some megabytes each", ge=1, rare=True)
     lease_s: float = setting(5.0, "registry lease; a worker silent for longer is forgotten", unit="s", gt=0)
     drain_s: float = setting(1.0, "time that running requests get when the worker is stopped", unit="s", ge=0)
