@@ -27,15 +27,16 @@ from tokenizers.decoders import DecodeStream
 from baton.core.attempt import Attempt
 from baton.core.errors import ConfigError, InvalidRequest
 from baton.core.hashing import root_hash
-from baton.core.layout import RESERVED_PAGES
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Finish, TokenLogprob
+from baton.engine.cuda.graphs import sizes_up_to
 from baton.engine.driver import Driver, Progress
 from baton.engine.engine import EngineCore
 from baton.engine.grammar.compiler import GrammarCompiler
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
 from baton.engine.runner import TorchModelRunner
+from baton.engine.sizing import pool_pages
 
 Prompt = str | Sequence[int]
 Sampling = SamplingParams | Mapping[str, Any] | None
@@ -53,7 +54,10 @@ class Engine:
         model: str | Path,
         *,
         dtype: str = "auto",
-        kv_memory_bytes: int = 256 << 20,
+        device: str = "auto",
+        kv_memory_bytes: int = 0,
+        memory_fraction: float = 0.85,
+        cuda_graphs: bool = True,
         page_size: int = 16,
         max_context_tokens: int | None = None,
         deterministic: bool = False,
@@ -67,23 +71,23 @@ class Engine:
         runner = TorchModelRunner.load(
             model,
             dtype=dtype,
+            device=device,
             page_size=page_size,
             max_context_tokens=max_context_tokens,
             quantization=quantization,
             deterministic=deterministic,
         )
-        layout = runner.layout
-        pages = kv_memory_bytes // layout.pool_bytes(1)
-        if pages <= RESERVED_PAGES:
-            raise ConfigError(
-                f"kv_memory_bytes = {kv_memory_bytes} holds {pages} pages of {layout.pool_bytes(1)} bytes; "
-                f"{RESERVED_PAGES + 1} are the least"
-            )
+        config, layout = config or EngineConfig(), runner.layout
+        pages = pool_pages(runner, config, kv_memory_bytes, memory_fraction)
+        pool = KvPool(layout, pages, device=runner.device, spare=runner.can_capture and cuda_graphs)
+        core = EngineCore(runner, pool, config)
+        if cuda_graphs and runner.can_capture:
+            runner.capture(sizes_up_to(config.max_running), progress=lambda done, total: None)
         self._path = Path(model)
         self._loaded_tokenizer: Tokenizer | None = None
         self._root = root_hash(layout.model_revision, layout.fingerprint)
         grammars = GrammarCompiler(self._path, runner.vocab_size, runner.eos_token_ids)
-        self._driver = Driver(EngineCore(runner, KvPool(layout, pages), config), grammars)
+        self._driver = Driver(core, grammars)
         self._numbers = itertools.count(1)
 
     def generate(self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] = None) -> Any:

@@ -75,6 +75,7 @@ class TorchModelRunner:
                 "deterministic = true needs Baton's kernels: a CPU, a C++ compiler, float32 or bfloat16, and sizes of "
                 f"heads and layers that are multiples of {ALIGNMENT}"
             )
+        self.device = weights.embedding_VE.device
         self._decoder = Decoder(config, weights, self._attention, pointwise)
         self._pool: torch.Tensor | None = None
         self._graphs: DecodeGraphs | None = None
@@ -158,7 +159,7 @@ class TorchModelRunner:
 
     @property
     def can_capture(self) -> bool:
-        """Whether decode steps can be CUDA graphs."""
+        """Whether decode steps can be CUDA graphs, which needs FlashInfer."""
         return isinstance(self._attention, FlashInferAttention)
 
     def capture(self, sizes: Sequence[int], progress: Progress, recorder: Recorder | None = None) -> None:
@@ -172,7 +173,13 @@ class TorchModelRunner:
             sizes, attention, self._decoder.forward, self.vocab_size, self.layout.page_size,
             padding_page=pool.shape[1] - 1, row_pages=pages, device=pool.device,
         )  # fmt: skip
-        graphs.capture(recorder or GraphRecorder(), progress)
+        try:
+            graphs.capture(recorder or GraphRecorder(), progress)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"the GPU's memory is not enough for CUDA graphs: lower memory_fraction or max_running, or set "
+                f"cuda_graphs = false ({error})"
+            ) from error
         self._graphs = graphs
 
     @torch.inference_mode()

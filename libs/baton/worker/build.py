@@ -12,6 +12,8 @@ import torch
 from baton.core.errors import ConfigError
 from baton.core.layout import RESERVED_PAGES
 from baton.engine.api import HandoffListener
+from baton.engine.cuda.graphs import sizes_up_to
+from baton.engine.cuda.support import pick_device
 from baton.engine.engine import EngineCore
 from baton.engine.grammar.compiler import GrammarCompiler
 from baton.engine.grammar.limits import GrammarLimits
@@ -19,6 +21,7 @@ from baton.engine.intake import Limits
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
 from baton.engine.runner import TorchModelRunner
+from baton.engine.sizing import pool_pages
 from baton.kv.memory import PoolMemory
 from baton.runtime import cores
 from baton.worker import metrics
@@ -34,19 +37,25 @@ class BuiltModel:
     """A loaded model and the memory of its KV pool, ready to make an engine of."""
 
     runner: TorchModelRunner
-    memory: PoolMemory
+    pages: int
+    spare_pages: int  # the last ones, lent to nobody: where the padding of CUDA graphs goes
+    memory: PoolMemory | None  # that of a pool in host memory, which an agent can map
     config: EngineConfig
     grammars: GrammarCompiler
 
     @property
     def max_context_tokens(self) -> int:
         """Most tokens of one request: what the model and its pool allow."""
-        layout, pages = self.runner.layout, self.memory.pages - RESERVED_PAGES
+        layout, pages = self.runner.layout, self.pages - RESERVED_PAGES - self.spare_pages
         return Limits(self.runner.vocab_size, self.runner.max_context_tokens, pages, layout.page_size).request_tokens
 
     def make_engine(self, listener: HandoffListener | None) -> EngineCore:
-        pool = KvPool(self.runner.layout, self.memory.pages, self.memory.buffer)
-        return EngineCore(self.runner, pool, self.config, listener)
+        buffer = self.memory.buffer if self.memory is not None else None
+        pool = KvPool(self.runner.layout, self.pages, buffer, self.runner.device, self.spare_pages)
+        engine = EngineCore(self.runner, pool, self.config, listener)
+        if self.spare_pages:
+            self.runner.capture(sizes_up_to(self.config.max_running), _ProgressLog("capturing CUDA graphs"))
+        return engine
 
 
 def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
@@ -57,35 +66,47 @@ def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
     runner = TorchModelRunner.load(
         path,
         dtype=settings.dtype,
+        device=_device(settings),
         page_size=settings.page_size,
-        progress=_ProgressLog(),
+        progress=_ProgressLog("loading weights"),
         max_context_tokens=settings.max_context_tokens or None,
         deterministic=settings.deterministic,
         quantization=settings.quantization,
     )
-    layout = runner.layout
-    pages = settings.kv_memory_bytes // (layout.layers * layout.page_bytes)
-    if pages <= RESERVED_PAGES:
-        raise ConfigError(
-            f"kv_memory_bytes = {settings.kv_memory_bytes} holds {pages} pages of "
-            f"{layout.layers * layout.page_bytes} bytes; {RESERVED_PAGES + 1} are the least"
-        )
-    memory = PoolMemory.create(layout, pages)
-    memory.write_canary(epoch)
-    log.info(
-        "model loaded", path=str(path), seconds=round(time.monotonic() - started, 2), dtype=layout.dtype,
-        quantization=settings.quantization, pages=pages, pool_tokens=(pages - RESERVED_PAGES) * layout.page_size,
-    )  # fmt: skip
     config = EngineConfig(
         max_running=settings.max_running,
         max_batch_tokens=settings.max_batch_tokens,
         chunk_tokens=settings.chunk_tokens,
     )
+    layout = runner.layout
+    pages = pool_pages(runner, config, settings.kv_memory_bytes, settings.memory_fraction)
+    spare_pages = int(settings.cuda_graphs and runner.can_capture)
+    memory = None
+    if runner.device.type == "cpu":
+        memory = PoolMemory.create(layout, pages)
+        memory.write_canary(epoch)
+    log.info(
+        "model loaded", path=str(path), seconds=round(time.monotonic() - started, 2), dtype=layout.dtype,
+        device=str(runner.device), quantization=settings.quantization, pages=pages,
+        pool_tokens=(pages - RESERVED_PAGES) * layout.page_size,
+    )  # fmt: skip
     limits = GrammarLimits(
         text_bytes=settings.structure_bytes, compile_s=settings.structure_compile_s, cached=settings.structures_cached
     )
     grammars = GrammarCompiler(path, runner.vocab_size, runner.eos_token_ids, limits, metrics.observe_structure)
-    return BuiltModel(runner, memory, config, grammars)
+    return BuiltModel(runner, pages, spare_pages, memory, config, grammars)
+
+
+def _device(settings: WorkerSettings) -> str:
+    """cpu or cuda. Raises ConfigError when what was asked for cannot be had."""
+    device = pick_device(settings.device)
+    if device == "cpu" or not settings.agent_socket:
+        return device
+    why = "KV agents do not read and write a GPU's memory yet, so that a worker with an agent_socket runs on the CPU"
+    if settings.device == "cuda":
+        raise ConfigError(f"device = cuda cannot be had: {why}")
+    log.warning("the GPU is not used", why=why)
+    return "cpu"
 
 
 def _threads(settings: WorkerSettings) -> int:
@@ -100,13 +121,14 @@ def _threads(settings: WorkerSettings) -> int:
 
 
 class _ProgressLog:
-    """Logs the loaded share of the weights about once a second."""
+    """Logs what share of `what` is done, about once a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._last = time.monotonic()
 
-    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+    def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if now - self._last >= PROGRESS_PERIOD_S:
             self._last = now
-            log.info("loading weights", percent=round(100 * done_bytes / max(1, total_bytes)))
+            log.info(self._what, percent=round(100 * done / max(1, total)))

@@ -48,7 +48,7 @@ async def serve(settings: WorkerSettings, role: str, make_desk: MakeDesk) -> Non
         if settings.metrics_port:
             await stack.enter_async_context(metrics_endpoint.serve(settings.metrics_host, settings.metrics_port))
         built = await asyncio.to_thread(build_model, settings, epoch)
-        metrics.observe_pool(built.runner.layout, built.memory.pages)
+        metrics.observe_pool(built.runner.layout, built.pages)
         await _Worker(settings, role, epoch, built, make_desk).run(stack)
 
 
@@ -67,7 +67,7 @@ class _Worker:
             role=role,
             model=settings.served_name or Path(settings.model).resolve().name,
             layout=layout_to_pb(layout),
-            pages=built.memory.pages,
+            pages=built.pages,
             max_context_tokens=built.max_context_tokens,
             max_batch_tokens=settings.max_batch_tokens,
             max_running=settings.max_running,
@@ -108,6 +108,7 @@ class _Worker:
             self._publisher = BlockPublisher(self._store, self._namespace, identity.worker_id, self._epoch)
         if self._settings.agent_socket:
             memory = self._built.memory
+            assert memory is not None, "a worker with an agent has its pool in host memory"
             hello = Hello(identity.worker_id, self._epoch, identity.role, memory.layout, memory.pages)
             self._link = AgentLink(
                 self._settings.agent_socket,

@@ -17,7 +17,14 @@ class WorkerSettings(ServiceSettings):
     worker_id: str = setting("", "name in the registry, stable over restarts; empty = role and address")
     agent_socket: str = setting("", "Unix socket of this worker's KV agent; empty = no handoff")
     page_size: int = setting(16, "token positions in a page; equal on all workers", unit="tokens", ge=1, le=1024)
-    kv_memory_bytes: int = setting(256 << 20, "memory of the KV pool", unit="bytes", ge=1)
+    device: str = setting(
+        "auto", "where the model runs; auto = a GPU if it can be used", choices=("auto", "cpu", "cuda")
+    )
+    kv_memory_bytes: int = setting(
+        0, "memory of the KV pool; 0 = 256MiB, on a GPU what memory_fraction leaves", unit="bytes", ge=0
+    )
+    memory_fraction: float = setting(0.85, "share of the GPU's memory for weights, steps and KV pool", gt=0, le=1)
+    cuda_graphs: bool = setting(True, "on a GPU: decode steps are launched whole, which takes memory and start-up time")
     max_running: int = setting(64, "requests decoded together", ge=1)
     max_batch_tokens: int = setting(2048, "new tokens in one step", unit="tokens", ge=1)
     chunk_tokens: int = setting(512, "longest piece of a prompt in one step", unit="tokens", ge=1)

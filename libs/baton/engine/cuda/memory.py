@@ -28,9 +28,10 @@ class Memory:
     step: int
 
 
-def measure(runner: TorchModelRunner, config: EngineConfig, device: torch.device) -> Memory:
+def measure(runner: TorchModelRunner, config: EngineConfig) -> Memory:
     """Run the largest step that the engine may plan, in a pool that is given up again, and see what it takes."""
-    batch = largest_batch(runner, config, device)
+    device = runner.device
+    batch = largest_batch(runner, config)
     layout, pages = runner.layout, RESERVED_PAGES + batch.page_table.shape[1]
     shape = (layout.layers, pages, 2, layout.page_size, layout.kv_heads, layout.head_dim)
     runner.bind_pool(torch.zeros(shape, dtype=getattr(torch, layout.dtype), device=device))
@@ -39,8 +40,13 @@ def measure(runner: TorchModelRunner, config: EngineConfig, device: torch.device
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    launch_sample(runner.forward(batch), [SampleRow(sampling, 0)] * len(batch.logit_rows))
-    torch.cuda.synchronize(device)
+    try:
+        launch_sample(runner.forward(batch), [SampleRow(sampling, 0)] * len(batch.logit_rows))
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"a step of max_batch_tokens = {config.max_batch_tokens} does not fit into the GPU's memory: {error}"
+        ) from error
     step = torch.cuda.max_memory_allocated(device) - before
     runner.unbind_pool()
     torch.cuda.empty_cache()
@@ -48,10 +54,10 @@ def measure(runner: TorchModelRunner, config: EngineConfig, device: torch.device
     return Memory(total, total - free, step)
 
 
-def largest_batch(runner: TorchModelRunner, config: EngineConfig, device: torch.device) -> StepBatch:
+def largest_batch(runner: TorchModelRunner, config: EngineConfig) -> StepBatch:
     """As many new tokens and as many logits as one step may have. Its rows share their pages, from the first that is
     not reserved on: what they compute means nothing."""
-    longest = runner.max_context_tokens - 1
+    device, longest = runner.device, runner.max_context_tokens - 1
     tokens = min(config.max_batch_tokens, longest * config.max_running)
     rows = max(min(config.max_running, tokens), -(-tokens // longest))
     lens, left = [], tokens
