@@ -10,25 +10,25 @@ Bytes are K and V (or weights) read once; bounds are the rates of summing a larg
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from baton.core.layout import KvLayout
 from baton.engine.attention import AttentionBackend, TorchAttention
 from baton.engine.batch import StepBatch
+from baton.engine.cpu import panels, quantized
 from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cpu.library import Kernels, kernels
 from baton.engine.cpu.linear import int4, int8, packed
-from baton.engine.cpu.quantized import maker
+from baton.engine.model.weights import Linear, MakeProjection, Projection
 
 PAGE_SIZE = 16
 # (name, query heads, key/value heads, head_dim): the 100 M Llama and the 600 M Qwen3 of the engine's benchmark.
@@ -39,6 +39,7 @@ LINEARS = {"qkv": (768, 1280), "output": (768, 768), "gate_up": (768, 4096), "do
 BATCHES = (1, 8, 32, 1024)
 LARGE = 4096
 SECONDS_PER_TURN = 0.05
+CACHE_BYTES = 64 << 20  # more than what caches keep of a weight from one call to the next
 
 Row = dict[str, Any]
 
@@ -62,8 +63,11 @@ def best_seconds(contenders: Mapping[str, Callable[[], object]], repetitions: in
 
 
 def read_gb_per_s(repetitions: int) -> float:
-    array = torch.ones(64 << 20)
-    return array.nbytes / best_seconds({"sum": array.sum}, repetitions)["sum"] / 1e9
+    """The better of summing a large array and of multiplying a large packed matrix by a vector."""
+    array, size = torch.ones(64 << 20), 64 << 20
+    layer, vector = packed(torch.ones(size // LARGE, LARGE, dtype=torch.bfloat16)), torch.ones(1, LARGE).bfloat16()
+    best = best_seconds({"sum": array.sum, "product": lambda: layer(vector)}, repetitions)
+    return max(array.nbytes / best["sum"], 2 * size / best["product"]) / 1e9
 
 
 def gemm_gflop_per_s(dtype: torch.dtype, repetitions: int) -> float:
@@ -154,20 +158,29 @@ def linear_rows(native: Kernels | None, dtype: str, machine: Mapping[str, float]
     rows = []
     for name, (fan_in, out) in LINEARS.items():
         weight = (torch.randn(out, fan_in) * fan_in**-0.5).to(getattr(torch, dtype))
-        layers = {"packed": packed(weight), "int8 torch": int8(weight), "int4 torch": int4(weight)}
+        makers: dict[str, MakeProjection] = {"torch": Linear, "onednn": packed, "int8 torch": int8, "int4 torch": int4}
         if native is not None:
-            layers |= {"int8": maker(native, 8)(weight, None), "int4": maker(native, 4)(weight, None)}
+            makers |= {"int8": quantized.maker(native, 8), "int4": quantized.maker(native, 4)}
+            if isinstance(panels.maker(native, packed)(weight, None), panels.PanelLinear):
+                makers["panels"] = panels.maker(native, packed)
+        # Taken in turns, so that weights come from memory, as in a step, and not from a cache.
+        copies = max(2, CACHE_BYTES // weight.nbytes)
+        layers = {kind: [make(weight.clone(), None) for _ in range(copies)] for kind, make in makers.items()}
         for batch in BATCHES:
             if name == "head" and batch > max(BATCHES[:-1]):
                 continue  # logits are wanted of the last tokens only
             x = torch.randn(batch, fan_in).to(weight.dtype)
-            contenders: dict[str, Callable[[], object]] = {"torch": partial(F.linear, x, weight)}
-            contenders |= {kind: partial(layer, x) for kind, layer in layers.items()}
+            contenders = {kind: _in_turns(each, x) for kind, each in layers.items()}
             for kind, seconds in best_seconds(contenders, repetitions).items():
                 gb_per_s, gflop_per_s = weight.nbytes / seconds / 1e9, 2 * weight.numel() * batch / seconds / 1e9
                 size = f"{batch} x {fan_in} x {out}"
                 rows.append(row(machine, f"linear {name}", size, kind, seconds, gb_per_s, gflop_per_s))
     return rows
+
+
+def _in_turns(layers: Sequence[Projection], x: torch.Tensor) -> Callable[[], object]:
+    turn = itertools.cycle(layers)
+    return lambda: next(turn)(x)
 
 
 def show(rows: list[Row]) -> None:

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from paged_rows import PagedModel, Row
 
 from baton.core.errors import ConfigError
-from baton.engine.cpu import quantized
-from baton.engine.cpu.build import COMPILERS, runnable_variants
+from baton.engine.cpu import panels, quantized
+from baton.engine.cpu.build import COMPILERS, processor_flags, runnable_variants
 from baton.engine.cpu.library import open_kernels
-from baton.engine.cpu.linear import int4, int8, packed
+from baton.engine.cpu.linear import PackedLinear, int4, int8, packed
+from baton.engine.model.weights import Linear
 from baton.engine.runner import TorchModelRunner
 from baton.runtime import environ
 from baton.testing.checkpoints import make_checkpoint
@@ -72,6 +73,39 @@ def test_own_kernel(kernels, bits: int, torch_made, outs: int, depth: int, dtype
         assert torch.equal(layer(x[3 : 3 + rows]), y[3 : 3 + rows])
 
 
+@pytest.mark.parametrize(("outs", "depth"), [(16, 2), (64, 256), (80, 290), (272, 1030)])
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_panels(kernels, outs: int, depth: int, bias: bool) -> None:
+    """As exact as bfloat16 allows; a row is the same to the last bit whatever its companions and the threads."""
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(outs, depth, generator=generator) * depth**-0.5).bfloat16()
+    x = torch.randn(600, depth, generator=generator).bfloat16()
+    b = torch.randn(outs, generator=generator).bfloat16() if bias else None
+    layer = panels.maker(kernels, packed)(weight, b)
+    if not kernels.multiplies_pairs or "amx_bf16" in processor_flags():
+        assert isinstance(layer, PackedLinear)
+        return
+    assert isinstance(layer, panels.PanelLinear)
+    y = layer(x)
+    exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
+    assert y.dtype == torch.bfloat16
+    assert ((y.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(layer(x), y)
+    finally:
+        torch.set_num_threads(1)
+    for rows in (0, 1, 2, 3, 6, 7, 8, 23, 513):
+        assert torch.equal(layer(x[5 : 5 + rows]), y[5 : 5 + rows])
+
+
+def test_panels_leave_to_others_what_they_do_not_know(kernels) -> None:
+    make = panels.maker(kernels, Linear)
+    for weight in (torch.randn(64, 64), torch.randn(24, 64).bfloat16(), torch.randn(64, 63).bfloat16()):
+        assert isinstance(make(weight, None), Linear)
+
+
 def test_own_kernel_leaves_odd_shapes_to_torch(kernels) -> None:
     assert quantized.maker(kernels, 8)(torch.randn(20, 40), None)(torch.randn(2, 40)).shape == (2, 20)
 
@@ -125,10 +159,11 @@ def test_a_quantized_model_stays_close(folder, quantization: str, dtype: str, ag
     assert off <= error
 
 
-def test_settings_that_do_not_exist(folder) -> None:
+def test_settings_that_do_not_exist(folder, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="quantization is 'int3'; it must be none, int8, int4"):
         TorchModelRunner.load(folder, quantization="int3")
     with pytest.raises(ConfigError, match="backend is 'gpu'; it must be auto or torch"):
         TorchModelRunner.load(folder, backend="gpu")
+    monkeypatch.setattr("baton.engine.runner.pick_device", lambda device: device)
     with pytest.raises(ConfigError, match="quantization = int8 runs on a CPU only; the device is cuda"):
         TorchModelRunner.load(folder, quantization="int8", device="cuda")

@@ -16,8 +16,8 @@ from baton.core.layout import DTYPE_BYTES, KvLayout
 from baton.engine.attention import AttentionBackend, TorchAttention
 from baton.engine.batch import StepBatch
 from baton.engine.cpu import attention as cpu_attention
+from baton.engine.cpu import panels, quantized
 from baton.engine.cpu import pointwise as cpu_pointwise
-from baton.engine.cpu import quantized
 from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cpu.library import ALIGNMENT, Kernels, kernels
 from baton.engine.cpu.linear import QUANTIZATIONS, steady
@@ -138,8 +138,8 @@ class TorchModelRunner:
         projection = QUANTIZATIONS[quantization] if native or quantization != "none" else Linear
         if quantization != "none" and own is not None:
             projection = quantized.maker(own, int(quantization.removeprefix("int")))
-        elif native and deterministic and dtype in cpu_attention.DTYPES:
-            projection = steady
+        elif own is not None:
+            projection = panels.maker(own, steady if deterministic and dtype in cpu_attention.DTYPES else projection)
         weights = load_weights(path, config, getattr(torch, dtype), device, progress, projection)
         return cls(config, weights, layout, max_context_tokens, own, deterministic)
 

@@ -63,6 +63,7 @@ class EngineBench:
         self._memory = built.memory
         self._engine = built.make_engine(None)
         self.load_s = time.perf_counter() - started
+        self.layout = built.runner.layout
         self._vocab = built.runner.vocab_size
         self._random = np.random.default_rng(seed)
         self._requests = 0

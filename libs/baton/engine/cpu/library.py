@@ -47,6 +47,15 @@ class QuantizedCall(ctypes.Structure):
     ]
 
 
+class PanelsCall(ctypes.Structure):
+    """Arguments of `multiply_panels`: `Panels` of source/panels.h, field by field."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "weights", "bias", "out")),
+        *((name, c_int64) for name in ("rows", "depth", "outs", "threads")),
+    ]
+
+
 class Kernels:
     """The functions of one compiled library. Stateless: any thread may call any of them."""
 
@@ -60,14 +69,20 @@ class Kernels:
         self.rotate = library.baton_rotate
         self.gate = library.baton_gate
         self.multiply = library.baton_multiply
+        self.multiply_panels = library.baton_multiply_panels
         self.attend.argtypes = [c_int64, ctypes.POINTER(AttentionCall)]
         self.write.argtypes = [c_int64, *[c_void_p] * 4, *[c_int64] * 5]
         self.norm.argtypes = [c_int64, *[c_void_p] * 4, c_int64, c_int64, c_double, c_int64]
         self.rotate.argtypes = [c_int64, *[c_void_p] * 5, *[c_int64] * 5, c_double, c_int64]
         self.multiply.argtypes = [c_int64, ctypes.POINTER(QuantizedCall)]
+        self.multiply_panels.argtypes = [ctypes.POINTER(PanelsCall)]
         self.gate.argtypes = [c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
-        for function in (self.attend, self.write, self.norm, self.rotate, self.gate, self.multiply):
+        for function in (
+            self.attend, self.write, self.norm, self.rotate, self.gate, self.multiply, self.multiply_panels,
+        ):  # fmt: skip
             function.restype = None
+        library.baton_multiplies_pairs.restype = c_int64
+        self.multiplies_pairs = bool(library.baton_multiplies_pairs())
         library.baton_use_team.argtypes, library.baton_use_team.restype = [c_void_p], None
         self.use_team = library.baton_use_team
 

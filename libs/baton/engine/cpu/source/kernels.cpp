@@ -3,6 +3,7 @@
 // Nothing is checked here: the Python side has done so.
 #include "attention.h"
 #include "elementwise.h"
+#include "panels.h"
 #include "quantized.h"
 
 using namespace baton;
@@ -65,6 +66,11 @@ void baton_rotate(int64_t bits, void* x, const void* cosines, const void* sines,
 }
 
 void baton_multiply(int64_t bits, const Quantized* quantized) { FOR_ELEMENT(bits, multiply_quantized<E>(*quantized);) }
+
+// Whether `baton_multiply_panels` computes anything: it needs products of pairs of bf16.
+int64_t baton_multiplies_pairs() { return PAIR<bf16> == 2; }
+
+void baton_multiply_panels(const Panels* panels) { multiply_panels(*panels); }
 
 // out[tokens, size] = silu(gate) * up, of x [tokens, 2 * size]: gate, up.
 void baton_gate(int64_t bits, const void* x, void* out, int64_t tokens, int64_t size, int64_t threads) {
