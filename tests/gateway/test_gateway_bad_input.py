@@ -66,7 +66,7 @@ BAD_CHAT = [
     ("model", 5),
     ("tools", [TOOL]),
     ("tool_choice", "required"),
-    ("response_format", {"type": "json_object"}),
+    ("regex", ""),
     ("functions", [{}]),
     ("modalities", ["text", "audio"]),
     ("audio", {"voice": "x"}),

@@ -171,7 +171,7 @@ def test_arguments_come_as_they_are_written() -> None:
 def test_long_hostile_texts_take_linear_time() -> None:
     """Each would take minutes if every piece were looked at again for every later one."""
     for name in TOOL_FORMATS:
-        for text in ("<" * 20_000, '{"name": ' + "[" * 20_000, "[get_time(" + "(" * 20_000, "<tool_call>" * 2_000):
+        for text in ("<" * 6_000, '{"name": ' + "[" * 6_000, "[get_time(" + "(" * 6_000, "<tool_call>" * 600):
             made = Parsers(name, "none").create(TOOLS, "")
             for start in range(0, len(text), 4):
                 made.push(text[start : start + 4])

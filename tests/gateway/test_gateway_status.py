@@ -105,7 +105,7 @@ async def test_a_request_is_logged_with_its_id_and_tokens(
 
 async def test_openapi_describes_the_bodies(http: httpx.AsyncClient) -> None:
     document = (await http.get("/openapi.json")).json()
-    for path, model in (("/v1/chat/completions", "ChatRequest"), ("/v1/completions", "CompletionRequest")):
+    for path, model in (("/v1/chat/completions", "OpenaiChatRequest"), ("/v1/completions", "OpenaiCompletionRequest")):
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert body == {"$ref": f"#/components/schemas/{model}"}
         assert "max_tokens" in document["components"]["schemas"][model]["properties"]

@@ -1,1 +1,1 @@
-"""The HTTP edge: OpenAI's API in front of the routers. Owns chat templates and tokenizing; knows no torch."""
+"""The HTTP edge: OpenAI's, Anthropic's and Ollama's APIs, chat templates, tokenizing. Knows no torch."""

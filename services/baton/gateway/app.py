@@ -16,6 +16,11 @@ from baton.gateway.anthropic.endpoint import MessagesEndpoint
 from baton.gateway.anthropic.errors import error_response as anthropic_error
 from baton.gateway.anthropic.request import CountRequest, MessagesRequest
 from baton.gateway.http.context import WithContext, context_of
+from baton.gateway.ollama.endpoint import GenerationEndpoint
+from baton.gateway.ollama.errors import error_response as ollama_error
+from baton.gateway.ollama.models import ModelPages, ShowRequest
+from baton.gateway.ollama.request import ChatRequest as OllamaChatRequest
+from baton.gateway.ollama.request import GenerateRequest
 from baton.gateway.openai.chat import ChatEndpoint, ChatRequest
 from baton.gateway.openai.completions import CompletionEndpoint, CompletionRequest
 from baton.gateway.openai.errors import error_response
@@ -27,21 +32,31 @@ from baton.gateway.status import StatusPages
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _ANTHROPIC_HEADER = "anthropic-version"
+# What Ollama has and this server has not; its clients are told so.
+_EMBEDDINGS = ("/api/embed", "/api/embeddings")
+_MODEL_MANAGEMENT = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete")
 
 
 def create_app(service: Service) -> ASGIApp:
     """The ASGI application of one service."""
     models, messages, status = ModelsEndpoint(service), MessagesEndpoint(service), StatusPages(service)
+    ollama, pages = GenerationEndpoint(service), ModelPages(service)
     app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None)
     post: list[tuple[str, Endpoint, type[BaseModel]]] = [
         ("/v1/chat/completions", ChatEndpoint(service).create, ChatRequest),
         ("/v1/completions", CompletionEndpoint(service).create, CompletionRequest),
         ("/v1/messages", messages.create, MessagesRequest),
         ("/v1/messages/count_tokens", messages.count_tokens, CountRequest),
+        ("/api/chat", ollama.chat, OllamaChatRequest),
+        ("/api/generate", ollama.generate, GenerateRequest),
+        ("/api/show", pages.show, ShowRequest),
     ]
     get: list[tuple[str, Endpoint]] = [
         ("/v1/models", _either(models.list, messages.list_models)),
         ("/v1/models/{model:path}", _either(models.retrieve, messages.retrieve_model)),
+        ("/api/tags", pages.tags),
+        ("/api/ps", pages.running),
+        ("/api/version", pages.version),
         ("/health", status.health),
         ("/ready", status.ready),
         ("/metrics", status.metrics),
@@ -49,6 +64,10 @@ def create_app(service: Service) -> ASGIApp:
     ]
     for path, endpoint, _ in post:
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
+    for path in _EMBEDDINGS:
+        app.add_api_route(path, pages.no_embeddings, methods=["POST"], include_in_schema=False)
+    for path in _MODEL_MANAGEMENT:
+        app.add_api_route(path, pages.not_managed, methods=["POST", "DELETE"], include_in_schema=False)
     for path, endpoint in get:
         app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
         app.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
@@ -73,6 +92,8 @@ def _respond(request: Request, error: BatonError) -> Response:
     path = request.url.path
     if path.startswith("/v1/messages") or (path.startswith("/v1/models") and _ANTHROPIC_HEADER in request.headers):
         return anthropic_error(request, error)
+    if path.startswith("/api/"):
+        return ollama_error(error)
     return error_response(error)
 
 

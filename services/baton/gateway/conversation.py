@@ -35,15 +35,21 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation as the model reads it. `text` is what the answer continues."""
+    """A conversation as the model reads it. `text` is what the answer continues.
+
+    `raw`: no conversation, but text that is to be continued; nothing is taken apart.
+    """
 
     token_ids: list[int]
     text: str
-    tools: Tools
-    parallel_calls: bool
+    tools: Tools = field(default_factory=dict)
+    parallel_calls: bool = True
+    raw: bool = False
 
     def new_parser(self, parsers: Parsers) -> OutputParser | None:
         """The parser of one answer."""
+        if self.raw:
+            return None
         return parsers.create(self.tools, self.text, single=not self.parallel_calls)
 
 
@@ -67,6 +73,13 @@ def read_prompt(service: Service, conversation: Conversation) -> ChatPrompt:
     return ChatPrompt(token_ids, text, schemas, conversation.parallel_calls)
 
 
+def raw_prompt(service: Service, text: str) -> ChatPrompt:
+    """Text to be continued as it is; may take long for long ones."""
+    with metrics.tokenizing():
+        [token_ids] = service.model.tokenizer.encode([text], add_special_tokens=True)
+    return ChatPrompt(token_ids, text, raw=True)
+
+
 def answers_to(
     service: Service,
     prompt: ChatPrompt,
@@ -88,7 +101,8 @@ def answers_to(
             prompt_token_ids=prompt.token_ids,
             sampling=sampling.build(index, most),
             stops=stops,
-            parser=prompt.new_parser(service.parsers),
+            continues_text=prompt.raw,
+            parser=None if sampling.structured else prompt.new_parser(service.parsers),
         )
         for index in range(count)
     ]

@@ -44,7 +44,7 @@ class Choice:
 
     `prompt`: number of the prompt that it belongs to; choices of one prompt share its KV cache. `continues_text`: the
     output goes on from the prompt's text (it does not begin a message). `parser` takes the text apart; None = all of it
-    is content. `finish`, `stop`: how it ended, as in `Piece`.
+    is content. `finish`, `stop`: how it ended, as in `Piece`. `first_token_at`: `time.monotonic()`.
     """
 
     request_id: str
@@ -60,6 +60,7 @@ class Choice:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: Finish | None = None
     stop: str | None = None
+    first_token_at: float | None = None
 
 
 class Generator:
@@ -89,6 +90,7 @@ class Generator:
             async for event in events:
                 if isinstance(event, TokensEvent):
                     clock.tick(len(event.token_ids))
+                    choice.first_token_at = choice.first_token_at or time.monotonic()
                 with metrics.detokenizing():
                     piece = _take(output, choice, event)
                     _parse(choice, piece)

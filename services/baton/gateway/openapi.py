@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-_REF = "#/components/schemas/{model}"
+_REF = "#/components/schemas/"
 
 
 def describe_bodies(app: FastAPI, bodies: dict[str, type[BaseModel]]) -> None:
@@ -30,10 +30,11 @@ def describe_bodies(app: FastAPI, bodies: dict[str, type[BaseModel]]) -> None:
 def _with_bodies(document: dict[str, Any], bodies: dict[str, type[BaseModel]]) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for path, model in bodies.items():
-        schema = model.model_json_schema(ref_template=_REF)
-        schemas.update(schema.pop("$defs", {}))
-        schemas[model.__name__] = schema
-        reference = {"$ref": _REF.format(model=model.__name__)}
+        api = model.__module__.split(".")[-2].capitalize()  # each has its own ChatRequest, Message, ...
+        schema = model.model_json_schema(ref_template=_REF + api + "{model}")
+        parts = {**schema.pop("$defs", {}), model.__name__: schema}
+        schemas.update({api + name: part for name, part in parts.items()})
+        reference = {"$ref": _REF + api + model.__name__}
         document["paths"][path]["post"]["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": reference}},

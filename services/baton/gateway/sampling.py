@@ -44,6 +44,11 @@ class SamplingBuilder:
                 raise InvalidRequest(f"stop_token_ids names token {token}; the vocabulary has {model.vocab_size}",
                                      param="stop_token_ids")  # fmt: skip
 
+    @property
+    def structured(self) -> bool:
+        """Whether the output has a given structure: then all of it is content."""
+        return self._fixed.get("structure") is not None
+
     def build(self, index: int, max_tokens: int) -> SamplingParams:
         """Parameters of choice `index`. Raises InvalidRequest."""
         return SamplingParams(

@@ -23,7 +23,8 @@ _PAGE = """<!doctype html>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}
 th{{text-align:left;padding-right:2rem}}pre{{overflow-x:auto}}</style></head>
 <body><h1>Baton</h1><table>{rows}</table>
-<p>An OpenAI-compatible API at <code>/v1</code>. See also <a href="health">health</a>,
+<p>OpenAI's and Anthropic's APIs at <code>/v1</code>, Ollama's at <code>/api</code>.
+See also <a href="health">health</a>,
 <a href="v1/models">models</a>, <a href="metrics">metrics</a>.</p></body></html>
 """
 

@@ -20,6 +20,16 @@ _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_pena
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is told of a checkpoint. `family`: model_type of config.json. `modified_at`: seconds since 1970."""
+
+    family: str
+    dtype: str
+    weight_bytes: int
+    modified_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class TextModel:
     """The text side of one checkpoint. `name`: its folder's.
 
@@ -31,6 +41,7 @@ class TextModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     vocab_size: int
+    checkpoint: Checkpoint
     eos_token_ids: frozenset[int] = frozenset()
     context_tokens: int | None = None
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -50,10 +61,22 @@ class TextModel:
             tokenizer=tokenizer,
             template=ChatTemplate.load(folder),
             vocab_size=max(_integer(config, "vocab_size") or 0, tokenizer.size),
+            checkpoint=_checkpoint(folder, config),
             eos_token_ids=_token_ids(generation.get("eos_token_id", config.get("eos_token_id"))),
             context_tokens=_integer(config, "max_position_embeddings"),
             sampling_defaults=_sampling_defaults(folder / "generation_config.json", generation),
         )
+
+
+def _checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
+    quantization = config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return Checkpoint(
+        family=str(config.get("model_type") or "unknown"),
+        dtype=str(method or config.get("dtype") or config.get("torch_dtype") or "unknown"),
+        weight_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        modified_at=folder.stat().st_mtime,
+    )
 
 
 def _sampling_defaults(path: Path, generation: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from baton.gateway.tool_fields import MAX_TOOLS
 _UNSUPPORTED: dict[str, Sequence[Any]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),

@@ -1,7 +1,7 @@
 """The fields that chat completions and completions share, and the sampling parameters that they make.
 
 Beyond OpenAI's fields these are understood, as in other servers: top_k, min_p, repetition_penalty, min_tokens,
-stop_token_ids, ignore_eos.
+stop_token_ids, ignore_eos, and those of baton.gateway.structure_fields.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from baton.core.errors import InvalidRequest
 from baton.gateway.http.fields import Body
 from baton.gateway.sampling import SamplingBuilder
+from baton.gateway.structure_fields import StructureFields
 from baton.gateway.text_model import TextModel
 
 MAX_CHOICES = 128
@@ -27,7 +28,7 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class GenerationFields(Body):
+class GenerationFields(StructureFields):
     """Fields of both endpoints, validated one by one; None = not given."""
 
     model: str
@@ -83,7 +84,7 @@ def sampling_of(
     given = {name: getattr(fields, name) for name in _SAMPLING_FIELDS}
     return SamplingBuilder(
         model,
-        {**given, "top_logprobs": top_logprobs, "prompt_logprobs": prompt_logprobs},
+        {**given, "top_logprobs": top_logprobs, "prompt_logprobs": prompt_logprobs, "structure": fields.structure()},
         seed=fields.seed,
         logit_bias=fields.logit_bias,
         stop_token_ids=fields.stop_token_ids,
