@@ -27,6 +27,11 @@ READER_LIMITS = h.ReaderLimits(stall_timeout_s=4, credits=2)
 FETCH_TIMEOUT_S = 20.0
 
 
+def _layer_group(peer: Any, pages: int) -> int:
+    """Every size of group comes up, changing from one announcement to the next."""
+    return 1 + pages % 3
+
+
 class Pool:
     """Pages of one worker incarnation. `owner` says who holds a page; content changes as soon as a page is free."""
 
@@ -129,7 +134,7 @@ class Simulation:
         def digest(layer_start: int, layer_end: int, first: int, page_ids: np.ndarray) -> int:
             return self.digest(pool, range(layer_start, layer_end), first, page_ids)
 
-        self.source = h.SourceSide(LAYOUT, POOL_PAGES, self.source_epoch, digest, SOURCE_LIMITS)
+        self.source = h.SourceSide(LAYOUT, POOL_PAGES, self.source_epoch, digest, SOURCE_LIMITS, _layer_group)
 
     def new_reader_worker(self) -> None:
         self.reader_pool = Pool(self.content)

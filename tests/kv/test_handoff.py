@@ -24,9 +24,9 @@ def ids(*values: int) -> np.ndarray:
 class Source:
     """A source side with one offered attempt of `tokens` pages at pool pages 10, 11, ..."""
 
-    def __init__(self, tokens: int, announce_pages: int = 100) -> None:
+    def __init__(self, tokens: int, announce_pages: int = 100, layer_group: int = 1) -> None:
         limits = h.SourceLimits(max_announce_bytes=announce_pages * PAGE)
-        self.side = h.SourceSide(LAYOUT, 100, EPOCH, lambda *place: 0, limits)
+        self.side = h.SourceSide(LAYOUT, 100, EPOCH, lambda *place: 0, limits, lambda peer, pages: layer_group)
         self.tokens = tokens
         self.side.offer(ATTEMPT, tokens, 0.0)
 
@@ -57,6 +57,17 @@ def test_each_layer_is_announced_at_once_while_credits_last_then_in_larger_piece
     assert source.side.outstanding == 2
     (commit,) = source.commit()  # everything is announced: the record follows at once
     assert isinstance(commit, h.SendCommit) and commit.record.announcements == 3
+
+
+def test_layers_wait_for_their_group_and_never_longer_than_the_chunk():
+    source = Source(tokens=4, layer_group=4)
+    source.open()
+    first = [ranges(source.produce(range(layer, layer + 1), range(2))) for layer in range(6)]
+    assert first == [[], [], [], [(0, 4, 0, 2)], [], [(4, 6, 0, 2)]]
+    second = [ranges(source.produce(range(layer, layer + 1), range(2, 4))) for layer in range(6)]
+    assert second == [[], [], [], [(0, 4, 2, 2)], [], [(4, 6, 2, 2)]]
+    (commit,) = source.commit()
+    assert isinstance(commit, h.SendCommit) and commit.record.announcements == 4
 
 
 def test_pieces_keep_to_their_size():

@@ -29,6 +29,7 @@ from baton.kv.handoff import (
 from baton.kv.handoff.model import Pages
 from baton.kv.local import Abort, Commit, Hello, Offer, Produced, Released, Wanted
 from baton.kv.memory import PoolMemory
+from baton.kv.pacing import Pacer
 from baton.kv.transport import Transport
 from baton.kv_agent import metrics, wire
 from baton.rpc.convert import attempt_from_pb
@@ -78,7 +79,8 @@ class Source:
         self._transport = transport
         self._tell_worker = tell_worker
         digest = self._digest if checksum else _no_digest
-        self.side = SourceSide(hello.layout, hello.pages, hello.worker_epoch, digest, limits)
+        self._pacer = Pacer(hello.layout)
+        self.side = SourceSide(hello.layout, hello.pages, hello.worker_epoch, digest, limits, self._pacer.group)
         self._streams: set[ReaderStream] = set()
         self._serving = 0
         self._stale = 0
@@ -92,6 +94,7 @@ class Source:
                 ids, generations = (np.frombuffer(data, "<u4") for data in (message.page_ids, message.generations))
                 layers = message.layer_start, message.layer_end
                 start, at = message.page_start, message.computed_at
+                self._pacer.produced(message.attempt, *layers, start, len(ids), at)
                 self._act(self.side.produced(message.attempt, *layers, start, ids, generations, at, now))
             case Commit():
                 self._act(self.side.commit(message.attempt, message.tokens, message.state, message.computed_at, now))
@@ -107,6 +110,7 @@ class Source:
         if stream in self._streams:
             self._streams.discard(stream)
             metrics.readers_connected.dec()
+            self._pacer.disconnected(stream)
             self._act(self.side.reader_lost(stream, f"the connection of agent {stream.agent_id} ended"))
 
     def on_reader(self, stream: ReaderStream, message: pb.ReaderMessage) -> None:
@@ -131,6 +135,7 @@ class Source:
                 self._act(self.side.open(stream, attempt, *opening, now, m.block_hashes))
             case "read_done":
                 done = message.read_done
+                self._pacer.answered(stream, attempt_from_pb(done.attempt), done.seq, now)
                 self._act(self.side.read_done(stream, attempt_from_pb(done.attempt), done.seq, now))
             case "confirm":
                 self._act(self.side.confirm(stream, attempt_from_pb(message.confirm.attempt), now))
@@ -178,6 +183,7 @@ class Source:
                     item = action.announcement
                     size = (item.layer_end - item.layer_start) * len(item.page_ids) * self.hello.layout.page_bytes
                     metrics.bytes_announced.inc(size)
+                    self._pacer.announced(action.attempt, item.seq, size, time.monotonic())
                     self._send(action)
                 case SendAborted():
                     attempt = action.attempt
@@ -194,6 +200,7 @@ class Source:
     def _released(self, action: ReportReleased) -> None:
         metrics.offers.labels(outcome=action.outcome).inc()
         attempt, outcome = action.attempt, action.outcome
+        self._pacer.ended(attempt)
         level = log.debug if outcome == "released" else log.info
         level("lease ended", request_id=attempt.request_id, attempt=attempt.n, outcome=outcome, reason=action.reason)
         self._tell_worker(Released(attempt, outcome, action.reason))

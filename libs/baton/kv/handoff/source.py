@@ -28,6 +28,8 @@ from baton.kv.handoff.model import (
 
 # (layer_start, layer_end, index of the first page in the request, page ids) -> checksum, or 0 for none
 Digest = Callable[[int, int, int, Pages], int]
+# (reader, pages) -> how many layers of so many pages one announcement should cover
+LayerGroup = Callable[[Peer, int], int]
 
 
 @dataclass(slots=True)
@@ -47,6 +49,7 @@ class SourceHandoff:
     Every (layer, page) of the prompt is produced exactly once; a worker that breaks this loses the handoff. Pages
     before the reader's `first_page` are never announced. At most `credits` announcements are unanswered, each of at
     most `max_announce_bytes` (but at least one page of one layer); what waits is announced in fewer, larger pieces.
+    While the worker computes, layers wait until `layer_group` of them can be announced together.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class SourceHandoff:
         lease_s: float,
         max_announce_bytes: int,
         digest: Digest,
+        layer_group: LayerGroup,
     ) -> None:
         self.attempt = attempt
         self.state = State.OFFERED
@@ -76,6 +80,7 @@ class SourceHandoff:
         self._lease_s = lease_s
         self._max_announce_bytes = max_announce_bytes
         self._digest = digest
+        self._layer_group = layer_group
         self._touched = now
         self._credits = 0
         self._seq = 0
@@ -215,11 +220,21 @@ class SourceHandoff:
             following = self._pieces.popleft()
             head.layer_end = following.layer_end
             head.computed_at = following.computed_at
+        if self._may_grow(head, width, layer_budget):
+            self._pieces.appendleft(head)
+            return None
         middle = head.layer_start + layer_budget
         if head.layer_end > middle:
             self._pieces.appendleft(replace(head, layer_start=middle))
             head.layer_end = middle
         return head
+
+    def _may_grow(self, head: _Piece, width: int, layer_budget: int) -> bool:
+        """True when it is better to wait for more layers. They are sure to come: the worker computes all layers of a
+        chunk in turn, and neither another chunk nor the end of the prompt comes before the last."""
+        if self._worker_commit is not None or self._pieces or head.layer_end == self._layout.layers:
+            return False
+        return head.layer_end - head.layer_start < min(layer_budget, self._layer_group(self.peer, width))
 
     def _follows(self, head: _Piece) -> bool:
         """True when the next piece is the layers after `head`'s of the same pages."""

@@ -20,7 +20,7 @@ from baton.kv.handoff.model import (
     SendConfirmed,
     State,
 )
-from baton.kv.handoff.source import Digest, SourceHandoff
+from baton.kv.handoff.source import Digest, LayerGroup, SourceHandoff
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,25 @@ class _EarlyOpen:
 class SourceSide:
     """Events of one source worker, of its readers, and of time. Not thread-safe; returns actions to carry out in order.
 
-    `digest` gives the checksum of an announcement; it is called when the announcement is made.
+    `digest` gives the checksum of an announcement; it is called when the announcement is made. `layer_group` says how
+    many layers one should cover.
     """
 
     def __init__(
-        self, layout: KvLayout, pages: int, worker_epoch: int, digest: Digest, limits: SourceLimits | None = None
+        self,
+        layout: KvLayout,
+        pages: int,
+        worker_epoch: int,
+        digest: Digest,
+        limits: SourceLimits | None = None,
+        layer_group: LayerGroup = lambda peer, pages: 1,
     ) -> None:
         self.stale = 0
         self._layout = layout
         self._pool_pages = pages
         self._worker_epoch = worker_epoch
         self._digest = digest
+        self._layer_group = layer_group
         self._limits = limits or SourceLimits()
         self._active: dict[Attempt, SourceHandoff] = {}
         self._early: dict[Attempt, _EarlyOpen] = {}
@@ -101,6 +109,7 @@ class SourceSide:
             lease_s=self._limits.lease_s,
             max_announce_bytes=self._limits.max_announce_bytes,
             digest=self._digest,
+            layer_group=self._layer_group,
         )
         self._active[attempt] = handoff
         early = self._early.pop(attempt, None)
