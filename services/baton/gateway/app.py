@@ -25,6 +25,7 @@ from baton.gateway.openai.chat import ChatEndpoint, ChatRequest
 from baton.gateway.openai.completions import CompletionEndpoint, CompletionRequest
 from baton.gateway.openai.errors import error_response
 from baton.gateway.openai.models import ModelsEndpoint
+from baton.gateway.openai.tokens import DetokenizeRequest, TokenizeRequest, TokensEndpoint
 from baton.gateway.openapi import describe_bodies
 from baton.gateway.service import Service
 from baton.gateway.status import StatusPages
@@ -40,11 +41,14 @@ _MODEL_MANAGEMENT = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api
 def create_app(service: Service) -> ASGIApp:
     """The ASGI application of one service."""
     models, messages, status = ModelsEndpoint(service), MessagesEndpoint(service), StatusPages(service)
+    tokens = TokensEndpoint(service)
     ollama, pages = GenerationEndpoint(service), ModelPages(service)
     app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None)
     post: list[tuple[str, Endpoint, type[BaseModel]]] = [
         ("/v1/chat/completions", ChatEndpoint(service).create, ChatRequest),
         ("/v1/completions", CompletionEndpoint(service).create, CompletionRequest),
+        ("/tokenize", tokens.tokenize, TokenizeRequest),
+        ("/detokenize", tokens.detokenize, DetokenizeRequest),
         ("/v1/messages", messages.create, MessagesRequest),
         ("/v1/messages/count_tokens", messages.count_tokens, CountRequest),
         ("/api/chat", ollama.chat, OllamaChatRequest),
