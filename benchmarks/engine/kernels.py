@@ -1,26 +1,28 @@
 """Attention and linear layers: Baton's kernels against plain torch and against what the machine can do at all.
 
-    python benchmarks/engine/kernels.py [--threads 1] [--quick] [--json FILE]
+    python benchmarks/engine/kernels.py [--threads 1] [--dtype bfloat16] [--quick] [--json FILE]
 
 Contenders take turns within each repetition, and the best repetition counts, so that a busy machine disturbs all of
 them alike: the ratios are what to look at. Pages lie scattered in the pool, as they do after a while of serving.
-Bytes are K and V (or weights) read once; bounds are the rates of summing a large array and of a large product.
+Bytes are K and V (or weights) read once; bounds are the best rates of summing or multiplying what no cache holds, and
+of a large product.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from baton.cli.bench.report import document, write_json
 from baton.core.layout import KvLayout
 from baton.engine.attention import AttentionBackend, TorchAttention
 from baton.engine.batch import StepBatch
@@ -38,6 +40,8 @@ EXTEND = ((128, 0), (1024, 0), (512, 3584))  # new tokens, cached tokens
 LINEARS = {"qkv": (768, 1280), "output": (768, 768), "gate_up": (768, 4096), "down": (2048, 768), "head": (768, 32000)}
 BATCHES = (1, 8, 32, 1024)
 LARGE = 4096
+PIECE_BYTES = 8 << 20
+LEAST_ROUNDS = 4
 SECONDS_PER_TURN = 0.05
 CACHE_BYTES = 64 << 20  # more than what caches keep of a weight from one call to the next
 
@@ -62,19 +66,33 @@ def best_seconds(contenders: Mapping[str, Callable[[], object]], repetitions: in
     return best
 
 
+def least_seconds(calls: Sequence[Callable[[], object]], repetitions: int) -> float:
+    """Of a single call among `calls`, which take turns: short ones, so that some meet an idle moment."""
+    for call in calls:
+        call()
+    least = float("inf")
+    for _ in range(repetitions * LEAST_ROUNDS):
+        for call in calls:
+            started = time.perf_counter()
+            call()
+            least = min(least, time.perf_counter() - started)
+    return least
+
+
 def read_gb_per_s(repetitions: int) -> float:
-    """The better of summing a large array and of multiplying a large packed matrix by a vector."""
-    array, size = torch.ones(64 << 20), 64 << 20
-    layer, vector = packed(torch.ones(size // LARGE, LARGE, dtype=torch.bfloat16)), torch.ones(1, LARGE).bfloat16()
-    best = best_seconds({"sum": array.sum, "product": lambda: layer(vector)}, repetitions)
-    return max(array.nbytes / best["sum"], 2 * size / best["product"]) / 1e9
+    """The better of summing pieces of a large array and of multiplying packed matrices by a vector."""
+    pieces = torch.ones(CACHE_BYTES * 4 // 4).split(PIECE_BYTES // 4)
+    weights = [packed(torch.ones(PIECE_BYTES // 2 // LARGE, LARGE, dtype=torch.bfloat16)) for _ in pieces]
+    vector = torch.ones(1, LARGE).bfloat16()
+    summed = least_seconds([piece.sum for piece in pieces], repetitions)
+    multiplied = least_seconds([partial(weight, vector) for weight in weights], repetitions)
+    return PIECE_BYTES / min(summed, multiplied) / 1e9
 
 
 def gemm_gflop_per_s(dtype: torch.dtype, repetitions: int) -> float:
-    left = torch.randn(LARGE // 4, LARGE).to(dtype)
-    layer = packed(torch.randn(LARGE, LARGE).to(dtype))
-    seconds = best_seconds({"gemm": lambda: layer(left)}, repetitions)["gemm"]
-    return 2 * len(left) * LARGE * LARGE / seconds / 1e9
+    left = torch.randn(LARGE // 32, LARGE).to(dtype)
+    layer = packed(torch.randn(LARGE // 4, LARGE).to(dtype))
+    return 2 * len(left) * LARGE * LARGE // 4 / least_seconds([partial(layer, left)], 8 * repetitions) / 1e9
 
 
 class Case:
@@ -200,6 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="two repetitions instead of five")
+    parser.add_argument("--dtype", default="bfloat16,float32", help="which (%(default)s)")
     parser.add_argument("--only", choices=("attention", "linear"), help="one half of it")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
@@ -208,9 +227,9 @@ def main() -> None:
     native = kernels()
     if native is None:
         print("no CPU kernels here; torch alone is measured", file=sys.stderr)
-    results: dict[str, Any] = {"threads": arguments.threads, "torch": torch.__version__}
+    results: dict[str, Any] = {}
     with torch.inference_mode():
-        for dtype in ("bfloat16", "float32"):
+        for dtype in arguments.dtype.split(","):
             machine = {
                 "read_gb_per_s": read_gb_per_s(repetitions),
                 "gemm_gflop_per_s": gemm_gflop_per_s(getattr(torch, dtype), repetitions),
@@ -225,7 +244,8 @@ def main() -> None:
             show(rows)
             results[dtype] = {"machine": machine, "rows": rows}
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        write_json(arguments.json, document(results, command=sys.argv, settings=settings))
 
 
 if __name__ == "__main__":

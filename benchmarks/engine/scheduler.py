@@ -1,6 +1,6 @@
 """What the engine costs between the model's forwards: microseconds per step, and how well overlapping hides them.
 
-    python benchmarks/engine/scheduler.py                          host work of a step by rows and context length
+    python benchmarks/engine/scheduler.py [--json FILE]            host work of a step by rows and context length
     python benchmarks/engine/scheduler.py --model FOLDER           time between two forwards, plain and overlapped
 
 The first part runs a model that computes nothing, so that a step is scheduling, batching, sampling and committing.
@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from baton.cli.bench.report import document, write_json
 from baton.core.attempt import Attempt
 from baton.core.layout import KvLayout
 from baton.core.sampling import SamplingParams
@@ -27,6 +31,10 @@ from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
 from baton.engine.runner import TorchModelRunner
 
+Row = dict[str, Any]
+
+ROWS = (1, 32, 64, 256)
+CONTEXTS = (128, 1024, 4096, 8192)
 CONFIG = EngineConfig(max_running=256, max_batch_tokens=1 << 16, chunk_tokens=1 << 14)
 
 
@@ -91,19 +99,20 @@ def host_cost_us(rows: int, context: int, steps: int = 64) -> float:
     return statistics.median(durations) * 1e6
 
 
-def print_host_costs() -> None:
+def print_host_costs() -> list[Row]:
     print("host work of one decode step, microseconds")
-    contexts = (128, 1024, 8192)
-    print(f"{'rows':>6}" + "".join(f"{f'{context} tokens':>14}" for context in contexts) + f"{'per row':>10}")
-    for rows in (1, 32, 64, 256):
-        costs = [host_cost_us(rows, context) for context in contexts]
+    print(f"{'rows':>6}" + "".join(f"{f'{context} tokens':>14}" for context in CONTEXTS) + f"{'per row':>10}")
+    found: list[Row] = []
+    for rows in ROWS:
+        costs = [host_cost_us(rows, context) for context in CONTEXTS]
         print(f"{rows:>6}" + "".join(f"{cost:>14.0f}" for cost in costs) + f"{costs[-1] / rows:>10.1f}")
+        found += [{"rows": rows, "context": at, "us": cost} for at, cost in zip(CONTEXTS, costs, strict=True)]
+    return found
 
 
-def print_gaps(model: str, rows: int, context: int, steps: int, rounds: int) -> None:
+def print_gaps(runner: TorchModelRunner, rows: int, context: int, steps: int, rounds: int) -> list[Row]:
     config = replace(CONFIG, max_running=rows)
     results: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
-    runner = TorchModelRunner.load(model)
     for round_ in range(2 * rounds):
         overlap = bool(round_ % 2)
         timed = Timed(runner)
@@ -116,29 +125,41 @@ def print_gaps(model: str, rows: int, context: int, steps: int, rounds: int) -> 
         gaps = [after[0] - before[1] for before, after in zip(timed.spans, timed.spans[1:], strict=False)]
         engine.close()
         results[overlap].append((step_s, statistics.median(gaps), rows / step_s))
-    print(f"{model}: {rows} rows of {context} tokens, medians of {rounds} rounds of {steps} steps")
+    print(f"{rows} rows of {context} tokens, medians of {rounds} rounds of {steps} steps")
+    found: list[Row] = []
     for overlap, measured in results.items():
         step_s, gap_s, rate = (statistics.median(column) for column in zip(*measured, strict=True))
         name = "overlapped" if overlap else "plain"
         share = 100 * gap_s / step_s
         print(f"  {name:<11} step {step_s * 1e3:7.2f} ms, between forwards {gap_s * 1e6:6.0f} us = {share:4.2f} %, "
               f"{rate:7.1f} tok/s")  # fmt: skip
+        found.append({"rows": rows, "context": context, "loop": name, "step_us": step_s * 1e6, "gap_us": gap_s * 1e6})
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint folder: measure the time between forwards with it")
-    parser.add_argument("--rows", type=int, default=32, help="requests that decode together (32)")
+    parser.add_argument("--rows", default="1,8,32", help="requests that decode together (%(default)s)")
     parser.add_argument("--context", type=int, default=128, help="tokens of each prompt (128)")
     parser.add_argument("--steps", type=int, default=24, help="steps per round (24)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each loop (5)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (1)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.model:
-        print_gaps(options.model, options.rows, options.context, options.steps, options.rounds)
+        runner = TorchModelRunner.load(options.model, device="cpu")
+        figures = [
+            figure
+            for rows in map(int, options.rows.split(","))
+            for figure in print_gaps(runner, rows, options.context, options.steps, options.rounds)
+        ]
     else:
-        print_host_costs()
+        figures = print_host_costs()
+    if options.json:
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+        write_json(options.json, document({"figures": figures}, command=sys.argv, settings=settings))
 
 
 if __name__ == "__main__":

@@ -125,10 +125,10 @@ class Workload:
             inputs, outs = map(int, part.removeprefix("linear ").split(" -> "))
             rows = self.batch if outs == config.vocab_size else tokens
             times = 1 if outs == config.vocab_size else config.layers
-            read, flop = inputs * outs * self.weight_bytes, 2 * rows * inputs * outs
+            read, flop = inputs * outs * self.weight_bytes, 2.0 * rows * inputs * outs
         elif part == "attention":
             times, positions = config.layers, self.context + self.new
-            read = self.batch * positions * 2 * config.kv_heads * config.head_dim * self.kv_bytes
+            read = float(self.batch) * positions * 2 * config.kv_heads * config.head_dim * self.kv_bytes
             pairs = self.batch * self.new * (self.context + (self.new + 1) / 2)
             flop = 4 * pairs * config.heads * config.head_dim
         else:
