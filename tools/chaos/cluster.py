@@ -71,7 +71,7 @@ class Cluster:
                 await self._partition(struck)
             else:
                 await self._signal(struck)
-        except (ProcessLookupError, FileNotFoundError, ConnectionRefusedError):
+        except (ProcessLookupError, FileNotFoundError, ConnectionRefusedError, BlockingIOError):
             struck.note = f"{fault.target} was not running"
         struck.ended_at = time.monotonic()
 
@@ -120,6 +120,7 @@ class Cluster:
         worker = struck.fault.target.removesuffix("-agent")
         order = {"fault": struck.fault.kind.value, "seconds": struck.fault.for_s}
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)  # a stopped agent does not empty its queue
             sock.sendto(json.dumps(order).encode(), str(orders_path(self._runtime / f"{worker}.sock")))
         struck.at = time.monotonic()
         if struck.fault.kind is Kind.CUT:

@@ -25,6 +25,7 @@ NEW_TOKENS = (8, 80)
 PROMPT_TOKENS = (20, 3200)
 ANSWER_TIMEOUT_S = 120.0
 _AGAIN_S = 0.2
+_GATEWAY_ENDS = "the gateway is shutting down"
 _SALTED_SHARE = 0.5  # of the requests by gRPC: nobody's cache has their prefix
 
 
@@ -53,7 +54,7 @@ class Answer:
     tokens: int = 0
     heard_at: list[float] = field(default_factory=list)
     error: str = ""
-    lost_gateway: bool = False  # the connection to the gateway broke: the one failure that a client must expect
+    lost_gateway: bool = False  # its connection broke, or it said that it ends: what a client must expect
 
     @property
     def ended_at(self) -> float:
@@ -102,6 +103,7 @@ class HttpAsker:
             ):
                 if got.status_code != 200:
                     answer.error = f"status {got.status_code}: {(await got.aread()).decode()[:300]}"
+                    answer.lost_gateway = _GATEWAY_ENDS in answer.error
                     return answer
                 await self._read(got, answer)
         except httpx.TransportError as error:
@@ -120,6 +122,7 @@ class HttpAsker:
                 event = json.loads(line[6:])
                 if "error" in event:
                     answer.error = f"error in the stream: {json.dumps(event['error'])[:300]}"
+                    answer.lost_gateway = _GATEWAY_ENDS in answer.error
                     return
                 text += "".join(choice["text"] for choice in event["choices"])
                 answer.tokens = (event.get("usage") or {}).get("completion_tokens", answer.tokens)
