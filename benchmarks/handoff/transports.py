@@ -1,145 +1,133 @@
-"""How fast each transport moves scattered pages between two processes of this host, next to a plain memcpy.
+"""How fast pages move from pool to pool, next to raw UCX in C, memcpy and plain sockets.
 
-    python benchmarks/handoff/transports.py            # about 20 s
+    make bench NAME=handoff/transports                     # every link, 32 to 256 KiB pages: about 5 minutes
+    make bench NAME=handoff/transports ARGS="--links shm,tcp --pages 64"
 
-One read is 64 MiB, pages of 4 layers in random places on both sides. Best of the repeats; CPU is of both processes.
-`ucx over tcp` is what two hosts without RDMA have, `ucx` what UCX chooses on one host.
+Everybody moves the same scattered pages between two processes. Contestants take turns read by read, so that what else
+the machine does meets all of them alike; figures are medians, ratios are medians of the ratios within one turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
-import subprocess
+import contextlib
+import json
+import statistics
 import sys
-import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import networks
+import raw_ucx
+from networks import CannotMake
+from pairs import Link, Pair, Read
 
-from baton.core.layout import KvLayout
-from baton.kv.checksum import pages_checksum
-from baton.kv.memory import PoolMemory
-from baton.kv.nixl import NixlTransport
-from baton.kv.tcp import TcpTransport
-from baton.kv.transport import Transport
+from baton.cli.bench.machine import commit, hardware
 
-LAYERS = 4
-READ_BYTES = 64 << 20
-HOST = "127.0.0.1"
-KINDS = {"ucx": {}, "ucx over tcp": {"UCX_TLS": "tcp"}, "tcp": {}}
-
-
-def layout(page_kib: int) -> KvLayout:
-    return KvLayout("bench", "bfloat16", LAYERS, page_size=16, kv_heads=1, head_dim=page_kib * 16)
-
-
-def pages(page_kib: int) -> int:
-    return READ_BYTES // LAYERS // (page_kib << 10)
-
-
-def make(kind: str, name: str) -> Transport:
-    return TcpTransport(HOST) if kind == "tcp" else NixlTransport(f"{name}-{os.getpid()}", HOST)
+SHAPED = [(10.0, 0.0), (10.0, 0.2), (1.0, 0.2), (1.0, 5.0), (1.0, 0.0)]
+RAW = "raw"
+TITLES = {
+    RAW: "raw UCX, C loop", "mapped": "Baton, shared memory", "ucx": "Baton, NIXL", "ucxx": "Baton, UCXX",
+    "tcp": "Baton, sockets", "memcpy": "memcpy, page by page", "sockets": "plain sockets, one stream",
+}  # fmt: skip
+ON_HOST = {
+    "shm": ("shm: posix, sysv, cma", "posix,sysv,cma"),
+    "cma": ("cma", "tcp,cma"),
+    "tcp": ("TCP, loopback", "tcp"),
+}
 
 
-def filled_pool(page_kib: int) -> PoolMemory:
-    pool = PoolMemory.create(layout(page_kib), 2 * pages(page_kib))
-    np.frombuffer(pool.buffer, np.uint8)[:] = 7
-    return pool
+def contestants(key: str) -> list[str]:
+    """Who runs on a link. The raw loop is first: it is what the others are compared with."""
+    if key == "shm":
+        return [RAW, "mapped", "memcpy"]
+    if key == "cma":
+        return [RAW, "ucx", "ucxx"]
+    return [RAW, "ucx", "ucxx", "tcp", "sockets"]
 
 
-async def serve(kind: str, page_kib: int) -> None:
-    transport = make(kind, "source")
-    await transport.register(filled_pool(page_kib))
-    transport.serving(1)
-    print(transport.address().hex(), flush=True)
-    await asyncio.Event().wait()
+@contextlib.contextmanager
+def link(key: str, gbit_s: float, delay_ms: float) -> Iterator[Link]:
+    if key in ON_HOST:
+        yield networks.same_host(*ON_HOST[key])
+    else:
+        with networks.veth(gbit_s, delay_ms) as made:
+            yield made
 
 
-def places(page_kib: int, seed: int) -> np.ndarray:
-    order = np.random.default_rng(seed).permutation(np.arange(2, 2 * pages(page_kib)))
-    return order[: pages(page_kib)].astype(np.uint32)
+def measure(kinds: list[str], on: Link, page_bytes: int, total_bytes: int, turns: int) -> list[dict[str, Any]]:
+    """One row per contestant. One that cannot run gets a row that says why."""
+    rows: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        pairs: dict[str, Pair] = {}
+        for kind in kinds:
+            try:
+                raw = raw_ucx.program() if kind == RAW else None
+                pairs[kind] = Pair(kind, on, page_bytes, total_bytes // page_bytes, raw)
+                stack.callback(pairs[kind].close)
+            except (raw_ucx.CannotBuild, RuntimeError, OSError) as error:
+                rows.append({"link": on.name, "page_bytes": page_bytes, "kind": kind, "error": str(error)})
+        reads: dict[str, list[Read]] = {kind: [] for kind in pairs}
+        for _ in range(turns):
+            for kind, pair in pairs.items():
+                reads[kind].append(pair.round())
+    for kind, of_kind in reads.items():
+        yardstick = reads.get(RAW, [])
+        ratios = [raw.seconds / read.seconds for raw, read in zip(yardstick, of_kind, strict=False)]
+        rows.append(
+            {
+                "link": on.name,
+                "page_bytes": page_bytes,
+                "kind": kind,
+                "gb_per_s": total_bytes / 1e9 / statistics.median(read.seconds for read in of_kind),
+                "best_gb_per_s": total_bytes / 1e9 / min(read.seconds for read in of_kind),
+                "of_raw": statistics.median(ratios) if ratios else None,
+                "cpu_s_per_gb": statistics.median(read.cpu_s for read in of_kind) / (total_bytes / 1e9),
+                "turns": len(of_kind),
+            }
+        )
+    return rows
 
 
-def cpu_s(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def measure(kind: str, page_kib: int, repeats: int) -> tuple[float, float]:
-    """GB/s of the best read, and CPU seconds per GB of all."""
-    command = [sys.executable, __file__, "--serve", kind, "--page-kib", str(page_kib)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as source:
-        try:
-            assert source.stdout is not None
-            address = bytes.fromhex(source.stdout.readline())
-            return asyncio.run(read_from(source.pid, address, kind, page_kib, repeats))
-        finally:
-            source.kill()
-
-
-async def read_from(pid: int, address: bytes, kind: str, page_kib: int, repeats: int) -> tuple[float, float]:
-    transport = make(kind, "reader")
-    await transport.register(filled_pool(page_kib))
-    await transport.add_peer(("source", 1), address, layout(page_kib), 2 * pages(page_kib))
-    local, remote = places(page_kib, 1), places(page_kib, 2)
-    await transport.read(("source", 1), 0, LAYERS, local, remote)
-    best, moved = float("inf"), 0
-    cpu_before = cpu_s(pid) + time.process_time()
-    for _ in range(repeats):
-        started = time.perf_counter()
-        moved += await transport.read(("source", 1), 0, LAYERS, local, remote)
-        best = min(best, time.perf_counter() - started)
-    cpu = cpu_s(pid) + time.process_time() - cpu_before
-    await transport.close()
-    return READ_BYTES / best / 1e9, cpu / (moved / 1e9)
-
-
-def local_copies(page_kib: int, repeats: int) -> tuple[float, float, float]:
-    """GB/s of one large memcpy, of a page-wise copy between two pools, and of the checksum."""
-    source, target = filled_pool(page_kib), filled_pool(page_kib)
-    whole = [np.frombuffer(pool.buffer, np.uint8)[:READ_BYTES] for pool in (source, target)]
-    copy = best_s(lambda: np.copyto(whole[1], whole[0]), repeats)
-    pairs = list(zip(places(page_kib, 1).tolist(), places(page_kib, 2).tolist(), strict=True))
-
-    def page_wise() -> None:
-        for layer in range(LAYERS):
-            for to, origin in pairs:
-                target.page(layer, to)[:] = source.page(layer, origin)
-
-    paged = best_s(page_wise, repeats)
-    checked = best_s(lambda: pages_checksum(source, 0, LAYERS, 0, [page for page, _ in pairs]), repeats)
-    return READ_BYTES / copy / 1e9, READ_BYTES / paged / 1e9, READ_BYTES / checked / 1e9
-
-
-def best_s(work: object, repeats: int) -> float:
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()  # type: ignore[operator]
-        best = min(best, time.perf_counter() - started)
-    return best
+def show(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        name = f"{row['link']:24} {row['page_bytes'] >> 10:>4} KiB  {TITLES[row['kind']]:26}"
+        if "error" in row:
+            print(f"{name} {row['error']}", flush=True)
+            continue
+        of_raw = f"{row['of_raw']:7.0%} of raw" if row["of_raw"] is not None else " " * 14
+        best, cpu = row["best_gb_per_s"], row["cpu_s_per_gb"]
+        print(f"{name}{row['gb_per_s']:7.2f} GB/s (best {best:5.2f}) {of_raw} {cpu:6.2f} CPU-s/GB", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--page-kib", type=int, default=32, help=argparse.SUPPRESS)
+    parser.add_argument("--links", default="shm,cma,tcp,veth", help="of shm, cma, tcp, veth (default: all)")
+    parser.add_argument("--pages", default="32,64,128,256", help="page sizes in KiB")
+    parser.add_argument("--turns", type=int, default=15, help="reads of each contestant")
+    parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
-    if arguments.serve:
-        asyncio.run(serve(arguments.serve, arguments.page_kib))
-    print(f"{'GB/s (CPU-s per GB)':22}" + "".join(f"{kib:>10} KiB pages" for kib in (8, 32, 64, 256)))
-    for kind, environment in KINDS.items():
-        os.environ.update(environment)
-        cells = [measure(kind, kib, arguments.repeats) for kib in (8, 32, 64, 256)]
-        for name in environment:
-            del os.environ[name]
-        print(f"{kind:22}" + "".join(f"{rate:>11.2f} ({cpu:4.2f}) " for rate, cpu in cells))
-    rows = [local_copies(kib, arguments.repeats) for kib in (8, 32, 64, 256)]
-    for name, rates in zip(("memcpy", "memcpy page by page", "checksum"), zip(*rows, strict=True), strict=True):
-        print(f"{name:22}" + "".join(f"{rate:>11.2f}        " for rate in rates))
+    rows: list[dict[str, Any]] = []
+    absent: list[str] = []
+    for key in arguments.links.split(","):
+        for gbit_s, delay_ms in SHAPED if key == "veth" else [(0.0, 0.0)]:
+            try:
+                with link(key, gbit_s, delay_ms) as on:
+                    total = 64 << 20 if gbit_s != 1.0 else 8 << 20
+                    for kib in map(int, arguments.pages.split(",")):
+                        found = measure(contestants(key), on, kib << 10, total, arguments.turns)
+                        show(found)
+                        rows += found
+            except CannotMake as error:
+                absent.append(f"veth {gbit_s:g} Gbit/s, {delay_ms:g} ms: {error}")
+                print(absent[-1], flush=True)
+    if arguments.json:
+        facts = {"command": sys.argv, "at": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
+        content = {**facts, "hardware": hardware(), "cannot_be_made_here": absent, "rows": rows}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import contextlib
 import itertools
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -32,14 +33,16 @@ from baton.kv.ucx_thread import Commands
 
 log = structlog.get_logger(__name__)
 
-CHUNK_BYTES = 8 << 20  # of one posted operation: bounds how long a call holds the thread, and a cancelled read
+CHUNK_BYTES = 4 << 20  # of one posted operation: bounds how long a call holds the thread, and a cancelled read
+POSTED_CHUNKS = 2  # of one read: the link goes on with the second while the thread hears of the first
 MIN_POLL_S = 50e-6
 MAX_POLL_S = 1e-3
+PATIENCE = 0.25  # polls are this part of the time apart in which nothing has moved
 BUSY_CALL_S = 10e-6  # a progress call that takes longer has moved something
 
 
 class _Flight:
-    """A read under way: its posted chunk, and those that are to be posted, as indices into the prepared lists."""
+    """A read under way: its posted chunks, and those that are to be posted, as indices into the prepared lists."""
 
     def __init__(self, read: Read, pool: PoolMemory, source_pages: int) -> None:
         layers = np.arange(read.layers.start, read.layers.stop, dtype=np.int32)[:, None]
@@ -47,7 +50,7 @@ class _Flight:
         remote = (layers * source_pages + read.remote_pages.astype(np.int32)).ravel()
         step = max(1, CHUNK_BYTES // pool.layout.page_bytes)
         self.read = read
-        self.handle: Any = None
+        self.posted: deque[Any] = deque()
         self.chunks = [(local[at : at + step], remote[at : at + step]) for at in reversed(range(0, len(local), step))]
 
 
@@ -107,16 +110,17 @@ class NixlThread:
     # The thread
 
     def _run(self) -> None:
-        delay_s = MIN_POLL_S
+        moved_at = time.perf_counter()
         while not self._ended:
             if not self.commands:
                 polling = self._serving > 0 or any(source.flights for source in self._sources.values())
-                self._bell.wait(delay_s if polling else -1)
+                idle_s = time.perf_counter() - moved_at
+                self._bell.wait(min(max(MIN_POLL_S, PATIENCE * idle_s), MAX_POLL_S) if polling else -1)
             if (command := self.commands.take()) is not None:
                 command()
-                delay_s = MIN_POLL_S
-            else:
-                delay_s = MIN_POLL_S if self._poll() else min(2 * delay_s, MAX_POLL_S)
+                moved_at = time.perf_counter()
+            elif self._poll():
+                moved_at = time.perf_counter()
 
     def _serve_others(self) -> None:
         """UCX moves what peers read from our pool only while this side works, too (not where RDMA or CMA does it)."""
@@ -132,8 +136,9 @@ class NixlThread:
         if self._serving:
             self._serve_others()
         for key, source in list(self._sources.items()):
-            if source.flights:
-                self._check(key, source)
+            for flight in list(source.flights):
+                if not self._advance(key, source, flight):
+                    break
         return time.perf_counter() - started > BUSY_CALL_S
 
     def register(self, pool: PoolMemory) -> bytes:
@@ -182,13 +187,13 @@ class NixlThread:
         if source is None:
             return
         flights, agent = source.flights, source.agent
-        posted = [flight.handle for flight in flights if flight.handle is not None]
+        posted = [handle for flight in flights for handle in flight.posted]
         for handle in [*posted, source.remote, source.local]:
             with contextlib.suppress(Exception):  # one that is still running may refuse; it dies with its worker
                 handle.release()
         del handle, posted
         for flight in flights:
-            flight.handle = None
+            flight.posted.clear()
         source.agent = source.local = source.remote = None
         self._close_agent(agent)
         for flight in flights:
@@ -203,41 +208,25 @@ class NixlThread:
         source.flights.append(flight)
         self._advance(read.key, source, flight)
 
-    def _check(self, key: PeerKey, source: _Source) -> None:
-        """Look at the peer's reads; what is complete goes on with its next chunk, or ends."""
-        for flight in list(source.flights):
-            try:
-                state = source.agent.check_xfer_state(flight.handle)
-            except Exception as error:
-                self.cut(key, f"a read from agent {key[0]} failed: {error}")
-                return
-            if state != "PROC" and not self._after(key, source, flight, state):
-                return
-
     def _advance(self, key: PeerKey, source: _Source, flight: _Flight) -> bool:
-        """Post the next chunk. False when the peer had to be cut."""
-        local, remote = flight.chunks.pop()
-        agent = source.agent
-        flight.read.bytes_moved += len(local) * self._pool.layout.page_bytes  # type: ignore[union-attr]
+        """Take what has arrived, post what may be; a read with nothing left ends. False when the peer had to be cut:
+        after an error, others of its chunks may still run, and all of the peer's are ended."""
+        assert self._pool is not None
+        agent, read = source.agent, flight.read
         try:
-            flight.handle = agent.make_prepped_xfer("READ", source.local, local, source.remote, remote)
-            state = agent.transfer(flight.handle)
+            _drop_arrived(agent, flight.posted)
+            while len(flight.posted) < POSTED_CHUNKS and flight.chunks and not read.unwanted:
+                local, remote = flight.chunks.pop()
+                flight.posted.append(agent.make_prepped_xfer("READ", source.local, local, source.remote, remote))
+                agent.transfer(flight.posted[-1])
+                read.bytes_moved += len(local) * self._pool.layout.page_bytes
+            _drop_arrived(agent, flight.posted)
         except Exception as error:
             self.cut(key, f"a read from agent {key[0]} failed: {error}")
             return False
-        return state == "PROC" or self._after(key, source, flight, state)
-
-    def _after(self, key: PeerKey, source: _Source, flight: _Flight, state: str) -> bool:
-        """A chunk ended. After an error others of its operation may still run: then all of the peer's are ended."""
-        if state != "DONE":
-            self.cut(key, f"a read from agent {key[0]} failed")
-            return False
-        flight.handle.release()
-        flight.handle = None
-        if flight.chunks and not flight.read.unwanted:
-            return self._advance(key, source, flight)
-        source.flights.remove(flight)
-        flight.read.finish(None)
+        if not flight.posted and (not flight.chunks or read.unwanted):
+            source.flights.remove(flight)
+            read.finish(None)
         return True
 
     def _make_agent(self) -> Any:
@@ -262,3 +251,11 @@ class NixlThread:
         size = layout.page_bytes
         row = np.array([[base, size, 0, size, layout.layers * pages]], np.uint64)
         return agent.prep_xfer_dlist(owner, row, "DRAM")
+
+
+def _drop_arrived(agent: Any, posted: deque[Any]) -> None:
+    """Release the chunks that are complete, up to the first that is not."""
+    while posted and (state := agent.check_xfer_state(posted[0])) != "PROC":
+        if state != "DONE":
+            raise TransportError("it ended before all bytes were there")
+        posted.popleft().release()

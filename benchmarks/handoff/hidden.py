@@ -1,0 +1,191 @@
+"""How much of a handoff is hidden behind computing the prompt: by length, against handing over in bulk.
+
+    make bench NAME=handoff/hidden                         # about 2 minutes
+
+Two agents in processes of their own, all of the protocol, checksums on. The prefill worker is a clock: it writes pages
+of a 12-layer, 100 M Llama in chunks of 256 tokens, and says so layer by layer, at the pace that was measured for that
+model (`--token-layer-us`). The tail is the time from the last layer's computing to the decode worker's hearing that
+every byte is there and verified. In bulk everything is announced when the last layer is done. Hidden is the part of the
+bulk tail that the pipeline saves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baton.cli.bench.machine import commit, hardware
+from baton.core.attempt import Attempt, new_epoch
+from baton.core.layout import KvLayout
+from baton.kv.link import AgentLink
+from baton.kv.local import AgentMessage, Commit, Fetch, Fetched, Hello, Offer, Produced, Welcome
+from baton.kv.memory import PoolMemory
+from baton.kv.pacing import LinkMeter, best_group, tail_s
+from baton.runtime import logs
+from baton.runtime.lifecycle import cancel_and_wait
+
+LAYOUT = KvLayout("bench", "bfloat16", layers=12, page_size=16, kv_heads=12, head_dim=64)
+CHUNK_TOKENS = 256
+POOL_PAGES = 2 + 4096 // LAYOUT.page_size
+WAIT_S = 60.0
+
+
+class Worker:
+    """A pool and a link to an agent."""
+
+    def __init__(self, socket: Path, name: str) -> None:
+        self.epoch = new_epoch()
+        self.pool = PoolMemory.create(LAYOUT, POOL_PAGES)
+        np.frombuffer(self.pool.buffer, np.uint8)[:] = 3
+        self.pool.write_canary(self.epoch)
+        self.welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self.messages: asyncio.Queue[AgentMessage] = asyncio.Queue()
+        hello = Hello(name, self.epoch, "any", LAYOUT, POOL_PAGES)
+        self.link = AgentLink(socket, hello, self.pool.fd, self.messages.put_nowait, self._on_connection)
+
+    def _on_connection(self, welcome: Welcome | None) -> None:
+        if welcome is not None and not self.welcome.done():
+            self.welcome.set_result(welcome)
+
+
+@asynccontextmanager
+async def agent_and_worker(folder: Path, name: str, transport: str) -> AsyncIterator[Worker]:
+    socket = folder / f"{name}.sock"
+    flags = [f"--socket={socket}", "--listen=127.0.0.1:0", "--log-level=warning", f"--transport={transport}"]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "baton.cli.main", "kv-agent", *flags)
+    worker = Worker(socket, name)
+    serving = asyncio.create_task(worker.link.run())
+    try:
+        await asyncio.wait_for(asyncio.shield(worker.welcome), WAIT_S)
+        yield worker
+    finally:
+        await cancel_and_wait(serving)
+        process.terminate()
+        await process.wait()
+
+
+async def hand_over(source: Worker, reader: Worker, n: int, tokens: int, layer_s: float, *, bulk: bool) -> float:
+    """One handoff; returns its tail in seconds. `layer_s`: computing one layer of a chunk."""
+    attempt = Attempt(f"bench-{n}", 1)
+    pages = np.arange(2, 2 + LAYOUT.pages_for(tokens), dtype="<u4")
+    assert source.link.send(Offer(attempt, tokens))
+    welcome = source.welcome.result()
+    fetch = Fetch(
+        attempt=attempt,
+        source_address=welcome.address,
+        source_agent_epoch=welcome.agent_epoch,
+        source_worker_id="source",
+        source_worker_epoch=source.epoch,
+        tokens=tokens,
+        first_page=0,
+        page_ids=pages.tobytes(),
+        timeout_s=WAIT_S,
+    )
+    assert reader.link.send(fetch)
+    await asyncio.sleep(0.02)  # both workers have heard of it well before the first layer is done
+    due = time.perf_counter()
+    chunk_pages = CHUNK_TOKENS // LAYOUT.page_size
+    for first, layer in itertools.product(range(0, len(pages), chunk_pages), range(LAYOUT.layers)):
+        chunk = pages[first : first + chunk_pages]
+        due += layer_s * len(chunk) / chunk_pages
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        if not bulk:
+            announce(source, attempt, range(layer, layer + 1), first, chunk)
+    computed_at = time.time()
+    if bulk:
+        announce(source, attempt, range(LAYOUT.layers), 0, pages)
+    assert source.link.send(Commit(attempt, tokens, b"", computed_at))
+    answer = await asyncio.wait_for(reader.messages.get(), WAIT_S)
+    assert isinstance(answer, Fetched), answer
+    await asyncio.wait_for(source.messages.get(), WAIT_S)
+    return answer.done_at - computed_at
+
+
+def announce(source: Worker, attempt: Attempt, layers: range, first: int, pages: np.ndarray) -> None:
+    ones = np.ones(len(pages), "<u4").tobytes()
+    assert source.link.send(Produced(attempt, layers.start, layers.stop, first, pages.tobytes(), ones, time.time()))
+
+
+async def measure(transport: str, lengths: list[int], layer_s: float, turns: int) -> list[dict[str, Any]]:
+    rows = []
+    numbers = itertools.count()
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            agent_and_worker(Path(folder), "source", transport) as source,
+            agent_and_worker(Path(folder), "reader", transport) as reader,
+        ):
+            for tokens in lengths:
+                tails: dict[bool, list[float]] = {True: [], False: []}
+                for _, bulk in itertools.product(range(turns), (False, True)):
+                    tail = await hand_over(source, reader, next(numbers), tokens, layer_s, bulk=bulk)
+                    tails[bulk].append(tail)
+                pipelined, in_bulk = (statistics.median(tails[bulk]) for bulk in (False, True))
+                size = LAYOUT.pages_for(tokens) * LAYOUT.page_bytes * LAYOUT.layers
+                row = {"transport": transport, "tokens": tokens, "bytes": size, "tail_s": pipelined}
+                rows.append({**row, "bulk_tail_s": in_bulk, "hidden": 1 - pipelined / in_bulk, "turns": turns})
+    foresee(rows, layer_s)
+    for row in rows:
+        print(
+            f"{transport:8} {row['tokens']:5} tokens {row['bytes'] / 1e6:7.1f} MB   tail {row['tail_s'] * 1e3:7.2f} ms "
+            f"(predicted {row['predicted_tail_s'] * 1e3:6.2f}), in bulk {row['bulk_tail_s'] * 1e3:7.2f} ms: "
+            f"{row['hidden']:4.0%} hidden",
+            flush=True,
+        )
+    return rows
+
+
+def foresee(rows: list[dict[str, Any]], chunk_layer_s: float) -> None:
+    """Add the tail that the cost model predicts, from nothing but the tails in bulk and the pace of computing.
+
+    Only the last chunk counts: the link has long taken the ones before.
+    """
+    meter = LinkMeter()
+    for row in rows:
+        meter.add(row["bytes"], row["bulk_tail_s"])
+    link = meter.cost()
+    assert link is not None
+    for row in rows:
+        last = (row["tokens"] - 1) % CHUNK_TOKENS + 1
+        layer_s = chunk_layer_s * last / CHUNK_TOKENS
+        layer_bytes = LAYOUT.pages_for(last) * LAYOUT.page_bytes
+        group = best_group(LAYOUT.layers, layer_s, layer_bytes, link)
+        row["predicted_tail_s"] = tail_s(LAYOUT.layers, layer_s, layer_bytes, link, group)
+        row["predicted_group"] = group
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--transports", default="auto,ucx,tcp")
+    parser.add_argument("--lengths", default="64,256,1024,2048,4096", help="tokens of the prompts")
+    parser.add_argument("--token-layer-us", type=float, default=88.0, help="computing one token in one layer")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    arguments = parser.parse_args()
+    lengths = [int(length) for length in arguments.lengths.split(",")]
+    layer_s = arguments.token_layer_us * 1e-6 * CHUNK_TOKENS
+    logs.configure("bench", "error", "console")
+    rows = []
+    for transport in arguments.transports.split(","):
+        rows += asyncio.run(measure(transport, lengths, layer_s, arguments.turns))
+    if arguments.json:
+        facts = {"command": sys.argv, "at": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
+        content = {**facts, "hardware": hardware(), "rows": rows}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
