@@ -63,6 +63,7 @@ HERMES = [
     Case("hermes", '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}}</tool_call>', calls=[PARIS]),
     Case("hermes", '<tool_call>{"name": "get_weather", "arguments": {"city": "Par',
          calls=[("get_weather", '{"city": "Par')]),
+    Case("hermes", '<tool_call>{"name": "get_weather", "arguments": ', calls=[("get_weather", "")]),
     Case("hermes", "a <tool_call>not json</tool_call> b", content="a <tool_call>not json</tool_call> b"),
     Case("hermes", '<tool_call>{"no": "name"}</tool_call> b', content='<tool_call>{"no": "name"}</tool_call> b'),
     Case("hermes", "<tool_call>x <tool_call>" + '{"name": "get_time"}</tool_call>', content="<tool_call>x",

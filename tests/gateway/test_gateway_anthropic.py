@@ -183,6 +183,30 @@ async def test_tools_and_their_results_reach_the_template(
     assert said.index("rain") < said.index("Error: broken") < said.index("And?\nWell?")
 
 
+@pytest.mark.parametrize(
+    "choice, text",
+    [
+        ({"type": "tool", "name": "get_weather"}, '{"city": "Paris"}'),
+        (
+            {"type": "any", "disable_parallel_tool_use": True},
+            '[{"name": "get_weather", "arguments": {"city": "Paris"}}]',
+        ),
+    ],
+    ids=["named", "any"],
+)
+async def test_demanded_calls(
+    client: anthropic.AsyncAnthropic, router: FakeRouterClient, say: Callable[[str], list[int]], choice: dict, text: str
+) -> None:
+    say(text)
+    fields = {"model": "toy", "max_tokens": 200, "messages": HELLO, "tools": [WEATHER], "tool_choice": choice}
+    message = await client.messages.create(**fields)
+    [block] = message.content
+    assert (block.type, block.input, message.stop_reason) == ("tool_use", {"city": "Paris"}, "tool_use")
+    assert router.requests[0].sampling.structure.kind == "json_schema"
+    async with client.messages.stream(**fields) as stream:
+        assert [block.input for block in (await stream.get_final_message()).content] == [{"city": "Paris"}]
+
+
 async def test_count_tokens_equals_usage(client: anthropic.AsyncAnthropic) -> None:
     for fields in (
         {},
@@ -246,8 +270,8 @@ BAD = [
     ({"tools": [{"name": "x"}]}, "tools[0].input_schema"),
     ({"tools": [WEATHER, WEATHER]}, "unique"),
     ({"tools": [{**WEATHER, "strict": True}]}, "tools[0].strict"),
-    ({"tools": [WEATHER], "tool_choice": {"type": "any"}}, "cannot be demanded"),
-    ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "get_weather"}}, "cannot be demanded"),
+    ({"tool_choice": {"type": "any"}}, "there are no tools"),
+    ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "nope"}}, "none of the tools"),
     ({"thinking": {"type": "sometimes"}}, "thinking.type"),
     ({"output_config": {"format": {}}}, "output_config"),

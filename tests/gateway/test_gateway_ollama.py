@@ -156,6 +156,15 @@ async def test_options_reach_the_router(tool_http: httpx.AsyncClient, router: Fa
     assert router.requests[1].sampling.seed != router.requests[2].sampling.seed
 
 
+async def test_a_format_is_a_structure_for_the_workers(tool_http: httpx.AsyncClient, router: FakeRouterClient) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for path in ("/api/chat", "/api/generate"):
+        for format in ("json", schema, "", None):
+            assert (await post(tool_http, path=path, format=format, options={"num_predict": 1})).status_code == 200
+        found = [request.sampling.structure for request in router.requests[-4:]]
+        assert (found[0].kind, json.loads(found[1].text), found[2:]) == ("json_object", schema, [None, None])
+
+
 async def test_stop_strings(tool_http: httpx.AsyncClient, say: Callable[[str], list[int]]) -> None:
     say("one two three")
     for stop in (" three", ["nope", " three"]):
@@ -214,8 +223,8 @@ BAD = [
     ({"messages": 5}, "messages"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0].images"),
-    ({"format": "json"}, "format"),
-    ({"format": {"type": "object"}}, "format"),
+    ({"format": "yaml"}, "format"),
+    ({"format": 5}, "format"),
     ({"options": {"temperature": "hot"}}, "options.temperature"),
     ({"options": {"num_predict": 0}}, "options.num_predict"),
     ({"options": {"mirostat": 1}}, "options.mirostat"),

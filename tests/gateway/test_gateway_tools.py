@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from conftest import make_service
@@ -184,8 +185,7 @@ def function(**fields: object) -> dict:
 
 
 BAD = [
-    ({"tool_choice": "required"}, "tool_choice", "cannot be demanded"),
-    ({"tool_choice": {"type": "function", "function": {"name": "get_time"}}}, "tool_choice", "cannot be demanded"),
+    ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "with a structure"),
     ({"tool_choice": {"type": "function", "function": {"name": "nope"}}}, "tool_choice", "none of the tools"),
     ({"tool_choice": "required", "tools": None}, "tool_choice", "no tools"),
     ({"tool_choice": "maybe"}, "tool_choice", ""),
@@ -206,6 +206,64 @@ BAD = [
     ({"tools": [CLOCK] * 129}, "tools", ""),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls", ""),
 ]
+
+
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+async def test_a_demanded_call_is_a_schema_for_the_workers(
+    tool_http: httpx.AsyncClient, router: FakeRouterClient, say: Callable[[str], list[int]]
+) -> None:
+    say('{"city": "Paris"}')
+    whole = (await ask(tool_http, tool_choice=NAMED)).json()["choices"][0]
+    [call] = whole["message"]["tool_calls"]
+    assert call["function"] == {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    assert (whole["finish_reason"], whole["message"]["content"]) == ("tool_calls", None)
+    structure = router.requests[0].sampling.structure
+    assert structure.kind == "json_schema" and json.loads(structure.text) == WEATHER["function"]["parameters"]
+    stream = (await ask(tool_http, tool_choice=NAMED, stream=True)).text
+    assert stream.count('"name":"get_weather"') == 1 and '"finish_reason":"tool_calls"' in stream
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+async def test_any_call_can_be_demanded(
+    tool_http: httpx.AsyncClient, router: FakeRouterClient, say: Callable[[str], list[int]], parallel: bool
+) -> None:
+    say('[{"name": "get_time", "arguments": {}}, {"name": "get_weather", "arguments": {"city": "Oslo"}}]')
+    whole = (await ask(tool_http, tool_choice="required", parallel_tool_calls=parallel)).json()["choices"][0]
+    made = [(call["function"]["name"], json.loads(call["function"]["arguments"]))
+            for call in whole["message"]["tool_calls"]]  # fmt: skip
+    assert made == [("get_time", {}), ("get_weather", {"city": "Oslo"})]
+    schema = json.loads(router.requests[0].sampling.structure.text)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    calls = [{"name": name, "arguments": arguments} for name, arguments in made]
+    assert validator.is_valid(calls[:1]) and validator.is_valid(calls) == parallel
+    for wrong in (
+        [],
+        [{"name": "f", "arguments": {}}],
+        [{"name": "get_weather", "arguments": {}}],
+        [{"name": "get_time"}],
+    ):
+        assert not validator.is_valid(wrong)
+
+
+async def test_references_within_a_tools_schema_hold(tool_http: httpx.AsyncClient, router: FakeRouterClient) -> None:
+    parameters = {"properties": {"a": {"$ref": "#/$defs/A"}}, "required": ["a"], "$defs": {"A": {"type": "integer"}}}
+    tools = [function(name="f", parameters=parameters, strict=True), CLOCK]
+    assert (await ask(tool_http, tools=tools, tool_choice="required")).status_code == 200
+    structure = router.requests[0].sampling.structure
+    assert not structure.lenient
+    validator = jsonschema.Draft202012Validator(json.loads(structure.text))
+    assert validator.is_valid([{"name": "f", "arguments": {"a": 1}}])
+    assert not validator.is_valid([{"name": "f", "arguments": {"a": "x"}}])
+
+
+async def test_a_demanded_call_that_is_cut_off(tool_http: httpx.AsyncClient, say: Callable[[str], list[int]]) -> None:
+    tokens = say('{"city": "Paris"}')
+    choice = (await ask(tool_http, tool_choice=NAMED, max_tokens=len(tokens) - 3)).json()["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert '{"city": "Paris"}'.startswith(choice["message"]["tool_calls"][0]["function"]["arguments"])
 
 
 @pytest.mark.parametrize("fields, param, message", BAD, ids=lambda value: str(value)[:50])

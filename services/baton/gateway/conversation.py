@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.core.errors import InvalidRequest
+from baton.core.structure import Structure
 from baton.gateway import metrics
+from baton.gateway.demand import Demand
 from baton.gateway.generation import Choice
-from baton.gateway.parsers.formats import Tools
+from baton.gateway.parsers.formats import Tools, openai_id
 from baton.gateway.parsers.output_parser import OutputParser
 from baton.gateway.parsers.registry import NONE, Parsers
 from baton.gateway.sampling import SamplingBuilder
@@ -24,12 +26,13 @@ class Conversation:
     """One request for an assistant's message.
 
     `messages` and `tools` as `ChatTemplate.render` takes them; `variables`: further ones for the template.
-    `parallel_calls`: the message may have several tool calls.
+    `parallel_calls`: the message may have several tool calls. `demand`: it must be such calls, and nothing else.
     """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
     parallel_calls: bool = True
+    demand: Demand | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -44,13 +47,20 @@ class ChatPrompt:
     text: str
     tools: Tools = field(default_factory=dict)
     parallel_calls: bool = True
+    demand: Demand | None = None
     raw: bool = False
 
     def new_parser(self, parsers: Parsers) -> OutputParser | None:
         """The parser of one answer."""
         if self.raw:
             return None
+        if self.demand is not None:
+            return OutputParser(None, self.demand.format(), openai_id)
         return parsers.create(self.tools, self.text, single=not self.parallel_calls)
+
+    def structure(self) -> Structure | None:
+        """What the answer must look like. Raises InvalidRequest."""
+        return None if self.demand is None else self.demand.structure(self.tools, parallel=self.parallel_calls)
 
 
 def read_prompt(service: Service, conversation: Conversation) -> ChatPrompt:
@@ -60,7 +70,8 @@ def read_prompt(service: Service, conversation: Conversation) -> ChatPrompt:
         raise InvalidRequest(
             "This model has no chat template, so it takes no messages; use /v1/completions.", param="messages"
         )
-    if conversation.tools and (service.parsers.tools == NONE or not template.knows_tools):
+    readable = conversation.demand is not None or service.parsers.tools != NONE
+    if conversation.tools and not (readable and template.knows_tools):
         raise InvalidRequest(
             "This model calls no tools: its chat template has none, or none in a format that this server reads.",
             param="tools",
@@ -70,7 +81,7 @@ def read_prompt(service: Service, conversation: Conversation) -> ChatPrompt:
         [token_ids] = service.model.tokenizer.encode([text], add_special_tokens=False)
     functions = [tool["function"] for tool in conversation.tools]
     schemas = {function["name"]: function.get("parameters") or {} for function in functions}
-    return ChatPrompt(token_ids, text, schemas, conversation.parallel_calls)
+    return ChatPrompt(token_ids, text, schemas, conversation.parallel_calls, conversation.demand)
 
 
 def raw_prompt(service: Service, text: str) -> ChatPrompt:
@@ -91,6 +102,9 @@ def answers_to(
     stops: Sequence[str] = (),
 ) -> list[Choice]:
     """The choices that answer `prompt`. Without `max_tokens` they may fill the context. Raises BatonError."""
+    structure = prompt.structure()
+    if structure is not None and sampling.structured:
+        raise InvalidRequest("A tool call cannot be demanded of an answer with a structure.", param="tool_choice")
     room = service.room(prompt.token_ids, "messages")
     most = min(max_tokens or room, room)
     return [
@@ -99,7 +113,7 @@ def answers_to(
             index=index,
             prompt=0,
             prompt_token_ids=prompt.token_ids,
-            sampling=sampling.build(index, most),
+            sampling=sampling.build(index, most, structure),
             stops=stops,
             continues_text=prompt.raw,
             parser=None if sampling.structured else prompt.new_parser(service.parsers),

@@ -8,6 +8,7 @@ from typing import Any
 
 from baton.core.errors import InvalidRequest
 from baton.core.sampling import SEED_MASK, SamplingParams
+from baton.core.structure import Structure
 from baton.gateway.text_model import TextModel
 
 _LEAST_TOP_P = 1e-6  # top_p = 0 means "the most likely token only"; the engine wants a positive number
@@ -49,10 +50,13 @@ class SamplingBuilder:
         """Whether the output has a given structure: then all of it is content."""
         return self._fixed.get("structure") is not None
 
-    def build(self, index: int, max_tokens: int) -> SamplingParams:
-        """Parameters of choice `index`. Raises InvalidRequest."""
+    def build(self, index: int, max_tokens: int, structure: Structure | None = None) -> SamplingParams:
+        """Parameters of choice `index`; `structure` instead of a given one. Raises InvalidRequest."""
         return SamplingParams(
-            **self._fixed, seed=seed_of_choice(self._seed, index), max_tokens=max_tokens, min_tokens=self._min_tokens
+            **(self._fixed if structure is None else {**self._fixed, "structure": structure}),
+            seed=seed_of_choice(self._seed, index),
+            max_tokens=max_tokens,
+            min_tokens=self._min_tokens,
         )
 
 

@@ -10,8 +10,9 @@ from pydantic import Field, field_validator
 from baton.core.errors import InvalidRequest
 from baton.gateway.anthropic.content import Message, TextBlock, for_template
 from baton.gateway.conversation import Conversation
+from baton.gateway.demand import Demand
 from baton.gateway.http.fields import Body
-from baton.gateway.tool_fields import MAX_TOOLS, NotStrict, ToolName, demanded_call
+from baton.gateway.tool_fields import MAX_TOOLS, ToolName, unenforced
 
 MAX_STOPS = 16
 # Fields of Anthropic's that change the answer and are not supported, and their values that ask for nothing.
@@ -31,7 +32,7 @@ class Tool(Body):
     name: ToolName
     description: str | None = None
     input_schema: dict[str, Any]
-    strict: NotStrict = None
+    strict: bool | None = None
 
     def for_template(self) -> dict[str, Any]:
         function: dict[str, Any] = {"name": self.name, "parameters": self.input_schema}
@@ -67,14 +68,17 @@ class CountRequest(Body):
         return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
     def conversation(self) -> Conversation:
-        """Raises InvalidRequest: two tools have one name, the choice names another tool, the assistant spoke last."""
+        """Raises InvalidRequest: two tools have one name, one is strict in vain, the assistant spoke last."""
         tools, choice = self.tools or [], self.tool_choice
         names = [tool.name for tool in tools]
         if len(set(names)) < len(names):
             raise InvalidRequest("Tool names must be unique.", param="tools")
-        if choice is not None and choice.type == "tool" and choice.name not in names:
-            raise InvalidRequest(f"'tool_choice' names '{(choice.name or '')[:200]}', which is none of the tools.",
-                                 param="tool_choice")  # fmt: skip
+        if choice is not None and choice.type == "tool" and choice.name is None:
+            raise InvalidRequest("Missing required parameter: 'tool_choice.name'.", param="tool_choice.name")
+        demand = self._demand()
+        for index, tool in enumerate(tools):
+            if tool.strict and demand is None:
+                raise unenforced(f"tools[{index}].strict")
         if self.messages[-1].role == "assistant":
             raise InvalidRequest(
                 "The last message is the assistant's: continuing it is not supported; end with a user message.",
@@ -85,8 +89,16 @@ class CountRequest(Body):
             messages=for_template(self.system, self.messages),
             tools=[] if choice is not None and choice.type == "none" else [tool.for_template() for tool in tools],
             parallel_calls=choice is None or not choice.disable_parallel_tool_use,
+            demand=demand,
             variables={} if on is None else {"enable_thinking": on, "thinking": on},
         )
+
+    def _demand(self) -> Demand | None:
+        choice = self.tool_choice
+        if choice is None or choice.type in ("auto", "none"):
+            return None
+        name = choice.name if choice.type == "tool" else None
+        return Demand(name, strict=any(tool.strict for tool in self.tools or ()))
 
 
 class MessagesRequest(CountRequest):
@@ -101,10 +113,3 @@ class MessagesRequest(CountRequest):
     def show_thinking(self) -> bool:
         """Whether the client asked to see what the model thinks."""
         return self.thinking is not None and self.thinking.type != "disabled"
-
-    def conversation(self) -> Conversation:
-        """As CountRequest's; raises InvalidRequest too when a call is demanded."""
-        conversation = super().conversation()
-        if self.tool_choice is not None and self.tool_choice.type in ("any", "tool"):
-            raise demanded_call()
-        return conversation

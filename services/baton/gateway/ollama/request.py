@@ -9,17 +9,18 @@ from pydantic import Field, field_validator
 
 from baton.core.errors import InvalidRequest
 from baton.core.sampling import MAX_TOP_LOGPROBS
+from baton.core.structure import Structure
 from baton.gateway.conversation import Conversation
 from baton.gateway.http.fields import Body
 from baton.gateway.openai.tools import FunctionTool, offered
 from baton.gateway.sampling import SamplingBuilder
+from baton.gateway.structure_fields import json_text
 from baton.gateway.text_model import TextModel
 from baton.gateway.tool_fields import MAX_TOOLS
 
 MAX_STOPS = 16
 # Fields of Ollama's that change the answer and are not supported, and their values that ask for nothing.
 UNSUPPORTED: dict[str, Sequence[Any]] = {
-    "format": ("",),
     "images": ([],),
     "suffix": ("",),
     "template": ("",),
@@ -76,6 +77,9 @@ class ModelRequest(Body):
 
 
 class GenerationRequest(ModelRequest):
+    """`format`: `json`, or a JSON schema."""
+
+    format: Literal["", "json"] | dict[str, Any] | None = None
     stream: bool | None = None
     options: Options = Field(default_factory=Options)
     keep_alive: str | int | float | None = None
@@ -114,8 +118,16 @@ class GenerationRequest(ModelRequest):
         names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
         given = {name: getattr(options, name) for name in names}
         given["repetition_penalty"] = options.repeat_penalty
+        given["structure"] = self._structure()
         given["top_logprobs"] = (self.top_logprobs or 0) if self.logprobs else None
         return SamplingBuilder(model, given, seed=None if (options.seed or 0) < 0 else options.seed)
+
+    def _structure(self) -> Structure | None:
+        if not self.format:
+            return None
+        if isinstance(self.format, str):
+            return Structure("json_object")
+        return Structure("json_schema", json_text(self.format, "format"))
 
 
 class CalledFunction(Body):

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from baton.core.errors import InvalidRequest
+from baton.gateway.demand import Demand
 from baton.gateway.http.fields import Body
-from baton.gateway.tool_fields import NotStrict, ToolName, demanded_call
+from baton.gateway.tool_fields import ToolName, unenforced
 
 
 class Function(Body):
     name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: NotStrict = None
+    strict: bool | None = None
 
 
 class FunctionTool(Body):
@@ -42,17 +43,22 @@ ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 def offered(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> list[dict[str, Any]]:
     """The tools that the model is told of, as templates take them; none where it may call none.
 
-    Raises InvalidRequest: two tools have one name, the choice names another tool or demands a call.
+    Raises InvalidRequest: two tools have one name, or one is strict although no call is demanded.
     """
     names = [tool.function.name for tool in tools]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise InvalidRequest(f"Two tools have the name '{name}'.", param=f"tools[{index}].function.name")
-    if isinstance(choice, NamedChoice) and choice.function.name not in names:
-        raise InvalidRequest(f"'tool_choice' names '{choice.function.name[:200]}', which is none of the tools.",
-                             param="tool_choice")  # fmt: skip
-    if choice == "required" and not tools:
-        raise InvalidRequest("'tool_choice' is 'required', but there are no tools.", param="tool_choice")
-    if choice is not None and choice not in ("none", "auto"):
-        raise demanded_call()
+    for index, tool in enumerate(tools):
+        if tool.function.name in names[:index]:
+            raise InvalidRequest(
+                f"Two tools have the name '{tool.function.name}'.", param=f"tools[{index}].function.name"
+            )
+        if tool.function.strict and choice in (None, "auto"):
+            raise unenforced(f"tools[{index}].function.strict")
     return [] if choice == "none" else [tool.for_template() for tool in tools]
+
+
+def demanded(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> Demand | None:
+    """What must be called, if anything."""
+    if choice in (None, "auto", "none"):
+        return None
+    name = choice.function.name if isinstance(choice, NamedChoice) else None
+    return Demand(name, strict=any(tool.function.strict for tool in tools))

@@ -132,6 +132,8 @@ def arguments(reader: Reader, sink: Sink) -> Parsing[None]:
     """Consume a call's arguments: an object, the text of one in a string, or null for none."""
     yield from reader.space()
     first = yield from reader.peek()
+    if not first:
+        return  # the text ends before them
     if first in ("{", "["):
         yield from json_value(reader, sink.arguments)
         return
