@@ -25,6 +25,7 @@ from baton.cli.bench.report import document, write_json
 from baton.core.layout import RESERVED_PAGES
 from baton.engine import Engine
 from baton.engine.batch import StepBatch
+from baton.engine.model.config import load_config
 from baton.engine.runner import TorchModelRunner
 from baton.runtime import logs
 from baton.worker.bench import EngineBench, pool_bytes
@@ -75,7 +76,7 @@ def texts(model: str, count: int, tokens: int) -> list[tuple[list[int], int]]:
         from transformers import AutoTokenizer  # takes seconds
 
         tokenizer = AutoTokenizer.from_pretrained(model)
-    generator = random.Random(0)
+    generator, vocab = random.Random(0), load_config(model).vocab_size
     prompts: list[list[int]] = []
     with Engine(model, dtype="float32") as engine:
         for number in range(count):
@@ -83,7 +84,7 @@ def texts(model: str, count: int, tokens: int) -> list[tuple[list[int], int]]:
                 message = [{"role": "user", "content": OPENINGS[number % len(OPENINGS)]}]
                 prompts.append(list(tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]))
             else:
-                prompts.append([generator.randrange(FIRST_TOKEN, 1000) for _ in range(16)])
+                prompts.append([generator.randrange(FIRST_TOKEN, vocab) for _ in range(16)])
         sampling = [
             {"temperature": 1.0, "seed": seed, "max_new_tokens": tokens, "ignore_eos": True} for seed in range(count)
         ]
