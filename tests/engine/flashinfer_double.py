@@ -67,7 +67,7 @@ class BatchPrefillWithPagedKVCacheWrapper:
     ) -> None:
         _check_host(qo_indptr, paged_kv_indptr, paged_kv_last_page_len)
         assert causal and len(paged_kv_indices) == paged_kv_indptr[-1] and paged_kv_indices.dtype == torch.int32
-        assert 1 <= paged_kv_last_page_len.min() and paged_kv_last_page_len.max() <= page_size
+        assert paged_kv_last_page_len.min() >= 1 and paged_kv_last_page_len.max() <= page_size
         self.arrays = [t.clone() for t in (qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len)]
         self.expected = (num_qo_heads, num_kv_heads, head_dim_qk, page_size, q_data_type, kv_data_type)
         self.window_left = window_left

@@ -59,7 +59,7 @@ def largest_batch(runner: TorchModelRunner, config: EngineConfig) -> StepBatch:
     not reserved on: what they compute means nothing."""
     device, longest = runner.device, runner.max_context_tokens - 1
     tokens = min(config.max_batch_tokens, longest * config.max_running)
-    rows = max(min(config.max_running, tokens), -(-tokens // longest))
+    rows = min(config.max_running, tokens)
     lens, left = [], tokens
     for after in range(rows - 1, -1, -1):
         lens.append(min(longest, left - after))
