@@ -226,3 +226,4 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 def test_rate_counts_from_the_first_token() -> None:
     assert Answer(first_token_s=1.0, last_token_s=3.0, tokens=11).tokens_per_s == 5.0
     assert Answer(first_token_s=1.0, last_token_s=1.0, tokens=1).tokens_per_s == 0.0
+    assert Answer(first_token_s=1.0, last_token_s=1.001, tokens=9).tokens_per_s == 0.0  # all in one piece

@@ -21,6 +21,7 @@ from baton.core.errors import ConfigError
 from baton.runtime import environ
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_LEAST_SPAN_S = 0.005
 
 
 @dataclass(slots=True)
@@ -55,9 +56,9 @@ class Answer:
 
     @property
     def tokens_per_s(self) -> float:
-        """Rate after the first token; 0 for answers of one token."""
+        """Rate after the first token; 0 for answers of one token, and for those that came too fast to be timed."""
         span = self.last_token_s - (self.first_token_s or 0.0)
-        return (self.tokens - 1) / span if self.tokens > 1 and span > 0 else 0.0
+        return (self.tokens - 1) / span if self.tokens > 1 and span >= _LEAST_SPAN_S else 0.0
 
 
 class _Parser(argparse.ArgumentParser):
