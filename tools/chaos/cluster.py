@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.kv.faults import orders_path
+from baton.runtime.environ import cache_dir
 from baton.testing.checkpoints import make_checkpoint
 from baton.testing.up_process import Up, up
 from tools.chaos import network
@@ -183,7 +184,8 @@ def cluster(folder: Path, transport: str) -> Iterator[Cluster]:
     checkpoint = make_checkpoint(
         folder / "model", "llama", layers=4, hidden=256, heads=8, kv_heads=4, max_position=8192
     )
-    variables = {**VARIABLES, **({"UCX_TLS": "tcp,self"} if transport == "ucx-tcp" else {})}
+    shared_cache = {"XDG_CACHE_HOME": str(cache_dir().parent)}  # kernels are compiled once for this machine
+    variables = {**VARIABLES, **shared_cache, **({"UCX_TLS": "tcp,self"} if transport == "ucx-tcp" else {})}
     arguments = (
         "--prefill=2", "--decode=2", f"--model={checkpoint}", f"--served-name={MODEL}", f"--kv-memory-bytes={POOL}",
         f"--transport={transport.partition('-')[0]}", "--log-format=json",
