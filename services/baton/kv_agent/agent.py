@@ -20,6 +20,7 @@ from baton.kv.local_server import WorkerConnection
 from baton.kv.memory import PoolMemory
 from baton.kv.transport import Transport, TransportError
 from baton.kv_agent import metrics
+from baton.kv_agent.canary import check_own_pool
 from baton.kv_agent.peers import Identity
 from baton.kv_agent.reader import Reader
 from baton.kv_agent.settings import KvAgentSettings
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 MIN_TICK_S = 0.02
 MAX_TICK_S = 0.25
+OWN_CONNECTION = 0  # connections to other agents are numbered from 1
 
 
 class Session:
@@ -139,7 +141,10 @@ class KvAgent:
                 raise ConfigError(f"the pool's canary is not that of worker epoch {hello.worker_epoch}")
             await self._replace(hello)
             await self._transport.register(pool)
+            own = (f"{self._address}#{self._epoch}", OWN_CONNECTION)
+            await check_own_pool(self._transport, pool, own, self._settings.connect_timeout_s)
         except BaseException:
+            await self._transport.unregister()
             pool.close()
             raise
         self._session = Session(hello, pool, self._make_source(connection, pool), self._make_reader(connection, pool))

@@ -43,7 +43,7 @@ class FaultyServicer(kv_pb2_grpc.KvAgentServicer):
                 yield message
             seen.append(message)
             if len(seen) > 1 and self._orders.take(Fault.REPLAY) is not None:
-                yield seen[0]
+                yield seen[len(seen) // 2]
 
     def _spoil(self, message: Any) -> None:
         is_record = isinstance(message, pb.SourceMessage) and message.WhichOneof("message") == "commit"

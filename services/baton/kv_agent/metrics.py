@@ -21,6 +21,9 @@ leases = metrics.gauge("baton_kv_agent_leases", "Handoffs that keep pages of the
 sources_connected = metrics.gauge("baton_kv_agent_sources_connected", "Agents that this one reads from")
 readers_connected = metrics.gauge("baton_kv_agent_readers_connected", "Agents that read from this one")
 worker_connected = metrics.gauge("baton_kv_agent_worker_connected", "1 while a worker's pool is registered")
+own_canaries = metrics.counter(
+    "baton_kv_agent_own_canaries_total", "Known pages that the agent read from its own pool", labels=("outcome",)
+)
 transport_info = metrics.gauge(
     "baton_kv_agent_transport_info", "1 for the transport in use and what it found", labels=("transport", "devices")
 )
