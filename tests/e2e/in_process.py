@@ -93,6 +93,7 @@ async def cluster(
     gateway: bool = False,
     transport: str = "tcp",
     worker: dict[str, Any] | None = None,
+    agent: dict[str, Any] | None = None,
     router: dict[str, Any] | None = None,
 ) -> AsyncIterator[Cluster]:
     """Start everything, wait until all workers and their agents are connected, and end everything."""
@@ -115,8 +116,9 @@ async def cluster(
                 from baton.kv_agent.main import run as run_agent
                 from baton.kv_agent.settings import KvAgentSettings
 
-                agent = KvAgentSettings(socket=agent_socket, listen=f"127.0.0.1:{free_port()}", transport=transport)
-                start(f"agent-{name}", run_agent, agent)
+                listen = f"127.0.0.1:{free_port()}"
+                own_agent = KvAgentSettings(socket=agent_socket, listen=listen, transport=transport, **(agent or {}))
+                start(f"agent-{name}", run_agent, own_agent)
             settings = WorkerSettings(
                 model=str(checkpoint), served_name=MODEL, worker_id=name, redis_url=redis.url,
                 agent_socket=agent_socket, **options,

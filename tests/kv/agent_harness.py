@@ -27,6 +27,7 @@ from baton.kv.local import (
     Fetched,
     FetchFailed,
     Hello,
+    MovedOut,
     Offer,
     Produced,
     Wanted,
@@ -54,6 +55,7 @@ class FakeWorker:
         self.pool.write_canary(self.epoch)
         self.words = np.frombuffer(self.pool.buffer, np.int64).reshape(layout.layers, pages, -1)
         self.welcome: Welcome | None = None
+        self._moved_out: asyncio.Queue[MovedOut] = asyncio.Queue()
         self._messages: dict[Attempt, asyncio.Queue[AgentMessage]] = {}
         self._connection = asyncio.Condition()
         hello = Hello(name, self.epoch, "any", layout, pages)
@@ -82,7 +84,14 @@ class FakeWorker:
     def _queue(self, attempt: Attempt) -> asyncio.Queue[AgentMessage]:
         return self._messages.setdefault(attempt, asyncio.Queue())
 
+    async def moved_out(self) -> MovedOut:
+        """The agent's next answer to a MoveOut."""
+        return await asyncio.wait_for(self._moved_out.get(), WAIT_S)
+
     def _on_message(self, message: AgentMessage) -> None:
+        if isinstance(message, MovedOut):
+            self._moved_out.put_nowait(message)
+            return
         self._queue(message.attempt).put_nowait(message)  # type: ignore[union-attr]
 
     def _on_connection(self, welcome: Welcome | None) -> None:

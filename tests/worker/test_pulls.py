@@ -11,12 +11,26 @@ from baton.core.attempt import Attempt
 from baton.core.errors import HandoffFailed
 from baton.core.hashing import HASH_BYTES
 from baton.core.layout import KvLayout
-from baton.engine.api import Admitted, Loan, Reserved, Stage, StepOutput
-from baton.kv.local import Abort, CancelFetch, Commit, Fetch, Fetched, FetchFailed, Offer, Produced, Released, Wanted
+from baton.engine.api import Admitted, Loan, MovedOut, Reserved, Stage, StepOutput
+from baton.kv import local
+from baton.kv.local import (
+    Abort,
+    CancelFetch,
+    Commit,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Offer,
+    Produced,
+    Released,
+    Restore,
+    Wanted,
+)
 from baton.rpc.v1 import worker_pb2 as pb
 from baton.worker.loans import Loans
 from baton.worker.pull_meter import FORGET_S, PullMeter
 from baton.worker.pulls import Pulls
+from baton.worker.tiering import Tiering
 
 LAYOUT = KvLayout("toy", "float32", layers=2, page_size=4, kv_heads=1, head_dim=4)
 HASHES = [bytes([n]) * HASH_BYTES for n in range(3)]
@@ -35,6 +49,15 @@ class Engine(FakeEngine):
     def lend(self, attempt: Attempt, block_hashes: list[bytes]) -> Loan:
         self.calls.append(("lend", attempt, block_hashes))
         return self.loan
+
+    def tier_lost(self, block_hashes: list[bytes]) -> None:
+        self.calls.append(("tier_lost", block_hashes))
+
+    def moved(self, batch: int) -> None:
+        self.calls.append(("moved", batch))
+
+    def use_tier(self, free_pages: int) -> None:
+        self.calls.append(("use_tier", free_pages))
 
     def take_back(self, attempt: Attempt) -> None:
         self.calls.append(("take_back", attempt))
@@ -139,6 +162,86 @@ class TestPulls:
     def test_without_an_agent_everything_is_computed(self, counter):
         pulls = Pulls(counter, LAYOUT, "me", timeout_s=1.5)
         assert pulls.assigned(request(Stage.OFFER), assign()).pull_tokens == 0
+
+
+class TestRestores:
+    """The engine says that the host tier has it."""
+
+    @pytest.fixture
+    def pulls(self, counter: FakeCounter) -> Pulls:
+        pulls = Pulls(counter, LAYOUT, "me", timeout_s=1.5)
+        pulls.on_agent_connected()
+        return pulls
+
+    def reserve(self, pulls: Pulls, extend_tokens_per_s: float = 0.0) -> None:
+        reserved = Reserved(A, 1, [5, 9, 6], HASHES, from_tier=True)
+        pulls.on_step(StepOutput(reserved=[reserved]), extend_tokens_per_s)
+
+    def test_it_is_asked_for_then_used(self, pulls, counter):
+        self.reserve(pulls)
+        (sent,) = counter.sent
+        assert sent == Restore(A, 1, np.array([5, 9, 6], "<u4").tobytes(), b"".join(HASHES))
+        assert pulls.on_agent_message(fetched(16))
+        assert counter.engine.calls == [("pulled", A, 16)]
+        assert pulls.restores.bytes_per_s > 0 and pulls.meter.bytes_per_s == 0
+
+    @pytest.mark.parametrize(
+        ("message", "tokens", "missing"), [(fetched(12), 12, 2), (FetchFailed(A, "not_held: none"), 0, 0)]
+    )
+    def test_what_the_tier_lacks_is_computed_and_not_asked_for_again(self, pulls, counter, message, tokens, missing):
+        self.reserve(pulls)
+        pulls.on_agent_message(message)
+        assert counter.engine.calls == [("tier_lost", [HASHES[missing]]), ("pulled", A, tokens)]
+
+    def test_computing_is_chosen_when_it_is_faster(self, pulls, counter):
+        """12 tokens: 3 ms of computing; a block of 256 bytes: 3 of them in 3.1 ms."""
+        pulls.restores.came(248_000, 0.0, 1.0)
+        self.reserve(pulls, 4000.0)
+        assert counter.sent == [] and counter.engine.calls == [("pulled", A, 0)]
+        counter.engine.calls.clear()
+        self.reserve(pulls, 3800.0)
+        assert len(counter.sent) == 1
+
+    def test_a_cancelled_one_just_ends(self, pulls, counter):
+        self.reserve(pulls)
+        counter.done(A)
+        pulls.cancelled(A)
+        assert len(counter.sent) == 1 and counter.engine.calls == []
+        pulls.on_agent_message(fetched(16))
+        assert counter.engine.calls == [("pulled", A, 16)]
+
+
+class TestTiering:
+    BATCH = MovedOut(4, HASHES, [7, 3, 5])
+
+    @pytest.fixture
+    def tiering(self, counter: FakeCounter) -> Tiering:
+        tiering = Tiering(counter, pages=160)
+        tiering.on_agent_connected(100)
+        assert counter.engine.calls == [("use_tier", 20)]
+        counter.engine.calls.clear()
+        return tiering
+
+    def test_pages_are_reused_when_they_are_copied(self, tiering, counter):
+        tiering.on_step(StepOutput(moved_out=[self.BATCH]))
+        assert counter.sent == [local.MoveOut(4, np.array([7, 3, 5], "<u4").tobytes(), b"".join(HASHES))]
+        assert counter.engine.calls == []
+        assert tiering.on_agent_message(local.MovedOut(4, HASHES[1]))
+        assert counter.engine.calls == [("moved", 4), ("tier_lost", [HASHES[1]])]
+        assert tiering.on_agent_message(local.MovedOut(4, b"")), "and once only"
+        assert len(counter.engine.calls) == 2
+
+    def test_without_an_agent_the_blocks_are_lost(self, tiering, counter):
+        counter.connected = False
+        tiering.on_step(StepOutput(moved_out=[self.BATCH]))
+        assert counter.engine.calls == [("moved", 4), ("tier_lost", HASHES)]
+
+    def test_a_lost_agent_keeps_pages_until_it_is_quiet(self, tiering, counter):
+        tiering.on_step(StepOutput(moved_out=[self.BATCH]))
+        tiering.on_agent_lost()
+        assert counter.engine.calls == [("use_tier", 0)]
+        tiering.on_agent_connected(0)
+        assert counter.engine.calls == [("use_tier", 0), ("moved", 4)]
 
 
 class TestLoans:

@@ -94,13 +94,24 @@ class Admitted:
 class Reserved:
     """The worker may fetch, or pull. Pages before `first_page` are held; `page_ids` are to be filled, in order.
 
-    `block_hashes` name what goes into them when it is a pull, one per page; empty: it is a handoff.
+    `block_hashes` name what goes into them when it is a pull, one per page; empty: it is a handoff. `from_tier`: the
+    host tier should have them all.
     """
 
     attempt: Attempt
     first_page: int
     page_ids: list[int]
     block_hashes: list[bytes] = field(default_factory=list)
+    from_tier: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MovedOut:
+    """Blocks that left the cache for the host tier. Their pages stay as they are until `moved` names the batch."""
+
+    number: int
+    block_hashes: list[bytes]
+    page_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,7 @@ class StepOutput:
     failed: list[Failed] = field(default_factory=list)
     stored_blocks: list[bytes] = field(default_factory=list)
     removed_blocks: list[bytes] = field(default_factory=list)
+    moved_out: list[MovedOut] = field(default_factory=list)
     extend_tokens: int = 0  # prompt tokens computed in this step
     decode_rows: int = 0
     preempted: int = 0
@@ -197,6 +209,16 @@ class StepEngine(Protocol):
     def lend(self, attempt: Attempt, block_hashes: Sequence[bytes]) -> Loan:
         """Lock the longest cached prefix that ends with one of `block_hashes`, which follow each other, for somebody
         who reads its pages under the name `attempt`. An empty loan: none of them is cached."""
+
+    def use_tier(self, free_pages: int) -> None:
+        """There is a host tier: keep so many pages free by moving blocks there that would be evicted. 0: there is none
+        any more, and what it held is lost. Blocks there are announced as stored, like those in the cache."""
+
+    def moved(self, batch: int) -> None:
+        """The pages of a batch of `StepOutput.moved_out` are copied, or never will be: they may be reused."""
+
+    def tier_lost(self, block_hashes: Sequence[bytes]) -> None:
+        """These blocks are not in the host tier any more."""
 
     def take_back(self, attempt: Attempt) -> None:
         """Nobody reads a loan any more. No effect when there is none."""

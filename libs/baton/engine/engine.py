@@ -207,6 +207,18 @@ class EngineCore:
         """See StepEngine.lend."""
         return self._ledger.lend(attempt, block_hashes)
 
+    def use_tier(self, free_pages: int) -> None:
+        """See StepEngine.use_tier."""
+        self._ledger.use_tier(free_pages)
+
+    def moved(self, batch: int) -> None:
+        """See StepEngine.moved. No effect on an unknown batch."""
+        self._scheduler.moved(batch)
+
+    def tier_lost(self, block_hashes: Sequence[bytes]) -> None:
+        """See StepEngine.tier_lost."""
+        self._ledger.cache.forget(block_hashes)
+
     def take_back(self, attempt: Attempt) -> None:
         """See StepEngine.take_back."""
         self._scheduler.take_back(attempt)
@@ -218,6 +230,8 @@ class EngineCore:
         """
         output = StepOutput()
         self._flight = self._turn(self._flight, output)
+        if moved_out := self._ledger.move_out():
+            output.moved_out.append(moved_out)
         output.stored_blocks, output.removed_blocks = self._ledger.cache.drain_events()
         return output
 

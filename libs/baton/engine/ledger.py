@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from baton.core.attempt import Attempt
 from baton.core.errors import InternalError
-from baton.engine.api import Loan
+from baton.engine.api import Loan, MovedOut, Stage
 from baton.engine.pool import PageAllocator
 from baton.engine.radix import Node, RadixCache
 from baton.engine.request import RequestState
@@ -26,6 +26,9 @@ class PageLedger:
         self.allocator = allocator
         self.cache = RadixCache()
         self.page_size = page_size
+        self._moving: dict[int, list[int]] = {}  # pages by batch, which are being copied to the host tier
+        self._batches = 0
+        self._free_target = 0  # pages to keep free by moving cached blocks to the host tier; 0 = there is none
         self._loans: dict[Attempt, Node] = {}  # cached prefixes that other workers read
         self._limbo: deque[list[int]] = deque()  # per step under way, oldest first: pages given up since it departed
 
@@ -56,9 +59,28 @@ class PageLedger:
         return request.hint_blocks
 
     def lacking_blocks(self, request: RequestState) -> int:
-        """Leading blocks that the request is to pull, counted to the end of the pull; 0 when it needs none."""
-        wanted = min(request.pull_blocks, request.cacheable_blocks)
+        """Leading blocks that the request is to pull or restore, counted to the end of that; 0 when it needs none."""
+        if request.pull_tried or request.stage is Stage.FETCH:
+            return 0
+        wanted = max(min(request.pull_blocks, request.cacheable_blocks), self.restorable_blocks(request))
         return wanted if wanted > self.cached_blocks(request) else 0
+
+    def restorable_blocks(self, request: RequestState) -> int:
+        """Leading blocks that the request would find in the cache and the host tier together, as far as is known.
+
+        By bisection, as if the tier held no block without those before it: what it lacks does not come back.
+        """
+        low, high = self.cached_blocks(request), min(request.cacheable_blocks, len(request.hashes))
+        tier = self.cache.elsewhere
+        if not tier or low >= high or request.hashes[low] not in tier:
+            return low
+        while low < high:
+            middle = (low + high + 1) // 2
+            if request.hashes[middle - 1] in tier:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def reserve(self, request: RequestState, headroom: int) -> bool:
         """Give a request that has no pages the cached prefix and fresh pages for the rest of its tokens.
@@ -124,6 +146,30 @@ class PageLedger:
         if node is not None:
             self.cache.release(node)
 
+    def use_tier(self, free_pages: int) -> None:
+        """See StepEngine.use_tier."""
+        self._free_target = free_pages
+        if not free_pages:
+            self.cache.forget(list(self.cache.elsewhere))
+
+    def move_out(self) -> MovedOut | None:
+        """Choose cached blocks for the host tier when pages run short; their pages are nobody's until `moved`."""
+        lacking = self._free_target - self.allocator.free_pages - sum(map(len, self._moving.values()))
+        if lacking <= self._free_target // 4:  # a few larger batches rather than one with every step
+            return None
+        moved, spare = self.cache.move_out(lacking)
+        self._free(spare)
+        if not moved:
+            return None
+        self._batches += 1
+        batch = MovedOut(self._batches, [name for name, _ in moved], [page for _, page in moved])
+        self._moving[batch.number] = batch.page_ids
+        return batch
+
+    def moved(self, batch: int) -> None:
+        """See StepEngine.moved."""
+        self._free(self._moving.pop(batch, []))
+
     def vacate(self, request: RequestState) -> None:
         """Take all pages from the request: what the cache owns stays cached, the rest is free, or in limbo."""
         if request.node is None:
@@ -148,6 +194,8 @@ class PageLedger:
                 _own(owners, page, f"attempt {request.attempt}")
         for page in (page for pages in self._limbo for page in pages):
             _own(owners, page, "a step under way")
+        for page in (page for pages in self._moving.values() for page in pages):
+            _own(owners, page, "the host tier's copier")
         for page in self.cache.audit(locks):
             _own(owners, page, "the cache")
         if set(owners) != self.allocator.lent():

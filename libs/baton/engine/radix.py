@@ -26,7 +26,7 @@ Not thread-safe. Knows no requests, no tensors and no allocator.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from baton.core.errors import InternalError
@@ -69,6 +69,7 @@ class RadixCache:
 
     def __init__(self) -> None:
         self.root = Node(b"", _ROOT_PAGE, None)
+        self.elsewhere: set[bytes] = set()  # blocks that the host tier holds: announced as stored, here or not
         self._nodes: dict[bytes, Node] = {}
         self._protected = 0
         self._leaves = 0  # evictable leaves = valid heap entries
@@ -151,13 +152,32 @@ class RadixCache:
         leaf goes, its parent is as old, and older than all other leaves, unless it was used by itself since.
         """
         pages: list[int] = []
-        while len(pages) < count and self._leaves:
-            _, ticket, node = heapq.heappop(self._heap)
-            if node.ticket != ticket:
-                continue
+        while len(pages) < count and (node := self._oldest()) is not None:
             self._remove(node)
             pages.append(node.page)
         return pages
+
+    def move_out(self, count: int) -> tuple[list[tuple[bytes, int]], list[int]]:
+        """As `evict`, but the blocks count as held elsewhere from now on. Returns (hash, page) of those that were not
+        there before, and the pages of the others."""
+        moved: list[tuple[bytes, int]] = []
+        spare: list[int] = []
+        while len(moved) + len(spare) < count and (node := self._oldest()) is not None:
+            if node.block_hash in self.elsewhere:
+                spare.append(node.page)
+            else:
+                self.elsewhere.add(node.block_hash)
+                moved.append((node.block_hash, node.page))
+            self._remove(node)
+        return moved, spare
+
+    def forget(self, block_hashes: Iterable[bytes]) -> None:
+        """These blocks are not held elsewhere any more, or never were."""
+        for block_hash in block_hashes:
+            if block_hash in self.elsewhere:
+                self.elsewhere.discard(block_hash)
+                if block_hash not in self._nodes:
+                    self._tell_removed(block_hash)
 
     @property
     def has_events(self) -> bool:
@@ -202,21 +222,33 @@ class RadixCache:
         self._retract(parent)
         if block_hash in self._removed:
             del self._removed[block_hash]
-        else:
+        elif block_hash not in self.elsewhere:
             self._stored[block_hash] = None
         return node
+
+    def _oldest(self) -> Node | None:
+        """The least recently used block that may go; the caller removes it at once."""
+        while self._leaves:
+            _, ticket, node = heapq.heappop(self._heap)
+            if node.ticket == ticket:
+                return node
+        return None
 
     def _remove(self, node: Node) -> None:
         node.ticket = 0
         self._leaves -= 1
         del self._nodes[node.block_hash]
-        if node.block_hash in self._stored:
-            del self._stored[node.block_hash]
-        else:
-            self._removed[node.block_hash] = None
+        if node.block_hash not in self.elsewhere:
+            self._tell_removed(node.block_hash)
         parent = _parent(node)
         parent.children -= 1
         self._offer(parent)
+
+    def _tell_removed(self, block_hash: bytes) -> None:
+        if block_hash in self._stored:
+            del self._stored[block_hash]
+        else:
+            self._removed[block_hash] = None
 
     def _lock(self, node: Node) -> None:
         self._tick += 1

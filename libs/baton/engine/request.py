@@ -100,7 +100,8 @@ class RequestState:
     hashes: list[bytes]
     prompt_logprobs: list[TokenLogprob] | None  # None: not wanted, or already emitted
     token_limit: int  # most tokens, prompt and output, that it may have
-    pull_blocks: int = 0  # leading blocks to pull as far as they are not cached; 0 once that was tried
+    pull_blocks: int = 0  # leading blocks to pull, or being pulled, as far as they are not cached
+    pull_tried: bool = False  # it has pulled, or begun without: neither happens twice
 
     phase: Phase = Phase.WAITING
     pages: IntArray = field(default_factory=lambda: IntArray(np.empty(0, dtype=np.int32)))

@@ -111,7 +111,7 @@ class Scheduler:
             self.end(request)
             return
         request.pulled_tokens = (request.held_blocks - before) * self._ledger.page_size
-        request.pull_blocks = 0
+        request.pull_blocks, request.pull_tried = 0, True
         self._leave(request)
         self._ledger.vacate(request)
         self._enqueue(request)
@@ -125,6 +125,11 @@ class Scheduler:
     def take_back(self, attempt: Attempt) -> None:
         """A loan is over: its pages may be what somebody waits for."""
         self._ledger.take_back(attempt)
+        self._stuck = False
+
+    def moved(self, batch: int) -> None:
+        """Blocks are in the host tier: their pages may be what somebody waits for."""
+        self._ledger.moved(batch)
         self._stuck = False
 
     def hold(self, request: RequestState) -> None:
@@ -297,7 +302,7 @@ class Scheduler:
             request.pull_blocks = lacking_blocks
             self._reserve(plan, request, request.hashes[request.held_blocks : lacking_blocks])
             return 0
-        request.pull_blocks = 0
+        request.pull_blocks, request.pull_tried = 0, True
         cached_tokens = request.held_blocks * self._ledger.page_size
         plan.begun.append(request)
         if not request.admitted_before:
@@ -321,7 +326,8 @@ class Scheduler:
         self._fetching[request.attempt] = request
         wanted = request.pages.view[request.held_blocks :].tolist()
         wanted = wanted[: len(block_hashes)] if block_hashes else wanted
-        plan.reserved.append(Reserved(request.attempt, request.held_blocks, wanted, block_hashes))
+        from_tier = bool(block_hashes) and self._ledger.restorable_blocks(request) >= request.pull_blocks
+        plan.reserved.append(Reserved(request.attempt, request.held_blocks, wanted, block_hashes, from_tier))
 
     def _enqueue(self, request: RequestState) -> None:
         request.phase = Phase.WAITING

@@ -10,6 +10,9 @@ memfd as ancillary data. Page ids and generations are little-endian uint32 array
 
 A pull is a handoff of pages that a worker has cached. The reading worker's `Fetch` names their blocks; the source's
 agent passes that on as `Wanted`, and its worker answers with Offer, Produced and Commit at once, or with Abort.
+
+An agent may have a host tier, as `Welcome` says. The worker moves cached pages there before it gives them up
+(`MoveOut`, answered by `MovedOut`), and has them back by `Restore`, which is answered as a `Fetch` is.
 """
 
 from __future__ import annotations
@@ -37,11 +40,15 @@ class Hello(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """Agent -> worker: the pool is registered. `address` is the agent's gRPC address as peers reach it."""
+    """Agent -> worker: the pool is registered. `address` is the agent's gRPC address as peers reach it.
+
+    `tier_blocks`: how many blocks its host tier has room for; it is empty now. 0 = it has none.
+    """
 
     address: str
     agent_epoch: int
     transport: str
+    tier_blocks: int = 0
 
 
 class Offer(Message, frozen=True):
@@ -121,6 +128,33 @@ class Fetch(Message, frozen=True):
     block_hashes: bytes = b""
 
 
+class MoveOut(Message, frozen=True):
+    """Worker -> agent: keep these blocks, whose pages stay as they are until `MovedOut`. `batch` names the answer."""
+
+    batch: int
+    page_ids: bytes
+    block_hashes: bytes
+
+
+class MovedOut(Message, frozen=True):
+    """Agent -> worker: the batch's pages may be reused. `dropped`: blocks that are not in the host tier any more."""
+
+    batch: int
+    dropped: bytes
+
+
+class Restore(Message, frozen=True):
+    """Worker -> agent: fill `page_ids` of the own pool with the blocks `block_hashes`, pages `first_page ...`.
+
+    Answered by `Fetched`, whose `tokens` may be fewer, by whole pages, or by `FetchFailed`.
+    """
+
+    attempt: Attempt
+    first_page: int
+    page_ids: bytes
+    block_hashes: bytes
+
+
 class CancelFetch(Message, frozen=True):
     """Decode: not wanted any more. Answered by `FetchFailed`, unless `Fetched` was already on its way."""
 
@@ -148,5 +182,5 @@ class FetchFailed(Message, frozen=True):
     reason: str
 
 
-WorkerMessage: TypeAlias = Hello | Offer | Produced | Commit | Abort | Fetch | CancelFetch
-AgentMessage: TypeAlias = Welcome | Released | Wanted | Fetched | FetchFailed
+WorkerMessage: TypeAlias = Hello | Offer | Produced | Commit | Abort | Fetch | CancelFetch | MoveOut | Restore
+AgentMessage: TypeAlias = Welcome | Released | Wanted | Fetched | FetchFailed | MovedOut

@@ -28,6 +28,7 @@ from baton.worker.loans import Loans
 from baton.worker.loop import Command, EngineLoop
 from baton.worker.pulls import Pulls
 from baton.worker.sessions import AttemptBook, LiveAttempt, RouterSession
+from baton.worker.tiering import Tiering
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +75,7 @@ class Dispatcher:
         self._desk: HandoffDesk = make_desk(self)
         self._pulls = Pulls(self, layout, description.worker_id, pull_timeout_s)
         self._loans = Loans(self, layout)
+        self._tiering = Tiering(self, description.pages)
         self._gate = GrammarGate(grammars, self._submit, self._refuse)
         engine = make_engine(self._desk.listener)
         self._engine_loop = EngineLoop(engine, self._on_step, on_crash)
@@ -235,7 +237,8 @@ class Dispatcher:
                 )
                 live.session.put(_attempt_event(live, admitted=message))
         self._send_frames(output)
-        self._pulls.on_step(output)
+        self._pulls.on_step(output, load.extend_tokens_per_s)
+        self._tiering.on_step(output)
         self._desk.on_step(output)
         for row in output.rows:
             if row.finish is not None:
@@ -254,8 +257,10 @@ class Dispatcher:
             self._told.add(session)
 
     def on_agent_message(self, message: AgentMessage) -> None:
-        if not (self._pulls.on_agent_message(message) or self._loans.on_agent_message(message)):
-            self._desk.on_agent_message(message)
+        for part in (self._pulls, self._loans, self._tiering):
+            if part.on_agent_message(message):
+                return
+        self._desk.on_agent_message(message)
 
     def on_agent_connection(self, welcome: Welcome | None) -> None:
         """The agent greeted us, or its link broke (None)."""
@@ -263,6 +268,7 @@ class Dispatcher:
         if welcome is None:
             self.description.ClearField("agent")
             self._pulls.on_agent_lost()
+            self._tiering.on_agent_lost()
             self._desk.on_agent_lost()
         else:
             self.description.agent.CopyFrom(
@@ -270,6 +276,7 @@ class Dispatcher:
             )
             self._pulls.on_agent_connected()
             self._loans.on_agent_connected()
+            self._tiering.on_agent_connected(welcome.tier_blocks)
             self._desk.on_agent_connected()
         for session in self._sessions:
             session.put(pb.WorkerEvent(description=self.description))

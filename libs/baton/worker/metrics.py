@@ -34,10 +34,19 @@ pulls = metrics.counter(
 pulled_bytes = metrics.counter("baton_worker_pulled_bytes_total", "Bytes of KV cache received by pulls")
 pulled_pages = metrics.counter("baton_worker_pulled_pages_total", "Pages received by pulls")
 pulled_tokens = metrics.counter(
-    "baton_worker_pulled_tokens_total", "Prompt tokens that were not computed because they were pulled"
+    "baton_worker_pulled_tokens_total", "Prompt tokens that were not computed because they were pulled or restored"
 )
 pull_s = metrics.histogram(
     "baton_worker_pull_seconds", "From asking for a prefix to verified", buckets=metrics.LATENCY_BUCKETS_S
+)
+restores = metrics.counter(
+    "baton_worker_restores_total",
+    "Prefixes asked for at the host tier: fetched, in_part, slower (than computing: not asked), or the kind of failure",
+    labels=("outcome",),
+)
+restored_pages = metrics.counter("baton_worker_restored_pages_total", "Pages that came back from the host tier")
+restore_s = metrics.histogram(
+    "baton_worker_restore_seconds", "From asking the host tier to verified", buckets=metrics.LATENCY_BUCKETS_S
 )
 loans = metrics.counter(
     "baton_worker_loans_total", "Prefixes that other workers asked for, by outcome", labels=("outcome",)

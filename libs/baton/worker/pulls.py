@@ -1,8 +1,9 @@
-"""Prefixes that this worker takes from other workers' caches instead of computing them, in any role.
+"""Prefixes that this worker takes from elsewhere instead of computing them, in any role.
 
-The router names the source with the assignment; the engine reserves pages for what is not here (`Reserved`), the agent
-fills them, and whatever came, the request goes on with it: what did not come is computed. Pages of a pull go back to
-the engine only when the agent has said that no operation is in flight on them.
+They come from another worker's cache (a pull; the router names the source with the assignment), or from the host tier
+of this worker's own agent (the engine knows what that holds). The engine reserves pages for what is not here
+(`Reserved`), the agent fills them, and whatever came, the request goes on with it: what did not come is computed. The
+pages go back to the engine only when the agent has said that no operation is in flight on them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from baton.core.errors import HandoffFailed
 from baton.core.layout import KvLayout
 from baton.engine.api import EngineRequest, Reserved, Stage, StepOutput
 from baton.kv.handoff import Failure
-from baton.kv.local import AgentMessage, CancelFetch, Fetch, Fetched, FetchFailed
+from baton.kv.local import AgentMessage, CancelFetch, Fetch, Fetched, FetchFailed, Restore
 from baton.rpc.v1 import worker_pb2 as pb
 from baton.worker import metrics
 from baton.worker.desk import Counter
@@ -33,19 +34,21 @@ _KINDS = frozenset(Failure)
 class _Asked:
     """The agent may write into the pages."""
 
+    reserved: Reserved
     tokens: int
-    first_page: int
     asked_at: float  # wall clock, as in the agent's reports
 
 
 class Pulls:
     """All pulls of one worker; all state is touched on the asyncio loop only.
 
-    `timeout_s` bounds a pull; afterwards its request computes what it wanted.
+    `timeout_s` bounds a pull; afterwards its request computes what it wanted. `meter` and `restores` are the measured
+    prices of the two sources: the router decides by the first, `Pulls` itself by the second.
     """
 
     def __init__(self, counter: Counter, layout: KvLayout, worker_id: str, timeout_s: float) -> None:
         self.meter = PullMeter()
+        self.restores = PullMeter()
         self._counter = counter
         self._layout = layout
         self._worker_id = worker_id
@@ -64,25 +67,47 @@ class Pulls:
         self._sources[request.attempt] = source
         return replace(request, pull_tokens=source.tokens)
 
-    def on_step(self, output: StepOutput) -> None:
+    def on_step(self, output: StepOutput, extend_tokens_per_s: float = 0.0) -> None:
         for reserved in output.reserved:
             if reserved.block_hashes:
-                self._pull(reserved, self._sources.pop(reserved.attempt, None))
+                self._begin(reserved, self._sources.pop(reserved.attempt, None), extend_tokens_per_s)
         for admitted in output.admitted:
             self._sources.pop(admitted.attempt, None)
         for failed in output.failed:
             self._sources.pop(failed.attempt, None)
 
-    def _pull(self, reserved: Reserved, source: pb.Pull | None) -> None:
+    def _begin(self, reserved: Reserved, source: pb.Pull | None, extend_tokens_per_s: float) -> None:
         attempt = reserved.attempt
         tokens = (reserved.first_page + len(reserved.page_ids)) * self._layout.page_size
-        if source is not None and self._counter.is_live(attempt) and self._ask(reserved, source, tokens):
-            self._asked[attempt] = _Asked(tokens, reserved.first_page, time.time())
+        if not self._counter.is_live(attempt):
+            asked = False
+        elif reserved.from_tier:
+            asked = self._is_faster(reserved, extend_tokens_per_s) and self._restore(reserved)
+        else:
+            asked = source is not None and self._pull(reserved, source, tokens)
+        if asked:
+            self._asked[attempt] = _Asked(reserved, tokens, time.time())
         else:
             self._over(attempt, 0)
 
-    def _ask(self, reserved: Reserved, source: pb.Pull, tokens: int) -> bool:
-        """Have the agent fill the pages; False: it does not hear."""
+    def _is_faster(self, reserved: Reserved, extend_tokens_per_s: float) -> bool:
+        """Whether the host tier brings the pages sooner than they are computed, as far as both are measured."""
+        rate, pages = self.restores.bytes_per_s, len(reserved.page_ids)
+        if not rate or not extend_tokens_per_s:
+            return True
+        restore_s = self.restores.wait_s + pages * self._layout.layers * self._layout.page_bytes / rate
+        if restore_s < pages * self._layout.page_size / extend_tokens_per_s:
+            return True
+        metrics.restores.labels(outcome="slower").inc()
+        return False
+
+    def _restore(self, reserved: Reserved) -> bool:
+        """Have the agent fill the pages from its host tier; False: it does not hear."""
+        pages, hashes = np.asarray(reserved.page_ids, dtype="<u4").tobytes(), b"".join(reserved.block_hashes)
+        return self._counter.send(Restore(reserved.attempt, reserved.first_page, pages, hashes))
+
+    def _pull(self, reserved: Reserved, source: pb.Pull, tokens: int) -> bool:
+        """Have the agent fill the pages from the source's pool; False: it does not hear."""
         fetch = Fetch(
             attempt=reserved.attempt,
             source_address=source.agent.address,
@@ -102,31 +127,41 @@ class Pulls:
         if not isinstance(message, Fetched | FetchFailed) or message.attempt not in self._asked:
             return False
         asked = self._asked.pop(message.attempt)
+        tokens = min(message.tokens, asked.tokens) if isinstance(message, Fetched) else 0
         if isinstance(message, Fetched):
-            self._came(asked, message)
+            self._came(asked, message, tokens)
         else:
             self._failed(asked, message)
+        if asked.reserved.from_tier and tokens < asked.tokens:
+            missing = asked.reserved.block_hashes[max(0, tokens // self._layout.page_size - asked.reserved.first_page)]
+            self._counter.post(lambda engine: engine.tier_lost([missing]))
+        self._over(message.attempt, tokens)
         return True
 
-    def _came(self, asked: _Asked, message: Fetched) -> None:
-        attempt = message.attempt
-        tokens = min(message.tokens, asked.tokens)
-        metrics.pulls.labels(outcome="fetched" if tokens == asked.tokens else "in_part").inc()
-        metrics.pulled_bytes.inc(message.bytes_read)
-        metrics.pulled_pages.inc(tokens // self._layout.page_size - asked.first_page)
-        metrics.pull_s.observe(message.done_at - asked.asked_at)
-        wait_s = message.first_read_at - asked.asked_at
-        self.meter.came(message.bytes_read, max(0.0, wait_s), message.done_at - message.first_read_at)
-        log.debug("prefix pulled", request_id=attempt.request_id, attempt=attempt.n, tokens=tokens)
-        self._over(attempt, tokens)
+    def _came(self, asked: _Asked, message: Fetched, tokens: int) -> None:
+        reserved, outcome = asked.reserved, "fetched" if tokens == asked.tokens else "in_part"
+        pages, took_s = tokens // self._layout.page_size - reserved.first_page, message.done_at - asked.asked_at
+        if reserved.from_tier:
+            metrics.restores.labels(outcome=outcome).inc()
+            metrics.restored_pages.inc(pages)
+            metrics.restore_s.observe(took_s)
+        else:
+            metrics.pulls.labels(outcome=outcome).inc()
+            metrics.pulled_pages.inc(pages)
+            metrics.pulled_bytes.inc(message.bytes_read)
+            metrics.pull_s.observe(took_s)
+        meter = self.restores if reserved.from_tier else self.meter
+        wait_s = max(0.0, message.first_read_at - asked.asked_at)
+        meter.came(message.bytes_read, wait_s, message.done_at - message.first_read_at)
+        log.debug("prefix fetched", request_id=message.attempt.request_id, tokens=tokens, tier=reserved.from_tier)
 
     def _failed(self, asked: _Asked, message: FetchFailed) -> None:
         attempt, kind = message.attempt, message.reason.partition(":")[0]
-        metrics.pulls.labels(outcome=kind if kind in _KINDS else "other").inc()
+        outcomes = metrics.restores if asked.reserved.from_tier else metrics.pulls
+        outcomes.labels(outcome=kind if kind in _KINDS else "other").inc()
         if kind != Failure.CANCELLED:
-            self.meter.failed(time.time() - asked.asked_at)
-            log.info("pull failed", request_id=attempt.request_id, attempt=attempt.n, reason=message.reason)
-        self._over(attempt, 0)
+            (self.restores if asked.reserved.from_tier else self.meter).failed(time.time() - asked.asked_at)
+            log.info("prefix not fetched", request_id=attempt.request_id, attempt=attempt.n, reason=message.reason)
 
     def on_agent_connected(self) -> None:
         self._connected = True
@@ -148,7 +183,7 @@ class Pulls:
     def cancelled(self, attempt: Attempt) -> None:
         """The attempt is not wanted any more; if it pulls, its pages come back by the agent's answer."""
         self._sources.pop(attempt, None)
-        if attempt in self._asked:
+        if (asked := self._asked.get(attempt)) and not asked.reserved.from_tier:
             self._counter.send(CancelFetch(attempt, "cancelled"))
 
     def _over(self, attempt: Attempt, tokens: int) -> None:

@@ -15,7 +15,7 @@ import structlog
 
 from baton.core.errors import BatonError, ConfigError, HandoffFailed, InternalError
 from baton.kv.handoff import Failure
-from baton.kv.local import CancelFetch, Fetch, Hello, Welcome, WorkerMessage
+from baton.kv.local import CancelFetch, Fetch, Hello, MoveOut, Restore, Welcome, WorkerMessage
 from baton.kv.local_server import WorkerConnection
 from baton.kv.memory import PoolMemory
 from baton.kv.transport import Transport, TransportError
@@ -25,6 +25,7 @@ from baton.kv_agent.peers import Identity
 from baton.kv_agent.reader import Reader
 from baton.kv_agent.settings import KvAgentSettings
 from baton.kv_agent.source import ReaderStream, Source
+from baton.kv_agent.tier import Tier
 from baton.rpc.convert import layout_from_pb, layout_to_pb
 from baton.rpc.v1 import kv_pb2 as pb
 from baton.runtime.lifecycle import cancel_and_wait
@@ -39,11 +40,12 @@ OWN_CONNECTION = 0  # connections to other agents are numbered from 1
 class Session:
     """One registered worker."""
 
-    def __init__(self, hello: Hello, pool: PoolMemory, source: Source, reader: Reader) -> None:
+    def __init__(self, hello: Hello, pool: PoolMemory, source: Source, reader: Reader, tier: Tier) -> None:
         self.hello = hello
         self.pool = pool
         self.source = source
         self.reader = reader
+        self.tier = tier
         self.task = asyncio.current_task()
         self.ending = False
 
@@ -52,6 +54,8 @@ class Session:
             raise InternalError("the worker sent a second Hello")
         if isinstance(message, Fetch | CancelFetch):
             self.reader.on_worker(message)
+        elif isinstance(message, MoveOut | Restore):
+            self.tier.on_worker(message)
         else:
             self.source.on_worker(message)
 
@@ -95,7 +99,8 @@ class KvAgent:
         reason = "the worker's connection ended"
         timer = asyncio.create_task(session.keep_time())
         try:
-            connection.send(Welcome(self._address, self._epoch, self._transport.name))
+            tier_blocks = session.tier.capacity
+            connection.send(Welcome(self._address, self._epoch, self._transport.name, tier_blocks))
             await self._set_ready(True)
             async for message in connection.messages():
                 session.on_message(message)
@@ -140,6 +145,7 @@ class KvAgent:
             if not pool.holds_canary(hello.worker_epoch):
                 raise ConfigError(f"the pool's canary is not that of worker epoch {hello.worker_epoch}")
             await self._replace(hello)
+            tier = Tier(pool, self._settings.host_tier_bytes, connection.send)
             await self._transport.register(pool)
             own = (f"{self._address}#{self._epoch}", OWN_CONNECTION)
             await check_own_pool(self._transport, pool, own, self._settings.connect_timeout_s)
@@ -147,7 +153,8 @@ class KvAgent:
             await self._transport.unregister()
             pool.close()
             raise
-        self._session = Session(hello, pool, self._make_source(connection, pool), self._make_reader(connection, pool))
+        source, reader = self._make_source(connection, pool), self._make_reader(connection, pool)
+        self._session = Session(hello, pool, source, reader, tier)
         metrics.worker_connected.set(1)
         log.info("worker registered", worker=hello.worker_id, epoch=hello.worker_epoch, pages=hello.pages)
         return self._session
@@ -173,6 +180,7 @@ class KvAgent:
         await self._set_ready(False)
         session.source.stop(reason)
         await session.reader.stop(reason)
+        await session.tier.stop()
         await cancel_and_wait(timer)
         await self._transport.unregister()
         session.pool.close()
