@@ -64,6 +64,7 @@ def run_checks(purpose: str) -> list[Check]:
         probes.memory,
         probes.open_files,
         probes.gpu,
+        probes.gpu_path,
         probes.ucx,
         probes.same_host_pages,
         partial(probes.redis_server, "embedded" in needs),

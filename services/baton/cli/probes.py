@@ -111,6 +111,21 @@ def gpu() -> Check:
     return Check("GPU", "ok", "; ".join(line.strip() for line in output.splitlines() if line.strip()))
 
 
+def gpu_path() -> Check:
+    """Whether workers with device = cuda can run here, at full speed."""
+    code, output = _run([sys.executable, "-c", _GPU_PATH_PROBE])
+    mend = "optional: a torch built for CUDA and pip install 'baton-serving[cuda]' (docs/gpu.md)"
+    if code != 0:
+        return Check("GPU path", "missing", f"cannot be asked: {_last_line(output)}", mend)
+    problems: list[str] = json.loads(_last_line(output))
+    if problems:
+        return Check("GPU path", "missing", "; ".join(problems), mend)
+    return Check("GPU path", "ok", "FlashInfer and CUDA graphs; workers without an agent use the GPU")
+
+
+_GPU_PATH_PROBE = "import json; from baton.engine.cuda.support import problems; print(json.dumps(problems()))"
+
+
 def torch(required: bool) -> Check:
     code, output = _run([sys.executable, "-c", _TORCH_PROBE])
     if code != 0:

@@ -31,6 +31,17 @@ def pick_device(device: str) -> str:
     return "cuda" if device != "cpu" and problem is None else "cpu"
 
 
+def problems() -> list[str]:
+    """What of the GPU path cannot be used here, and why; empty when all of it can."""
+    if (problem := cuda_problem()) is not None:
+        return [problem]
+    try:
+        import_flashinfer()
+    except ImportError as error:
+        return [f"no fast attention and no CUDA graphs: {error}"]
+    return []
+
+
 def import_flashinfer() -> ModuleType:
     """The package. Raises ImportError, saying why, where it does not load."""
     try:

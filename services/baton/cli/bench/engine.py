@@ -20,6 +20,7 @@ from baton.runtime import cores, environ, logs
 SHARED_FROM_TOKENS = 512
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _QUANTIZATIONS = ("none", "int8", "int4")
+_DEVICES = ("auto", "cpu", "cuda")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"{'|'.join(_QUANTIZATIONS)}: bits of the weights (%(default)s)",
     )
+    add("--device", default="auto", choices=_DEVICES, metavar="NAME", help=f"{'|'.join(_DEVICES)} (%(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 = as a worker chooses (%(default)s)")
     add("--prefill", type=_counts, default="128,1024", metavar="TOKENS,..", help="prompt lengths (%(default)s)")
     add("--batch", type=_counts, default="1,8,32", metavar="N,..", help="decode: requests together (%(default)s)")
@@ -115,6 +117,7 @@ def _load(given: argparse.Namespace) -> Any:
             model=given.model,
             dtype=given.dtype,
             quantization=given.quantization,
+            device=given.device,
             threads=given.threads,
             chunk_tokens=given.chunk,
             max_batch_tokens=given.max_batch,
