@@ -18,9 +18,9 @@ language: en
 
 # {name}
 
-A chat model of {millions:.1f} million parameters that comes with Baton, so that a fresh installation answers something
-sensible without any download, and so that tests can see from the answers that the prompt was really read. It was
-trained from nothing on conversations that a script in the Baton repository generates; no outside data was used.
+{purpose}
+It has {millions:.1f} million parameters and was trained from nothing on conversations that a script in the Baton
+repository generates; no outside data was used.
 
 ## What it can do
 
@@ -41,8 +41,8 @@ Greedy answers to held-out prompts: names, words, number pairs and questions tha
 
 {table}
 
-Made by `python -m tools.bundled_model.evaluation --model FOLDER --seed {seed}`, on these bf16 weights, computed in
-float32.
+Made by `python -m tools.bundled_model.evaluation --model FOLDER --seed {seed} --count {count}`, on these bf16 weights,
+computed in float32.
 
 ## Format
 
@@ -70,24 +70,37 @@ needed.
 """
 
 
+_CHAT = """\
+A chat model that comes with Baton, so that a fresh installation answers something sensible without any download, and
+so that tests can see from the answers that the prompt was really read."""
+_DRAFT = """\
+A smaller model with the tokenizer and the skills of {of}, which comes with Baton too, for guessing that
+model's next tokens (speculative decoding)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a model comes from. `state` is the training checkpoint; `hardware` is told by whoever trained."""
+    """Where a model comes from. `state` is the training checkpoint; `hardware` is told by whoever trained; `draft_of`
+    names the model whose tokens this one is to guess."""
 
     name: str
     shape: ModelShape
     state: Mapping[str, Any]
-    hardware: str
+    hardware: str = ""
+    draft_of: str = ""
 
 
-def card(origin: Origin, table: str, seed: int) -> str:
+def card(origin: Origin, table: str, seed: int, count: int) -> str:
+    """The card; `table` was measured on `count` cases per skill, drawn from `seed`."""
     shape, recipe = origin.shape, origin.state["recipe"]
     listed = {name: value for name, value in recipe.items() if name != "shape"} | {"seed": origin.state["seed"]}
     return _CARD.format(
         name=origin.name,
+        purpose=_DRAFT.format(of=origin.draft_of) if origin.draft_of else _CHAT,
         millions=_parameters(origin.state["model"]) / 1e6,
         table=table,
         seed=seed,
+        count=count,
         layers=shape.layers,
         hidden=shape.hidden_size,
         heads=shape.heads,
