@@ -32,9 +32,10 @@ def make(kind: str, name: str) -> Transport:
     from baton.kv.tcp import TcpTransport
 
     if kind == "nearest":
+        from baton.kv.mapped import MappedTransport
         from baton.kv.nearest import NearestTransport
 
-        return NearestTransport(TcpTransport("127.0.0.1"), lambda used, size: None)
+        return NearestTransport([MappedTransport(), TcpTransport("127.0.0.1")], lambda used, size: None)
 
     return TcpTransport("127.0.0.1")
 

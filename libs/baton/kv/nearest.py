@@ -1,18 +1,19 @@
-"""The transport that agents use unless told otherwise: peers on this host are mapped, all others are reached by `far`.
+"""The transport that agents use unless told otherwise: for each peer the first of several that reaches it.
 
-Which of the two a peer gets is decided once, when it is added, by trying: a pool that cannot be mapped (another host,
-another network namespace, another user) is read over the network.
+A source gives its address by every transport that it has. A reader goes through its own in order of preference, and
+takes the first by which the peer answers: the peer's pool in shared memory where both are on one host, the network
+where they are not. So hosts with and without RDMA, or with and without UCX, can be mixed. What is chosen when a peer is
+added stays; a connection that fails is made, and chosen, anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
 
 from baton.core.layout import KvLayout
-from baton.kv.mapped import MappedTransport
 from baton.kv.memory import PoolMemory
 from baton.kv.transport import PageIds, PeerKey, Transport, TransportError
 
@@ -20,48 +21,58 @@ log = structlog.get_logger(__name__)
 
 
 class NearestTransport:
-    """Implements `baton.kv.transport.Transport` by two others. `on_read` hears (name of the one used, bytes)."""
+    """Implements `baton.kv.transport.Transport` by `transports`, the preferred one first.
 
-    def __init__(self, far: Transport, on_read: Callable[[str, int], None]) -> None:
-        self._far = far
-        self._near = MappedTransport()
+    `on_read` hears (name of the one used, bytes) of each read.
+    """
+
+    name = "auto"
+
+    def __init__(self, transports: Sequence[Transport], on_read: Callable[[str, int], None]) -> None:
+        self._transports = {transport.name: transport for transport in transports}
         self._on_read = on_read
         self._routes: dict[PeerKey, Transport] = {}
-        self.name = f"{self._near.name}+{far.name}"
+        self._address = b""
 
     async def register(self, pool: PoolMemory) -> None:
-        await self._far.register(pool)
-        await self._near.register(pool)
+        for transport in self._transports.values():
+            await transport.register(pool)
+        self._address = msgspec.msgpack.encode({name: each.address() for name, each in self._transports.items()})
 
     async def unregister(self) -> None:
         self._routes.clear()
-        await self._near.unregister()
-        await self._far.unregister()
+        self._address = b""
+        for transport in self._transports.values():
+            await transport.unregister()
 
     def address(self) -> bytes:
-        near, far = self._near.address(), self._far.address()
-        return msgspec.msgpack.encode((near, far)) if near else b""
+        return self._address
 
     async def add_peer(self, key: PeerKey, address: bytes, layout: KvLayout, pages: int) -> None:
         await self.remove_peer(key)
         try:
-            near, far = msgspec.msgpack.decode(address, type=tuple[bytes, bytes])
+            addresses = msgspec.msgpack.decode(address, type=dict[str, bytes])
         except msgspec.MsgspecError as error:
             raise TransportError(f"the peer's address is not one of this transport: {error}") from error
-        try:
-            await self._near.add_peer(key, near, layout, pages)
-        except TransportError as reason:
-            await self._far.add_peer(key, far, layout, pages)
-            self._routes[key] = self._far
-            log.info("source is read over the network", source=key[0], transport=self._far.name, reason=str(reason))
-        else:
-            self._routes[key] = self._near
-            log.info("source is read from shared memory", source=key[0])
+        reasons = []
+        for name, transport in self._transports.items():
+            if name not in addresses:
+                reasons.append(f"{name}: the peer has it not")
+                continue
+            try:
+                await transport.add_peer(key, addresses[name], layout, pages)
+            except TransportError as error:
+                reasons.append(f"{name}: {error}")
+            else:
+                self._routes[key] = transport
+                log.info("way to source chosen", source=key[0], transport=name, instead_of="; ".join(reasons))
+                return
+        raise TransportError(f"the peer is reached in no way: {'; '.join(reasons)}")
 
     async def remove_peer(self, key: PeerKey) -> None:
         self._routes.pop(key, None)
-        await self._near.remove_peer(key)
-        await self._far.remove_peer(key)
+        for transport in self._transports.values():
+            await transport.remove_peer(key)
 
     async def read(
         self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds
@@ -74,8 +85,9 @@ class NearestTransport:
         return moved
 
     def serving(self, active: int) -> None:
-        self._far.serving(active)
+        for transport in self._transports.values():
+            transport.serving(active)
 
     async def close(self) -> None:
-        await self._near.close()
-        await self._far.close()
+        for transport in self._transports.values():
+            await transport.close()

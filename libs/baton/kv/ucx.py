@@ -43,8 +43,13 @@ def prepare(host: str) -> None:
     lead nowhere (bridges of containers, for one).
     """
     environ.set_defaults(DEFAULTS)
-    if not glob.glob("/sys/class/infiniband/*") and (device := interface_of(host)):
+    if not has_rdma() and (device := interface_of(host)):
         environ.set_defaults({"UCX_NET_DEVICES": device})
+
+
+def has_rdma() -> bool:
+    """Whether this host has an InfiniBand or RoCE device."""
+    return bool(glob.glob("/sys/class/infiniband/*"))
 
 
 def interface_of(host: str) -> str:

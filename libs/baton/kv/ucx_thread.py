@@ -82,7 +82,7 @@ class UcxThread(Protocol):
     def end(self) -> None: ...
 
     def join(self) -> None:
-        """Wait, anywhere else, for the thread to end. Idempotent."""
+        """Wait, anywhere else, for the thread to end. Once, as the last of all calls."""
 
 
 class UcxTransport:
@@ -122,7 +122,8 @@ class UcxTransport:
         return await read.result()
 
     def serving(self, active: int) -> None:
-        self._commands.post(self._thread.serve, active)
+        if not self._closed:
+            self._commands.post(self._thread.serve, active)
 
     async def close(self) -> None:
         if self._closed:

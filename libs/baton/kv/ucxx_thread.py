@@ -79,6 +79,7 @@ class UcxxThread:
 
     def join(self) -> None:
         self._thread.join()
+        os.close(self._bell)  # not sooner: who posted the last command may still be about to ring
 
     # The thread
 
@@ -92,7 +93,6 @@ class UcxxThread:
                 self._events.poll()
                 with contextlib.suppress(BlockingIOError):  # something else woke it
                     os.eventfd_read(self._bell)  # commands are put before it rings: none is overlooked
-        os.close(self._bell)
 
     def _workers(self) -> list[Any]:
         workers = [source.worker for source in self._sources.values()]

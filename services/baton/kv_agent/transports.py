@@ -1,4 +1,4 @@
-"""Which transport an agent uses."""
+"""Which transports an agent uses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import structlog
 
 from baton.core.errors import ConfigError
 from baton.kv import ucx
+from baton.kv.mapped import MappedTransport
 from baton.kv.nearest import NearestTransport
 from baton.kv.nixl import NixlTransport
 from baton.kv.tcp import TcpTransport
@@ -22,28 +23,38 @@ def choose(wanted: str, name: str, host: str, listen: str) -> Transport:
     Raises ConfigError when a library is wanted and does not load.
     """
     if wanted != "auto":
-        return _one(wanted, name, host, listen)
-    try:
-        far = _one("ucx", name, host, listen)
-    except ConfigError as error:
-        log.warning("UCX does not load: pages between hosts travel over plain TCP, more slowly", reason=error.message)
-        far = _one("tcp", name, host, listen)
-    return NearestTransport(far, lambda used, size: metrics.routed_bytes.labels(transport=used).inc(size))
+        return _make(wanted, name, host, listen)
+    far = [transport for transport in (_ucx(name, host, listen), _make("tcp", name, host, listen)) if transport]
+    return NearestTransport(
+        [MappedTransport(), *far], lambda used, size: metrics.routed_bytes.labels(transport=used).inc(size)
+    )
 
 
-def _one(wanted: str, name: str, host: str, listen: str) -> Transport:
+def _ucx(name: str, host: str, listen: str) -> Transport | None:
+    """The better UCX that loads: UCXX is faster over TCP (docs/handoff.md), but only NIXL's brings RDMA with it."""
+    reasons = []
+    for kind in ("ucx",) if ucx.has_rdma() else ("ucxx", "ucx"):
+        try:
+            return _make(kind, name, host, listen)
+        except ConfigError as error:
+            reasons.append(error.message)
+    log.warning("UCX does not load: pages between hosts travel over plain TCP", reason="; ".join(reasons))
+    return None
+
+
+def _make(kind: str, name: str, host: str, listen: str) -> Transport:
     transport: Transport
     devices = ""
     try:
-        if wanted == "tcp":
+        if kind == "tcp":
             transport = TcpTransport(host, listen)
-        elif wanted == "ucxx":
+        elif kind == "ucxx":
             transport = UcxxTransport(host)
         else:
             transport = NixlTransport(name, host)
             devices = ",".join(ucx.transports())
     except TransportError as error:
-        raise ConfigError(f"transport is {wanted}, but {error}", param="transport") from error
-    metrics.transport_info.labels(transport=wanted, devices=devices).set(1)
-    log.info("transport chosen", transport=wanted, devices=devices)
+        raise ConfigError(f"transport is {kind}, but {error}", param="transport") from error
+    metrics.transport_info.labels(transport=kind, devices=devices).set(1)
+    log.info("transport ready", transport=kind, devices=devices)
     return transport
