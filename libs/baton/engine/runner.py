@@ -100,10 +100,10 @@ class TorchModelRunner:
         `device` is cpu, cuda, or auto: a GPU where there is one.
         `progress(done_bytes, total_bytes)` is called while weights are read.
         `quantization` is none, int8 (a scale per output) or int4 (a scale and zero point per 32 weights of a row): the
-        linear layers' weights in fewer bits, for less memory and faster decoding, and less exact.
+        linear layers' weights in fewer bits, for less memory, and less exact.
         `backend` is auto (Baton's kernels and packed weights on a CPU), or torch: plain torch operations.
-        `deterministic`, as for the constructor, takes attention to a new token about twice the time, and a
-        step of a single token a tenth more.
+        `deterministic`, as for the constructor, takes attention to a new token about twice the time, and,
+        where products are oneDNN's, a step of a single token a tenth more.
         Raises CheckpointError (naming the file or tensor) or ConfigError (naming the setting).
         """
         if quantization not in QUANTIZATIONS:

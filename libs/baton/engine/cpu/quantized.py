@@ -1,8 +1,8 @@
 """Linear layers whose weights have 8 or 4 bits, by Baton's own kernel.
 
 torch's kernels for such weights (baton.engine.cpu.linear) are made for up to four rows, and take up to three times as
-long as packed bfloat16 for more; this one shares each spread-out panel of weights among all rows of a step, and keeps
-up with bfloat16 at any number of them. Weights alone are quantized: products are of bfloat16, sums in float32.
+long as oneDNN's bfloat16 for more; this one shares each spread-out panel of weights among all rows of a step, and keeps
+up with that at any number of them. Weights alone are quantized: products are of bfloat16, sums in float32.
 """
 
 from __future__ import annotations
