@@ -153,6 +153,7 @@ class Dispatcher:
         """The engine has never seen the request: the desk hears what the engine would have told it."""
         if self.is_live(request.attempt):
             self._desk.on_step(StepOutput(failed=[Failed(request.attempt, error)]))
+            self._pulls.cancelled(request.attempt)
             self.fail(request.attempt, error)
 
     def cancel(self, message: pb.Cancel) -> None:
