@@ -25,7 +25,7 @@ class UpSettings(Settings):
     dtype: str | None = setting(None, "of computation and KV cache", choices=("auto", "float32", "bfloat16", "float16"))
     quantization: str | None = setting(None, "bits of the weights", choices=("none", "int8", "int4"))
     threads: int | None = setting(None, "CPU threads of each worker; none or 0 = its share of the cores", ge=0)
-    transport: str | None = setting(None, "how KV pages travel; none = auto", choices=("auto", "ucx", "tcp"))
+    transport: str | None = setting(None, "how KV pages travel; none = auto", choices=("auto", "ucx", "ucxx", "tcp"))
     redis_url: str = setting("", "Redis to use; empty = an own one, private and in memory", unit="URL")
     runtime_dir: Path | None = setting(None, "folder for sockets and status.json; none = a temporary one")
     log_level: str = setting("info", "least severe level shown", choices=("debug", "info", "warning", "error"))
