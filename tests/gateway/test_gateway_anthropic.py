@@ -269,7 +269,7 @@ BAD = [
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
     ({"tools": [{"name": "x"}]}, "tools[0].input_schema"),
     ({"tools": [WEATHER, WEATHER]}, "unique"),
-    ({"tools": [{**WEATHER, "strict": True}]}, "tools[0].strict"),
+    ({"tools": [{**WEATHER, "strict": "yes"}]}, "tools[0].strict"),
     ({"tool_choice": {"type": "any"}}, "there are no tools"),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "nope"}}, "none of the tools"),

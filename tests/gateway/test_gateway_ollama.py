@@ -158,11 +158,12 @@ async def test_options_reach_the_router(tool_http: httpx.AsyncClient, router: Fa
 
 async def test_a_format_is_a_structure_for_the_workers(tool_http: httpx.AsyncClient, router: FakeRouterClient) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    only = {**schema, "additionalProperties": False}
     for path in ("/api/chat", "/api/generate"):
         for format in ("json", schema, "", None):
             assert (await post(tool_http, path=path, format=format, options={"num_predict": 1})).status_code == 200
         found = [request.sampling.structure for request in router.requests[-4:]]
-        assert (found[0].kind, json.loads(found[1].text), found[2:]) == ("json_object", schema, [None, None])
+        assert (found[0].kind, json.loads(found[1].text), found[2:]) == ("json_object", only, [None, None])
 
 
 async def test_stop_strings(tool_http: httpx.AsyncClient, say: Callable[[str], list[int]]) -> None:

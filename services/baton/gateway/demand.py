@@ -16,6 +16,9 @@ from baton.core.errors import InvalidRequest
 from baton.core.structure import Structure
 from baton.gateway.parsers.demanded import AnyCalls, NamedCall
 from baton.gateway.parsers.formats import ToolFormat, Tools
+from baton.gateway.schemas import closed
+
+MAX_CALLS = 8  # of one answer; a model that does not know when to stop would go on to the end of its context
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,18 @@ def _any_of(tools: Tools, *, parallel: bool) -> dict[str, Any]:
         for name in tools
     ]
     definitions = {name: _moved(_arguments(schema), f"#/$defs/{name}") for name, schema in tools.items()}
-    most = {} if parallel else {"maxItems": 1}
-    return {"type": "array", "minItems": 1, **most, "items": {"anyOf": calls}, "$defs": definitions}
+    return {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_CALLS if parallel else 1,
+        "items": {"anyOf": calls},
+        "$defs": definitions,
+    }
 
 
 def _arguments(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments are an object, even where the schema does not say so; of a tool that names none, an empty one."""
-    if not schema.get("properties") and set(schema) <= {"type", "properties"}:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    return {"type": "object", **schema}
+    """Arguments are an object, even where the schema does not say so, with what it names and nothing else."""
+    return closed({"properties": {}, **schema, "type": "object"})
 
 
 def _moved(schema: Any, root: str) -> Any:

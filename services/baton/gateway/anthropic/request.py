@@ -12,7 +12,7 @@ from baton.gateway.anthropic.content import Message, TextBlock, for_template
 from baton.gateway.conversation import Conversation
 from baton.gateway.demand import Demand
 from baton.gateway.http.fields import Body
-from baton.gateway.tool_fields import MAX_TOOLS, ToolName, unenforced
+from baton.gateway.tool_fields import MAX_TOOLS, ToolName
 
 MAX_STOPS = 16
 # Fields of Anthropic's that change the answer and are not supported, and their values that ask for nothing.
@@ -68,17 +68,13 @@ class CountRequest(Body):
         return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
     def conversation(self) -> Conversation:
-        """Raises InvalidRequest: two tools have one name, one is strict in vain, the assistant spoke last."""
+        """Raises InvalidRequest: two tools have one name, or the assistant spoke last."""
         tools, choice = self.tools or [], self.tool_choice
         names = [tool.name for tool in tools]
         if len(set(names)) < len(names):
             raise InvalidRequest("Tool names must be unique.", param="tools")
         if choice is not None and choice.type == "tool" and choice.name is None:
             raise InvalidRequest("Missing required parameter: 'tool_choice.name'.", param="tool_choice.name")
-        demand = self._demand()
-        for index, tool in enumerate(tools):
-            if tool.strict and demand is None:
-                raise unenforced(f"tools[{index}].strict")
         if self.messages[-1].role == "assistant":
             raise InvalidRequest(
                 "The last message is the assistant's: continuing it is not supported; end with a user message.",
@@ -89,7 +85,7 @@ class CountRequest(Body):
             messages=for_template(self.system, self.messages),
             tools=[] if choice is not None and choice.type == "none" else [tool.for_template() for tool in tools],
             parallel_calls=choice is None or not choice.disable_parallel_tool_use,
-            demand=demand,
+            demand=self._demand(),
             variables={} if on is None else {"enable_thinking": on, "thinking": on},
         )
 

@@ -14,6 +14,7 @@ from baton.gateway.conversation import Conversation
 from baton.gateway.http.fields import Body
 from baton.gateway.openai.tools import FunctionTool, offered
 from baton.gateway.sampling import SamplingBuilder
+from baton.gateway.schemas import closed
 from baton.gateway.structure_fields import json_text
 from baton.gateway.text_model import TextModel
 from baton.gateway.tool_fields import MAX_TOOLS
@@ -127,7 +128,10 @@ class GenerationRequest(ModelRequest):
             return None
         if isinstance(self.format, str):
             return Structure("json_object")
-        return Structure("json_schema", json_text(self.format, "format"))
+        try:
+            return Structure("json_schema", json_text(closed(self.format), "format"))
+        except RecursionError:
+            raise InvalidRequest("'format' is nested too deeply.", param="format") from None
 
 
 class CalledFunction(Body):

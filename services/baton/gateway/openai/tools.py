@@ -8,7 +8,7 @@ from typing import Any, Literal
 from baton.core.errors import InvalidRequest
 from baton.gateway.demand import Demand
 from baton.gateway.http.fields import Body
-from baton.gateway.tool_fields import ToolName, unenforced
+from baton.gateway.tool_fields import ToolName
 
 
 class Function(Body):
@@ -43,7 +43,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 def offered(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> list[dict[str, Any]]:
     """The tools that the model is told of, as templates take them; none where it may call none.
 
-    Raises InvalidRequest: two tools have one name, or one is strict although no call is demanded.
+    Raises InvalidRequest when two tools have one name.
     """
     names = [tool.function.name for tool in tools]
     for index, tool in enumerate(tools):
@@ -51,8 +51,6 @@ def offered(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> list[di
             raise InvalidRequest(
                 f"Two tools have the name '{tool.function.name}'.", param=f"tools[{index}].function.name"
             )
-        if tool.function.strict and choice in (None, "auto"):
-            raise unenforced(f"tools[{index}].function.strict")
     return [] if choice == "none" else [tool.for_template() for tool in tools]
 
 
