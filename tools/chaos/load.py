@@ -20,7 +20,7 @@ from baton.client import BatonClient, FinishedEvent, GenerateRequest, TokensEven
 from baton.core.errors import BatonError
 from baton.core.sampling import SamplingParams
 
-PROMPTS = 40
+PROMPTS = 24
 NEW_TOKENS = (8, 80)
 PROMPT_TOKENS = (20, 3200)
 ANSWER_TIMEOUT_S = 120.0

@@ -58,15 +58,18 @@ async def _askers(target: Cluster, options: argparse.Namespace) -> AsyncIterator
 
 
 async def _reference(askers: list[Asker], asked: list[Question]) -> dict[tuple[int, str], str | list[int]]:
-    """The answers of the undisturbed system, one at a time."""
+    """The answers of the undisturbed system, by gRPC and by HTTP."""
     say(f"asking {len(asked)} questions without faults")
-    found = {}
-    for asker in askers[:2]:
+    found: dict[tuple[int, str], str | list[int]] = {}
+
+    async def ask_all(asker: Asker) -> None:
         for question in asked:
             answer = await asker.ask(question)
             if answer.error or answer.tokens != question.max_tokens:
                 raise RuntimeError(f"question {question.number} has no answer without faults: {answer.error}")
             found[question.number, asker.name] = answer.content
+
+    await asyncio.gather(*(ask_all(asker) for asker in askers[:2]))
     return found
 
 
