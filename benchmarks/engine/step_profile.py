@@ -5,9 +5,9 @@
     python benchmarks/engine/step_profile.py --model FOLDER --prefill 128          the one step of a prompt
 
 The engine is the one that a worker runs. Its parts are timed by wrapping them: a part's time is its own, without that
-of parts that it calls. A part costs its calls times the tenth percentile of a call, for whatever else the machine does
-only ever adds. Whole steps are timed with and without the wrapping, in turns, so that its cost shows. `least` is the
-time to read weights or KV once, or to do the multiplications, whichever is longer.
+of parts that it calls. A part costs its calls times the least time of a call, for whatever else the machine does only
+ever adds. Whole steps are timed with and without the wrapping, in turns, so that its cost shows; they are the tenth
+percentile. `least` is the time to read weights or KV once, or to do the multiplications, whichever is longer.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def table(watch: Stopwatch, workload: Workload, machine: dict[str, float]) -> li
     rows = []
     for part in {part for step in whole for part in step}:
         calls = statistics.median(len(step.get(part, ())) for step in whole)
-        seconds = calls * _undisturbed([call for step in whole for call in step.get(part, ())])
+        seconds = calls * min(call for step in whole for call in step.get(part, ()))
         least = workload.least_s(part, machine)
         least_us = None if least is None else least * 1e6
         rows.append({"part": part, "calls": round(calls), "us": seconds * 1e6, "least_us": least_us})
