@@ -177,6 +177,19 @@ async def test_a_stopped_peer_cannot_write_late(source, reader):
     assert (words(pool) == -1).all()
 
 
+async def test_nothing_arrives_once_the_peer_is_removed(steady, reader):
+    transport, pool = reader
+    for pause in (0, 0.001, 0.003):
+        await transport.add_peer(KEY, steady.address, LAYOUT, PAGES)
+        read = asyncio.create_task(transport.read(KEY, 0, 4, SCRATCH, SCRATCH))
+        await asyncio.sleep(pause)
+        await transport.remove_peer(KEY)
+        words(pool)[:] = -1
+        await asyncio.sleep(0.02)
+        assert (words(pool) == -1).all()
+        await asyncio.gather(read, return_exceptions=True)
+
+
 async def test_a_cancelled_read_moves_nothing_afterwards(steady, reader):
     transport, pool = reader
     await transport.add_peer(KEY, steady.address, LAYOUT, PAGES)
