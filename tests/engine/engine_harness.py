@@ -14,6 +14,7 @@ from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Finish, HandoffListener, Reserved, RowOutput, Stage, StepOutput
 from baton.engine.batch import ModelRunner
 from baton.engine.engine import EngineCore
+from baton.engine.grammar.compiler import Grammar
 from baton.engine.lane import CallersLane
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
@@ -82,6 +83,7 @@ class Harness:
         root_hash: bytes = ROOT,
         sampling: SamplingParams | None = None,
         pull_tokens: int = 0,
+        grammar: Grammar | None = None,
     ) -> Attempt:
         """Greedy and `n` tokens unless `sampling` says otherwise."""
         request = EngineRequest(
@@ -93,6 +95,7 @@ class Harness:
             stage=stage,
             priority=priority,
             pull_tokens=pull_tokens,
+            grammar=grammar,
         )
         self.engine.submit(request)
         return request.attempt
