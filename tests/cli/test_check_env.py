@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from baton.cli import check_env, main, probes
+from baton.cli import check_env, main, probes, same_host_probe
 from baton.cli.probes import Check
 
 FITTING = [
@@ -74,3 +74,10 @@ def test_programs_that_hang_crash_or_are_absent(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(probes.subprocess, "run", hang)
     check = probes.ucx()
     assert check.status == "missing" and "no answer within" in check.detail and not check.required
+
+
+def test_pages_on_one_host_are_tried_not_guessed(monkeypatch):
+    assert probes.same_host_pages().status == "ok"
+    monkeypatch.setattr(same_host_probe, "failure", lambda: "no such thing here")
+    check = probes.same_host_pages()
+    assert check.status == "warn" and "no such thing here" in check.detail
