@@ -90,7 +90,7 @@ def up(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None
     runtime, log = folder / "run", folder / "up.log"
     command = [sys.executable, "-m", "baton.cli.main", "up", "--port=0", f"--runtime-dir={runtime}", *arguments]
     inherited = {name: value for name, value in environ.variables().items() if not name.startswith("UCX_")}
-    environment = {**inherited, "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(folder / "cache"), **(variables or {})}
+    environment = {**inherited, "PYTHONUNBUFFERED": "1", **(variables or {})}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     running = Up(process, runtime, log)
