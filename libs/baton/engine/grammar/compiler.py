@@ -84,11 +84,12 @@ class GrammarCompiler:
             if self._unfinished >= self.limits.queued:
                 raise Overloaded(f"{self._unfinished} structures wait to be compiled", retry_after_s=1.0)
             future = self._known.get(structure)
-            if future is None:
-                self._unfinished += 1
-                future = self._known[structure] = self._executor.submit(self._compile, structure)
-                future.add_done_callback(self._finished)
-            return future
+            if future is not None:
+                return future
+            self._unfinished += 1
+            future = self._known[structure] = self._executor.submit(self._compile, structure)
+        future.add_done_callback(self._finished)  # takes the lock, at once when it is done already
+        return future
 
     def close(self) -> None:
         """End the thread when the compilation under way has ended; others never begin."""
