@@ -104,7 +104,8 @@ async def _carry_out(target: Cluster, judge: Judge, plan: list[PlannedFault]) ->
         struck = Struck(fault)
         judge.struck.append(struck)
         strikes.append(asyncio.create_task(target.strike(struck)))
-    await asyncio.gather(*strikes)
+    ends = await asyncio.gather(*strikes, return_exceptions=True)
+    judge.violations += [str(end)[:2000] for end in ends if isinstance(end, BaseException)]
 
 
 async def _show_progress(judge: Judge, planned: int) -> None:

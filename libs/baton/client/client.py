@@ -49,10 +49,10 @@ class BatonClient:
     """All methods on one event loop. Use as an async context manager.
 
     `addresses`: `host:port` or `unix:path` of routers; requests go to the one with the fewest of this client's in
-    flight. `connect_s`: how long a request waits while no router can be reached.
+    flight. `connect_s`: how long a request waits while no router can be reached; longer than a router's restart takes.
     """
 
-    def __init__(self, addresses: Sequence[str], *, connect_s: float = 15.0) -> None:
+    def __init__(self, addresses: Sequence[str], *, connect_s: float = 60.0) -> None:
         if not addresses:
             raise ConfigError("a client needs the address of at least one router")
         self._addresses = list(addresses)
@@ -151,7 +151,8 @@ class BatonClient:
 
     async def _pick(self, run: _Generation | None) -> RouterLink:
         """A connected router: one that does not drain, with the fewest requests of ours; waits for one."""
-        give_up_at = asyncio.get_running_loop().time() + self._connect_s
+        patience_s = self._connect_s if run is not None else min(self._connect_s, _UNARY_S)
+        give_up_at = asyncio.get_running_loop().time() + patience_s
         if run is not None and run.deadline_at is not None:
             give_up_at = min(give_up_at, run.deadline_at)
         while True:
