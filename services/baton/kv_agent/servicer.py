@@ -44,9 +44,7 @@ class KvAgentServicer(kv_pb2_grpc.KvAgentServicer):
             await cancel_and_wait(receiving)
             log.info("reader disconnected", reader=stream.agent_id)
 
-    async def _receive(
-        self, requests: AsyncIterator[pb.ReaderMessage], source: Source, stream: ReaderStream
-    ) -> None:
+    async def _receive(self, requests: AsyncIterator[pb.ReaderMessage], source: Source, stream: ReaderStream) -> None:
         try:
             async for message in requests:
                 source.on_reader(stream, message)
