@@ -53,7 +53,6 @@ _LEARNED_LAST: Mapping[Skill, float] = {
     numbers.extreme: 1.0,
     extraction.extract: 1.5,
 }
-_UNANSWERABLE: Mapping[Skill, float] = {recall.ask_untold: 1.0, recall.passage_without_answer: 1.0, chat.unknown: 1.0}
 _BESIDE_TOOLS: Mapping[Skill, float] = {chat.small_talk: 3.0, chat.unknown: 1.0, recall.tell: 1.0, recall.ask: 1.0}
 _TOOL_SHARE = 0.75  # of the episodes of a dialogue that offers tools
 _KINDS = {"plain": 0.68, "tools": 0.18, "schema": 0.14}
@@ -62,12 +61,10 @@ _KINDS = {"plain": 0.68, "tools": 0.18, "schema": 0.14}
 @dataclass(frozen=True, slots=True)
 class Mix:
     """What plain dialogues have more of: a share of `copying` of their episodes repeats long texts, where recall grows
-    from; of the others, a share of `drill` shows the skills that are learned last; of the rest, a share of
-    `unanswerable` asks what was not told or cannot be known."""
+    from; of the others, a share of `drill` shows the skills that are learned last."""
 
     copying: float = 0.0
     drill: float = 0.0
-    unanswerable: float = 0.0
 
 
 AS_IS = Mix()
@@ -104,8 +101,6 @@ class Dialogue:
             return letters.repeat_long(self._scene)
         if self._mix.drill and rng.random() < self._mix.drill:
             skills = _LEARNED_LAST
-        elif self._mix.unanswerable and rng.random() < self._mix.unanswerable:
-            skills = _UNANSWERABLE
         skill = rng.choices(list(skills), list(skills.values()))[0]
         return skill(self._scene)
 

@@ -13,16 +13,14 @@ from tools.bundled_model.model import ModelShape
 from tools.bundled_model.tokenizer import VOCAB_SIZE
 
 _EARLY, _MIDDLE, _LATE = Mix(copying=0.1), Mix(copying=0.1, drill=0.25), Mix(copying=0.05, drill=0.25)
-_LAST, _POLISH = Mix(copying=0.05, drill=0.2), Mix(copying=0.05, drill=0.25, unanswerable=0.35)
-_LENGTHS, _WEIGHTS = (128, 256, 512, 1024, 2048), (1.0, 1.0, 1.0, 0.7, 0.5)
+_LAST = Mix(copying=0.05, drill=0.2)
 _CURRICULUM = (
     Stage(0.06, (64, 128), (1.0, 1.0), Mix(copying=0.5)),
     Stage(0.15, (64, 128, 256), (1.0, 1.0, 1.0), Mix(copying=0.25), gaps=0.3),
     Stage(0.35, (128, 256, 512), (1.0, 1.0, 0.7), _EARLY, gaps=0.5),
     Stage(0.45, (128, 256, 512), (1.0, 1.0, 0.7), _MIDDLE, gaps=0.5, cuts=0.25),
     Stage(0.70, (128, 256, 512, 1024), (1.0, 1.0, 1.0, 0.5), _LATE, gaps=0.5, cuts=0.2),
-    Stage(0.93, _LENGTHS, _WEIGHTS, _LAST, gaps=0.5, cuts=0.1),
-    Stage(1.00, _LENGTHS, _WEIGHTS, _POLISH, gaps=0.5, cuts=0.1),
+    Stage(1.00, (128, 256, 512, 1024, 2048), (1.0, 1.0, 1.0, 0.7, 0.5), _LAST, gaps=0.5, cuts=0.1),
 )
 
 

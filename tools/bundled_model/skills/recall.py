@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tools.bundled_model.conversation import Mentions, Message
 from tools.bundled_model.scene import Fact, Scene
 from tools.bundled_model.skills import facts, filler
@@ -28,15 +26,6 @@ def passage(scene: Scene) -> list[Message]:
     for _ in range(max(0, min(spare, told))):
         messages += ask(scene)
     return messages
-
-
-def passage_without_answer(scene: Scene) -> list[Message]:
-    """A text with facts, and a question for one that it does not tell, in the same message or in the next."""
-    if scene.rng.random() < 0.5:
-        return [*tell(scene), *ask_untold(scene)]
-    text, _ = _told_text(scene, scene.rng.choice((1, 2, 3, 5)), scene.rng.choice((0, 0, 2)))
-    question, *answer = ask_untold(scene)
-    return [replace(question, content=f"{scene.rng.choice(_REMEMBER)}{text} {question.content}"), *answer]
 
 
 def tell(scene: Scene) -> list[Message]:
