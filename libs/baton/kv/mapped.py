@@ -30,13 +30,13 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
 
 from baton.core.layout import KvLayout
+from baton.kv.listener import Listener
 from baton.kv.memory import PoolMemory
 from baton.kv.operation import Read
 from baton.kv.sockets import ready, receive_exactly
@@ -58,30 +58,25 @@ class MappedTransport:
     def __init__(self) -> None:
         self._pool: PoolMemory | None = None
         self._address = b""
-        self._listener: socket.socket | None = None
-        self._server: set[asyncio.Task[None]] = set()
+        self._listener: Listener | None = None
         self._peers: dict[PeerKey, _Peer] = {}
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="kv-copy")  # its thread sleeps while nothing is copied
 
     async def register(self, pool: PoolMemory) -> None:
         name = f"\0baton-pool-{os.urandom(8).hex()}"  # abstract: gone with its process, whatever ends that
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        listener.bind(name)
-        listener.listen(128)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        listening.bind(name)
+        listening.listen(128)
         token = os.urandom(_TOKEN_BYTES)
-        self._pool, self._listener = pool, listener
+        self._pool = pool
         self._address = msgspec.msgpack.encode((_boot_id(), name, token))
-        self._spawn(self._accept(listener, token, pool))
+        self._listener = Listener(listening, lambda sock: _serve(sock, token, pool))
 
     async def unregister(self) -> None:
         for key in list(self._peers):
             await self.remove_peer(key)
-        tasks = list(self._server)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         if self._listener is not None:
-            self._listener.close()
+            await self._listener.close()
         self._pool = self._listener = None
         self._address = b""
 
@@ -114,17 +109,6 @@ class MappedTransport:
     async def close(self) -> None:
         await self.unregister()
         self._copier.shutdown()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._server.add(task)
-        task.add_done_callback(self._server.discard)
-
-    async def _accept(self, listener: socket.socket, token: bytes, pool: PoolMemory) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            sock, _ = await loop.sock_accept(listener)
-            self._spawn(_serve(sock, token, pool))
 
 
 async def _serve(sock: socket.socket, token: bytes, pool: PoolMemory) -> None:

@@ -13,13 +13,14 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
 import structlog
 
 from baton.core.layout import KvLayout
+from baton.kv.listener import Listener
 from baton.kv.memory import PoolMemory
 from baton.kv.sockets import advance, first_of, ready, receive_exactly, receive_now, send_all, take_turns
 from baton.kv.transport import PageIds, PeerKey, TransportError
@@ -42,29 +43,24 @@ class TcpTransport:
         self._host = host
         self._listen = listen or host
         self._pool: PoolMemory | None = None
-        self._listener: socket.socket | None = None
+        self._listener: Listener | None = None
         self._address = b""
-        self._server: set[asyncio.Task[None]] = set()
         self._peers: dict[PeerKey, _Peer] = {}
 
     async def register(self, pool: PoolMemory) -> None:
         family = socket.AF_INET6 if ":" in self._listen else socket.AF_INET
-        listener = socket.create_server((self._listen, 0), family=family, backlog=128)
-        listener.setblocking(False)
+        listening = socket.create_server((self._listen, 0), family=family, backlog=128)
+        listening.setblocking(False)
         token = os.urandom(_TOKEN_BYTES)
-        self._pool, self._listener = pool, listener
-        self._address = msgspec.msgpack.encode((self._host, listener.getsockname()[1], token))
-        self._spawn(self._accept(listener, token, pool))
+        self._pool = pool
+        self._address = msgspec.msgpack.encode((self._host, listening.getsockname()[1], token))
+        self._listener = Listener(listening, lambda sock: _serve(sock, token, pool))
 
     async def unregister(self) -> None:
         for key in list(self._peers):
             await self.remove_peer(key)
-        tasks = list(self._server)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         if self._listener is not None:
-            self._listener.close()
+            await self._listener.close()
         self._pool = self._listener = None
         self._address = b""
 
@@ -95,17 +91,6 @@ class TcpTransport:
 
     async def close(self) -> None:
         await self.unregister()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._server.add(task)
-        task.add_done_callback(self._server.discard)
-
-    async def _accept(self, listener: socket.socket, token: bytes, pool: PoolMemory) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            sock, _ = await loop.sock_accept(listener)
-            self._spawn(_serve(sock, token, pool))
 
 
 async def _serve(sock: socket.socket, token: bytes, pool: PoolMemory) -> None:
