@@ -33,6 +33,7 @@ from baton.cli.bench.outcome import Outcome
 from baton.cli.bench.report import document, write_json
 from baton.cli.bench.workload import Conversation, Lengths, Writer
 from baton.core.errors import BatonError, Unavailable
+from baton.testing.checkpoints import make_checkpoint
 
 START_TIMEOUT_S = 180.0
 
@@ -45,7 +46,10 @@ def system(given: argparse.Namespace) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "up.log").open("wb") as log:
         command = [sys.executable, "-m", "baton.cli.main", "up", "--port=0", f"--runtime-dir={folder}/run"]
-        command += [f"--model={given.model}"] if given.model else []
+        model = given.model or make_checkpoint(
+            Path(folder) / "model", layers=6, hidden=256, heads=4, vocab=given.vocab, dtype="bfloat16"
+        )
+        command.append(f"--model={model}")
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ})
         try:
             yield _wait_ready(process, Path(folder))
@@ -143,7 +147,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--url", default="", help="a system that runs already (else one is started)")
-    add("--model", default="", help="checkpoint for the started system (its default)")
+    add(
+        "--model",
+        default="",
+        help="checkpoint for the started system (a random one, which never answers nothing)",
+    )
     add("--requests", type=int, default=50, help="of each run (%(default)s)")
     add("--share", type=float, default=0.8, help="share of requests with the common system prompt (%(default)s)")
     add("--prefix", type=int, default=500, help="tokens of the system prompt (%(default)s)")
