@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import structlog
@@ -189,16 +189,7 @@ def _facts(state: WorkerState, penalty_s: float) -> WorkerFacts:
         kv_bytes_per_token=info.layout.layers * info.layout.page_bytes // info.layout.page_size,
         transport=info.agent.transport if info.agent else "",
         max_running=info.max_running,
-        running=load.running,
-        waiting=load.waiting,
-        free_pages=load.free_pages,
-        evictable_pages=load.evictable_pages,
-        waiting_extend_tokens=load.waiting_extend_tokens,
-        extend_tokens_per_s=load.extend_tokens_per_s,
-        decode_step_s=load.decode_step_s,
-        handoff_bytes_per_s=load.handoff_bytes_per_s,
-        pull_bytes_per_s=load.pull_bytes_per_s,
-        pull_wait_s=load.pull_wait_s,
+        **asdict(load),
         pending_requests=len(decisions),
         pending_extend_tokens=sum(decision.extend_tokens for decision in decisions),
         pending_pages=sum(decision.pages for decision in decisions),

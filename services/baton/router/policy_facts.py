@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from baton.router.ports import Load
+
 # Used until a worker has measured its own: they only matter relative to each other.
 PRIOR_EXTEND_TOKENS_PER_S = 2_000.0
 PRIOR_DECODE_STEP_S = 0.02
@@ -13,9 +15,9 @@ PRIOR_PULL_BYTES_PER_S = 1e9
 PRIOR_PULL_WAIT_S = 0.005
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerFacts:
-    """One connected worker. `pending_*`: decisions that its load report does not show yet.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFacts(Load):
+    """One connected worker and its last report. `pending_*`: decisions that the report does not show yet.
 
     `transport` is empty while it has no agent. `role`: prefill | decode | unified.
     """
@@ -30,16 +32,6 @@ class WorkerFacts:
     kv_bytes_per_token: int = 0
     transport: str = ""
     max_running: int = 0
-    running: int = 0
-    waiting: int = 0
-    free_pages: int = 0
-    evictable_pages: int = 0
-    waiting_extend_tokens: int = 0
-    extend_tokens_per_s: float = 0.0
-    decode_step_s: float = 0.0
-    handoff_bytes_per_s: float = 0.0
-    pull_bytes_per_s: float = 0.0
-    pull_wait_s: float = 0.0
     pending_requests: int = 0
     pending_extend_tokens: int = 0
     pending_pages: int = 0
