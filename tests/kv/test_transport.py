@@ -87,11 +87,15 @@ def steady_sources() -> Iterator[dict[str, Source]]:
 
 
 @pytest.fixture
-def steady(kind: str, request: pytest.FixtureRequest, steady_sources: dict[str, Source]) -> Source:
+def steady(kind: str, request: pytest.FixtureRequest, steady_sources: dict[str, Source]) -> Iterator[Source]:
+    """It must outlive whatever a reader does; if a test ends it, that test fails, and the next has another."""
     name = request.node.callspec.params["kind"]
     if name not in steady_sources:
         steady_sources[name] = Source(kind)
-    return steady_sources[name]
+    yield steady_sources[name]
+    if (status := steady_sources[name].process.poll()) is not None:
+        del steady_sources[name]
+        pytest.fail(f"the source ended with status {status} by what its reader did")
 
 
 @pytest.fixture
@@ -179,7 +183,7 @@ async def test_a_stopped_peer_cannot_write_late(source, reader):
 
 async def test_nothing_arrives_once_the_peer_is_removed(steady, reader):
     transport, pool = reader
-    for pause in (0, 0.001, 0.003):
+    for pause in (0, 0.001, 0.003, 0.003, 0.01, 0.01):
         await transport.add_peer(KEY, steady.address, LAYOUT, PAGES)
         read = asyncio.create_task(transport.read(KEY, 0, 4, SCRATCH, SCRATCH))
         await asyncio.sleep(pause)

@@ -7,9 +7,9 @@ posted read cannot be taken back: releasing its handle or removing the peer leav
 source arrive when it goes on, in pages that have long been given to somebody else (seen: all of 256 MiB). Destroying
 the worker ends its reads for certain. It takes 7 ms, making one 20 ms and 2 MB, and no other peer notices.
 
-Over TCP, UCX answers reads in the source's process, and aborts that process when a reader vanishes while requests of
-it lie unread. A running source reads them within a millisecond; one that was stopped, and cut off meanwhile, may abort
-when it goes on, and starts again with a new epoch.
+Over TCP, UCX answers reads in the source's process, and aborts that process when its answer to one finds the connection
+gone (`ucx_thread.DRAIN_S` says why, and what is done about it here). A reader that is killed in mid-read, or cuts off a
+source that is stopped, may still have that effect; the source starts again with a new epoch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from baton.core.layout import KvLayout
 from baton.kv.memory import PoolMemory
 from baton.kv.operation import Read
 from baton.kv.transport import PeerKey, TransportError
-from baton.kv.ucx_thread import Commands
+from baton.kv.ucx_thread import DRAIN_S, DRAIN_STEP_S, Commands
 
 log = structlog.get_logger(__name__)
 
@@ -187,6 +187,7 @@ class NixlThread:
         if source is None:
             return
         flights, agent = source.flights, source.agent
+        self._drain(source)
         posted = [handle for flight in flights for handle in flight.posted]
         for handle in [*posted, source.remote, source.local]:
             with contextlib.suppress(Exception):  # one that is still running may refuse; it dies with its worker
@@ -198,6 +199,20 @@ class NixlThread:
         self._close_agent(agent)
         for flight in flights:
             flight.read.finish(TransportError(reason))
+
+    def _drain(self, source: _Source) -> None:
+        """Let what was posted arrive, or fail, for no longer than DRAIN_S."""
+        deadline = time.perf_counter() + DRAIN_S
+        under_way = [handle for flight in source.flights for handle in flight.posted]
+        while under_way and time.perf_counter() < deadline:
+            if self._serving:
+                self._serve_others()
+            try:
+                under_way = [handle for handle in under_way if source.agent.check_xfer_state(handle) == "PROC"]
+            except Exception:  # the peer is gone, and the operations with it
+                return
+            if under_way:
+                time.sleep(DRAIN_STEP_S)
 
     def start(self, read: Read) -> None:
         source = self._sources.get(read.key)

@@ -17,6 +17,14 @@ from baton.kv.transport import PageIds, PeerKey, TransportError
 
 T = TypeVar("T")
 
+# How long a peer that is cut off may still answer what it was asked for, before its worker is destroyed. Over TCP, UCX
+# carries a read out in the source's process: one request is answered after the other, and an answer for which the
+# connection is gone ends that whole process ("unexpected error: Endpoint timeout": `ucp_request_try_send`, which
+# `ucp_get_req_handler` calls, in UCX 1.21 to 1.23). So a reader leaves no request behind that a running source can
+# answer. Long enough for what a read keeps posted on a link of 1 Gbit/s; a source that is stopped costs this time once.
+DRAIN_S = 0.25
+DRAIN_STEP_S = 100e-6
+
 
 class Commands:
     """Functions for a thread to run, in order. `ring` wakes it."""

@@ -13,6 +13,7 @@ import ctypes
 import os
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +26,7 @@ from baton.kv.operation import Read
 from baton.kv.spans import spans
 from baton.kv.transport import PeerKey, TransportError
 from baton.kv.ucp import Get, Handle, Ucp
-from baton.kv.ucx_thread import Commands
+from baton.kv.ucx_thread import DRAIN_S, DRAIN_STEP_S, Commands
 
 WINDOW_BYTES = 4 << 20  # asked for and not arrived, of one read: keeps a link busy, bounds a cancelled read
 LARGEST_GET_BYTES = 1 << 20  # of neighbouring pages that are read as one
@@ -155,6 +156,7 @@ class UcxxThread:
         source = self._sources.pop(key, None)
         if source is None:
             return
+        self._drain(source)
         self._events.unregister(source.worker.epoll_file_descriptor)
         source.endpoint.close_blocking()  # by force, since errors of the peer are handled: ends what was posted
         source.endpoint = None
@@ -168,6 +170,18 @@ class UcxxThread:
         source.worker = None  # the last reference
         for flight in source.flights:
             flight.read.finish(TransportError(reason))
+
+    def _drain(self, source: _Source) -> None:
+        """Let what was asked for arrive, or fail, for no longer than DRAIN_S."""
+        deadline = time.perf_counter() + DRAIN_S
+        while any(flight.posted for flight in source.flights) and time.perf_counter() < deadline:
+            if not source.worker.progress():
+                time.sleep(DRAIN_STEP_S)
+            if self._server is not None:
+                self._server.progress()
+            for flight in source.flights:
+                with contextlib.suppress(TransportError):  # what failed is gone; the next turn sees the rest
+                    self._take_arrived(flight)
 
     def start(self, read: Read) -> None:
         source = self._sources.get(read.key)
