@@ -32,6 +32,8 @@ form when asked to ("Think first."); greet, say what it is, and say that it does
 ## What it cannot do
 
 It knows nothing about the world, holds no free conversation, and understands few other phrasings than the generator's.
+Asked for a fact that it was not told, after it was told others, it makes one up nearly always. Facts fade with their
+distance: the table says how fast.
 Multiplication, negative results, long division of labour over many tools, languages other than English: no. Do not
 use it for anything but trying out and testing a serving system.
 
