@@ -1,4 +1,4 @@
-"""The fallback transport: plain TCP sockets on the event loop, where UCX does not load.
+"""The transport between hosts without RDMA: plain TCP sockets on the event loop.
 
 A reader connects to the source, proves with the address's token that it means this very pool, and asks for layers x
 pages; the source answers with a status byte and their bytes in that order. Answers keep the order of questions. Both

@@ -148,7 +148,7 @@ print(json.dumps({"version": torch.__version__, "gpus": gpus, "cpu": torch.backe
 
 
 def ucx() -> Check:
-    """UCX through NIXL. Not required: `transport = "tcp"` works without it, more slowly."""
+    """UCX through NIXL. Not required: without RDMA nothing uses it unless told to."""
     mend = "pip install --no-deps nixl-cu13==1.5.1 (335 MB); without it KV pages travel by plain TCP"
     code, output = _run([sys.executable, "-m", "baton.cli.ucx_probe"])
     if code != 0:

@@ -16,7 +16,7 @@ class KvAgentSettings(ServiceSettings):
     advertise: str = setting("", "address that other agents reach it at; empty = the listening one", unit="host:port")
     transport: str = setting(
         "auto",
-        "how pages travel; auto = the first that both have of: shared memory, UCX, plain TCP",
+        "how pages travel; auto = the first that both have of: shared memory, UCX with RDMA, plain TCP",
         choices=("auto", "ucx", "ucxx", "tcp"),
     )
     checksum: bool = setting(True, "check every page that arrives against what the source announced")

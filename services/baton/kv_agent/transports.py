@@ -24,22 +24,22 @@ def choose(wanted: str, name: str, host: str, listen: str) -> Transport:
     """
     if wanted != "auto":
         return _make(wanted, name, host, listen)
-    far = [transport for transport in (_ucx(name, host, listen), _make("tcp", name, host, listen)) if transport]
+    far = [transport for transport in (_rdma(name, host, listen), _make("tcp", name, host, listen)) if transport]
     return NearestTransport(
         [MappedTransport(), *far], lambda used, size: metrics.routed_bytes.labels(transport=used).inc(size)
     )
 
 
-def _ucx(name: str, host: str, listen: str) -> Transport | None:
-    """The better UCX that loads: UCXX is faster over TCP (docs/handoff.md), but only NIXL's brings RDMA with it."""
-    reasons = []
-    for kind in ("ucx",) if ucx.has_rdma() else ("ucxx", "ucx"):
-        try:
-            return _make(kind, name, host, listen)
-        except ConfigError as error:
-            reasons.append(error.message)
-    log.warning("UCX does not load: pages between hosts travel over plain TCP", reason="; ".join(reasons))
-    return None
+def _rdma(name: str, host: str, listen: str) -> Transport | None:
+    """UCX, where it has an RDMA device. Over TCP it gains nothing on own sockets (docs/handoff.md), and ends a source's
+    process when a reader dies in the middle of a read (docs/architecture.md)."""
+    if not ucx.has_rdma():
+        return None
+    try:
+        return _make("ucx", name, host, listen)
+    except ConfigError as error:
+        log.warning("UCX does not load: pages between hosts travel over plain TCP", reason=error.message)
+        return None
 
 
 def _make(kind: str, name: str, host: str, listen: str) -> Transport:
