@@ -521,6 +521,15 @@ class TestModels:
         sim.run()
         assert found.tokens == toy_tokens(PROMPT, 5)
 
+    def test_without_any_worker_requests_wait_for_one(self) -> None:
+        sim = Sim(prefill=0, decode=0)
+        _, found = sim.submit(model="late")
+        sim.clock.advance(2.0)
+        assert found.error is None
+        sim.add("x", "unified", model="late")
+        sim.run()
+        assert found.tokens == toy_tokens(PROMPT, 5)
+
     def test_requests_stay_with_their_model(self) -> None:
         sim = Sim(prefill=0, decode=0)
         sim.add("a", "unified", model="a")

@@ -72,10 +72,15 @@ class Admission:
             raise Overloaded(f"the queue is about {wait_s:.0f} s long", retry_after_s=retry_after_s)
 
     def check_model(self, model: str) -> None:
-        """Raises ModelNotFound, naming those served, when it is certain that nobody serves it."""
-        if model not in self._fleet.models and self._is_settled():
-            served = ", ".join(sorted(self._fleet.models)) or "none"
-            raise ModelNotFound(f"model {model!r} is not served here; served: {served}", param="model")
+        """Raises ModelNotFound, naming those served, when it is certain that nobody serves it.
+
+        Without any worker nothing is: workers are starting, or all are lost, and the request waits for them.
+        """
+        served = self._fleet.models
+        if served and model not in served and self._is_settled():
+            raise ModelNotFound(
+                f"model {model!r} is not served here; served: {', '.join(sorted(served))}", param="model"
+            )
 
     def push(self, request: Request) -> None:
         """A new request waits for its turn."""
