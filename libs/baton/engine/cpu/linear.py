@@ -18,6 +18,9 @@ from baton.engine.model.weights import Linear, MakeProjection, Projection
 INT4_GROUP = 32
 # Rows in a step from which a quantized weight is first spread out to bfloat16: its own kernels are for few rows.
 _SPREAD_ROWS = 24
+# oneDNN generates code for every number of rows that it meets, and keeps it: hundreds of megabytes for prompts of all
+# lengths. Above this many rows, it meets multiples of this number only.
+_ROWS_STEP = 32
 _INT4_OUT_MULTIPLE = 16
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -35,9 +38,12 @@ class PackedLinear:
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        alone = self._twin and len(x) == 1
-        y = torch.ops.mkldnn._linear_pointwise(x.repeat(2, 1) if alone else x, self._packed, self._bias, "none", [], "")
-        return y[:1] if alone else y
+        rows = len(x)
+        if self._twin and rows == 1:
+            x = x.repeat(2, 1)
+        elif rows > _ROWS_STEP:
+            x = F.pad(x, (0, 0, 0, -rows % _ROWS_STEP))
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")[:rows]
 
 
 class Int8Linear:
