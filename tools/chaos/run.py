@@ -23,7 +23,9 @@ from tools.chaos.report import Run, figures
 
 PROGRESS_S = 10.0
 WARM_UP_S = 8.0  # of load before the first fault: caches, buffers and allocators take what they need
-GROWTH, SLACK_MB = 1.25, 64.0  # a process may end with this much more own memory than its kind has at first
+# A process may end with this much more own memory than its kind has at first. The slack is what oneDNN's code for
+# prompts of all lengths takes (baton.engine.cpu.linear), which a short warm-up does not show: 135 to 150 MB measured.
+GROWTH, SLACK_MB = 1.25, 160.0
 
 
 async def chaos(
