@@ -109,6 +109,26 @@ class Error(_message.Message):
     retry_after_ms: int
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
+class WorkerTotals(_message.Message):
+    __slots__ = ("extend_tokens", "cached_tokens", "decode_tokens", "preemptions", "handoffs", "handoff_bytes", "handoff_s", "handoff_hidden_s")
+    EXTEND_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    HANDOFFS_FIELD_NUMBER: _ClassVar[int]
+    HANDOFF_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HANDOFF_S_FIELD_NUMBER: _ClassVar[int]
+    HANDOFF_HIDDEN_S_FIELD_NUMBER: _ClassVar[int]
+    extend_tokens: int
+    cached_tokens: int
+    decode_tokens: int
+    preemptions: int
+    handoffs: int
+    handoff_bytes: int
+    handoff_s: float
+    handoff_hidden_s: float
+    def __init__(self, extend_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., handoffs: _Optional[int] = ..., handoff_bytes: _Optional[int] = ..., handoff_s: _Optional[float] = ..., handoff_hidden_s: _Optional[float] = ...) -> None: ...
+
 class KvLayout(_message.Message):
     __slots__ = ("model_revision", "dtype", "layers", "page_size", "kv_heads", "head_dim", "tensor_parallel")
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.rpc.v1 import common_pb2 as baton_dot_rpc_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/rpc/v1/kv.proto\x12\x0c\x62\x61ton.rpc.v1\x1a\x19\x62\x61ton/rpc/v1/common.proto\"\xca\x02\n\rReaderMessage\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.baton.rpc.v1.ReaderHelloH\x00\x12)\n\x04open\x18\x02 \x01(\x0b\x32\x19.baton.rpc.v1.OpenHandoffH\x00\x12+\n\tread_done\x18\x03 \x01(\x0b\x32\x16.baton.rpc.v1.ReadDoneH\x00\x12-\n\x07\x63onfirm\x18\x04 \x01(\x0b\x32\x1a.baton.rpc.v1.ConfirmLeaseH\x00\x12+\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x1a.baton.rpc.v1.CloseHandoffH\x00\x12*\n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x18.baton.rpc.v1.CanaryReadH\x00\x12\"\n\x04ping\x18\x07 \x01(\x0b\x32\x12.baton.rpc.v1.PingH\x00\x42\t\n\x07message\"\xd6\x02\n\rSourceMessage\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.baton.rpc.v1.SourceHelloH\x00\x12*\n\x08\x61nnounce\x18\x02 \x01(\x0b\x32\x16.baton.rpc.v1.AnnounceH\x00\x12,\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1a.baton.rpc.v1.CommitRecordH\x00\x12\x31\n\tconfirmed\x18\x04 \x01(\x0b\x32\x1c.baton.rpc.v1.LeaseConfirmedH\x00\x12/\n\x07\x61\x62orted\x18\x05 \x01(\x0b\x32\x1c.baton.rpc.v1.HandoffAbortedH\x00\x12,\n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x1a.baton.rpc.v1.CanaryExpectH\x00\x12\"\n\x04pong\x18\x07 \x01(\x0b\x32\x12.baton.rpc.v1.PongH\x00\x42\t\n\x07message\"\xa0\x01\n\x0bReaderHello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61gent_epoch\x18\x02 \x01(\x04\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x19\n\x11transport_address\x18\x04 \x01(\x0c\x12&\n\x06layout\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.KvLayout\x12\x14\n\x0csource_epoch\x18\x06 \x01(\x04\"\xc2\x01\n\x0bSourceHello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61gent_epoch\x18\x02 \x01(\x04\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x19\n\x11transport_address\x18\x04 \x01(\x0c\x12&\n\x06layout\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.KvLayout\x12\r\n\x05pages\x18\x06 \x01(\r\x12\x11\n\tworker_id\x18\x07 \x01(\t\x12\x14\n\x0cworker_epoch\x18\x08 \x01(\x04\"\x86\x01\n\x0bOpenHandoff\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x12\n\nfirst_page\x18\x02 \x01(\r\x12\x14\n\x0cworker_epoch\x18\x03 \x01(\x04\x12\x0f\n\x07\x63redits\x18\x04 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x01(\x0c\"\xc9\x01\n\x08\x41nnounce\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x13\n\x0blayer_start\x18\x03 \x01(\r\x12\x11\n\tlayer_end\x18\x04 \x01(\r\x12\x12\n\npage_start\x18\x05 \x01(\r\x12\x10\n\x08page_ids\x18\x06 \x03(\r\x12\x13\n\x0bgenerations\x18\x07 \x03(\r\x12\x10\n\x08\x63hecksum\x18\x08 \x01(\x06\x12\x13\n\x0b\x63omputed_at\x18\t \x01(\x01\"?\n\x08ReadDone\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"\xcb\x01\n\x0c\x43ommitRecord\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\r\n\x05pages\x18\x03 \x01(\r\x12\x0e\n\x06layers\x18\x04 \x01(\r\x12\x17\n\x0f\x62ytes_per_layer\x18\x05 \x01(\x04\x12\x15\n\rannouncements\x18\x06 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x07 \x01(\x06\x12\r\n\x05state\x18\x08 \x01(\x0c\x12\x13\n\x0b\x63omputed_at\x18\t \x01(\x01\"6\n\x0c\x43onfirmLease\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\"W\n\x0eLeaseConfirmed\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\r\n\x05\x61live\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"X\n\x0c\x43loseHandoff\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x10\n\x08released\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"H\n\x0eHandoffAborted\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1b\n\nCanaryRead\x12\r\n\x05layer\x18\x01 \x01(\r\"1\n\x0c\x43\x61naryExpect\x12\x0f\n\x07page_id\x18\x01 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\"\x06\n\x04Ping\"\x06\n\x04Pong2S\n\x07KvAgent\x12H\n\x08Handoffs\x12\x1b.baton.rpc.v1.ReaderMessage\x1a\x1b.baton.rpc.v1.SourceMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/rpc/v1/kv.proto\x12\x0c\x62\x61ton.rpc.v1\x1a\x19\x62\x61ton/rpc/v1/common.proto\"\xca\x02\n\rReaderMessage\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.baton.rpc.v1.ReaderHelloH\x00\x12)\n\x04open\x18\x02 \x01(\x0b\x32\x19.baton.rpc.v1.OpenHandoffH\x00\x12+\n\tread_done\x18\x03 \x01(\x0b\x32\x16.baton.rpc.v1.ReadDoneH\x00\x12-\n\x07\x63onfirm\x18\x04 \x01(\x0b\x32\x1a.baton.rpc.v1.ConfirmLeaseH\x00\x12+\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x1a.baton.rpc.v1.CloseHandoffH\x00\x12*\n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x18.baton.rpc.v1.CanaryReadH\x00\x12\"\n\x04ping\x18\x07 \x01(\x0b\x32\x12.baton.rpc.v1.PingH\x00\x42\t\n\x07message\"\xd6\x02\n\rSourceMessage\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.baton.rpc.v1.SourceHelloH\x00\x12*\n\x08\x61nnounce\x18\x02 \x01(\x0b\x32\x16.baton.rpc.v1.AnnounceH\x00\x12,\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1a.baton.rpc.v1.CommitRecordH\x00\x12\x31\n\tconfirmed\x18\x04 \x01(\x0b\x32\x1c.baton.rpc.v1.LeaseConfirmedH\x00\x12/\n\x07\x61\x62orted\x18\x05 \x01(\x0b\x32\x1c.baton.rpc.v1.HandoffAbortedH\x00\x12,\n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x1a.baton.rpc.v1.CanaryExpectH\x00\x12\"\n\x04pong\x18\x07 \x01(\x0b\x32\x12.baton.rpc.v1.PongH\x00\x42\t\n\x07message\"\xa0\x01\n\x0bReaderHello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61gent_epoch\x18\x02 \x01(\x04\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x19\n\x11transport_address\x18\x04 \x01(\x0c\x12&\n\x06layout\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.KvLayout\x12\x14\n\x0csource_epoch\x18\x06 \x01(\x04\"\xc2\x01\n\x0bSourceHello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61gent_epoch\x18\x02 \x01(\x04\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x19\n\x11transport_address\x18\x04 \x01(\x0c\x12&\n\x06layout\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.KvLayout\x12\r\n\x05pages\x18\x06 \x01(\r\x12\x11\n\tworker_id\x18\x07 \x01(\t\x12\x14\n\x0cworker_epoch\x18\x08 \x01(\x04\"\x9b\x01\n\x0bOpenHandoff\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x12\n\nfirst_page\x18\x02 \x01(\r\x12\x14\n\x0cworker_epoch\x18\x03 \x01(\x04\x12\x0f\n\x07\x63redits\x18\x04 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\xc9\x01\n\x08\x41nnounce\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x13\n\x0blayer_start\x18\x03 \x01(\r\x12\x11\n\tlayer_end\x18\x04 \x01(\r\x12\x12\n\npage_start\x18\x05 \x01(\r\x12\x10\n\x08page_ids\x18\x06 \x03(\r\x12\x13\n\x0bgenerations\x18\x07 \x03(\r\x12\x10\n\x08\x63hecksum\x18\x08 \x01(\x06\x12\x13\n\x0b\x63omputed_at\x18\t \x01(\x01\"?\n\x08ReadDone\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"\xcb\x01\n\x0c\x43ommitRecord\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\r\n\x05pages\x18\x03 \x01(\r\x12\x0e\n\x06layers\x18\x04 \x01(\r\x12\x17\n\x0f\x62ytes_per_layer\x18\x05 \x01(\x04\x12\x15\n\rannouncements\x18\x06 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x07 \x01(\x06\x12\r\n\x05state\x18\x08 \x01(\x0c\x12\x13\n\x0b\x63omputed_at\x18\t \x01(\x01\"6\n\x0c\x43onfirmLease\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\"W\n\x0eLeaseConfirmed\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\r\n\x05\x61live\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"X\n\x0c\x43loseHandoff\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x10\n\x08released\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"H\n\x0eHandoffAborted\x12&\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1b\n\nCanaryRead\x12\r\n\x05layer\x18\x01 \x01(\r\"1\n\x0c\x43\x61naryExpect\x12\x0f\n\x07page_id\x18\x01 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\"\x06\n\x04Ping\"\x06\n\x04Pong2S\n\x07KvAgent\x12H\n\x08Handoffs\x12\x1b.baton.rpc.v1.ReaderMessage\x1a\x1b.baton.rpc.v1.SourceMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,29 +41,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SOURCEHELLO']._serialized_start=908
   _globals['_SOURCEHELLO']._serialized_end=1102
   _globals['_OPENHANDOFF']._serialized_start=1105
-  _globals['_OPENHANDOFF']._serialized_end=1239
-  _globals['_ANNOUNCE']._serialized_start=1242
-  _globals['_ANNOUNCE']._serialized_end=1443
-  _globals['_READDONE']._serialized_start=1445
-  _globals['_READDONE']._serialized_end=1508
-  _globals['_COMMITRECORD']._serialized_start=1511
-  _globals['_COMMITRECORD']._serialized_end=1714
-  _globals['_CONFIRMLEASE']._serialized_start=1716
-  _globals['_CONFIRMLEASE']._serialized_end=1770
-  _globals['_LEASECONFIRMED']._serialized_start=1772
-  _globals['_LEASECONFIRMED']._serialized_end=1859
-  _globals['_CLOSEHANDOFF']._serialized_start=1861
-  _globals['_CLOSEHANDOFF']._serialized_end=1949
-  _globals['_HANDOFFABORTED']._serialized_start=1951
-  _globals['_HANDOFFABORTED']._serialized_end=2023
-  _globals['_CANARYREAD']._serialized_start=2025
-  _globals['_CANARYREAD']._serialized_end=2052
-  _globals['_CANARYEXPECT']._serialized_start=2054
-  _globals['_CANARYEXPECT']._serialized_end=2103
-  _globals['_PING']._serialized_start=2105
-  _globals['_PING']._serialized_end=2111
-  _globals['_PONG']._serialized_start=2113
-  _globals['_PONG']._serialized_end=2119
-  _globals['_KVAGENT']._serialized_start=2121
-  _globals['_KVAGENT']._serialized_end=2204
+  _globals['_OPENHANDOFF']._serialized_end=1260
+  _globals['_ANNOUNCE']._serialized_start=1263
+  _globals['_ANNOUNCE']._serialized_end=1464
+  _globals['_READDONE']._serialized_start=1466
+  _globals['_READDONE']._serialized_end=1529
+  _globals['_COMMITRECORD']._serialized_start=1532
+  _globals['_COMMITRECORD']._serialized_end=1735
+  _globals['_CONFIRMLEASE']._serialized_start=1737
+  _globals['_CONFIRMLEASE']._serialized_end=1791
+  _globals['_LEASECONFIRMED']._serialized_start=1793
+  _globals['_LEASECONFIRMED']._serialized_end=1880
+  _globals['_CLOSEHANDOFF']._serialized_start=1882
+  _globals['_CLOSEHANDOFF']._serialized_end=1970
+  _globals['_HANDOFFABORTED']._serialized_start=1972
+  _globals['_HANDOFFABORTED']._serialized_end=2044
+  _globals['_CANARYREAD']._serialized_start=2046
+  _globals['_CANARYREAD']._serialized_end=2073
+  _globals['_CANARYEXPECT']._serialized_start=2075
+  _globals['_CANARYEXPECT']._serialized_end=2124
+  _globals['_PING']._serialized_start=2126
+  _globals['_PING']._serialized_end=2132
+  _globals['_PONG']._serialized_start=2134
+  _globals['_PONG']._serialized_end=2140
+  _globals['_KVAGENT']._serialized_start=2142
+  _globals['_KVAGENT']._serialized_end=2225
 # @@protoc_insertion_point(module_scope)

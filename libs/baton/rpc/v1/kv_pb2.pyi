@@ -80,18 +80,20 @@ class SourceHello(_message.Message):
     def __init__(self, agent_id: _Optional[str] = ..., agent_epoch: _Optional[int] = ..., transport: _Optional[str] = ..., transport_address: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., pages: _Optional[int] = ..., worker_id: _Optional[str] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
 
 class OpenHandoff(_message.Message):
-    __slots__ = ("attempt", "first_page", "worker_epoch", "credits", "block_hashes")
+    __slots__ = ("attempt", "first_page", "worker_epoch", "credits", "block_hashes", "traceparent")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FIRST_PAGE_FIELD_NUMBER: _ClassVar[int]
     WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     attempt: _common_pb2.Attempt
     first_page: int
     worker_epoch: int
     credits: int
     block_hashes: bytes
-    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., first_page: _Optional[int] = ..., worker_epoch: _Optional[int] = ..., credits: _Optional[int] = ..., block_hashes: _Optional[bytes] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., first_page: _Optional[int] = ..., worker_epoch: _Optional[int] = ..., credits: _Optional[int] = ..., block_hashes: _Optional[bytes] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Announce(_message.Message):
     __slots__ = ("attempt", "seq", "layer_start", "layer_end", "page_start", "page_ids", "generations", "checksum", "computed_at")

@@ -22,7 +22,7 @@ class CancelRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_token_ids", "emitted_token_ids", "sampling", "deadline_ms", "tenant", "cache_salt", "priority", "lora", "first_attempt")
+    __slots__ = ("request_id", "model", "prompt_token_ids", "emitted_token_ids", "sampling", "deadline_ms", "tenant", "cache_salt", "priority", "lora", "first_attempt", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
     FIRST_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -45,7 +46,8 @@ class GenerateRequest(_message.Message):
     priority: int
     lora: str
     first_attempt: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., emitted_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., lora: _Optional[str] = ..., first_attempt: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., emitted_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., priority: _Optional[int] = ..., lora: _Optional[str] = ..., first_attempt: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class GenerateEvents(_message.Message):
     __slots__ = ("events",)
@@ -68,18 +70,22 @@ class GenerateEvent(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
 
 class Tokens(_message.Message):
-    __slots__ = ("token_ids", "logprobs", "prompt_logprobs", "finish", "cached_tokens")
+    __slots__ = ("token_ids", "logprobs", "prompt_logprobs", "finish", "cached_tokens", "prefill_worker", "decode_worker")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_WORKER_FIELD_NUMBER: _ClassVar[int]
+    DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     finish: _common_pb2.FinishReason
     cached_tokens: int
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., finish: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    prefill_worker: str
+    decode_worker: str
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., finish: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., cached_tokens: _Optional[int] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason", "usage", "stop_token_id")
@@ -152,21 +158,25 @@ class FleetRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class FleetResponse(_message.Message):
-    __slots__ = ("workers", "redis_connected", "index_blocks", "queued", "in_flight")
+    __slots__ = ("workers", "redis_connected", "index_blocks", "queued", "in_flight", "version", "unreachable")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     REDIS_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     INDEX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[FleetWorker]
     redis_connected: bool
     index_blocks: int
     queued: int
     in_flight: int
-    def __init__(self, workers: _Optional[_Iterable[_Union[FleetWorker, _Mapping]]] = ..., redis_connected: _Optional[bool] = ..., index_blocks: _Optional[int] = ..., queued: _Optional[int] = ..., in_flight: _Optional[int] = ...) -> None: ...
+    version: str
+    unreachable: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, workers: _Optional[_Iterable[_Union[FleetWorker, _Mapping]]] = ..., redis_connected: _Optional[bool] = ..., index_blocks: _Optional[int] = ..., queued: _Optional[int] = ..., in_flight: _Optional[int] = ..., version: _Optional[str] = ..., unreachable: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FleetWorker(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "epoch", "connected", "has_agent", "pages", "free_pages", "evictable_pages", "running", "waiting", "model", "transport")
+    __slots__ = ("worker_id", "role", "address", "epoch", "connected", "has_agent", "pages", "free_pages", "evictable_pages", "running", "waiting", "model", "transport", "version", "agent_version", "silent_s", "penalty_s", "max_running", "lent_pages", "waiting_extend_tokens", "extend_tokens_per_s", "decode_step_s", "handoff_bytes_per_s", "page_bytes", "tier_blocks", "tier_capacity_blocks", "totals")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +190,20 @@ class FleetWorker(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SILENT_S_FIELD_NUMBER: _ClassVar[int]
+    PENALTY_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    LENT_PAGES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_EXTEND_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXTEND_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    HANDOFF_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIER_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TIER_CAPACITY_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     address: str
@@ -193,4 +217,18 @@ class FleetWorker(_message.Message):
     waiting: int
     model: str
     transport: str
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., connected: _Optional[bool] = ..., has_agent: _Optional[bool] = ..., pages: _Optional[int] = ..., free_pages: _Optional[int] = ..., evictable_pages: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., model: _Optional[str] = ..., transport: _Optional[str] = ...) -> None: ...
+    version: str
+    agent_version: str
+    silent_s: float
+    penalty_s: float
+    max_running: int
+    lent_pages: int
+    waiting_extend_tokens: int
+    extend_tokens_per_s: float
+    decode_step_s: float
+    handoff_bytes_per_s: float
+    page_bytes: int
+    tier_blocks: int
+    tier_capacity_blocks: int
+    totals: _common_pb2.WorkerTotals
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., connected: _Optional[bool] = ..., has_agent: _Optional[bool] = ..., pages: _Optional[int] = ..., free_pages: _Optional[int] = ..., evictable_pages: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., model: _Optional[str] = ..., transport: _Optional[str] = ..., version: _Optional[str] = ..., agent_version: _Optional[str] = ..., silent_s: _Optional[float] = ..., penalty_s: _Optional[float] = ..., max_running: _Optional[int] = ..., lent_pages: _Optional[int] = ..., waiting_extend_tokens: _Optional[int] = ..., extend_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., handoff_bytes_per_s: _Optional[float] = ..., page_bytes: _Optional[int] = ..., tier_blocks: _Optional[int] = ..., tier_capacity_blocks: _Optional[int] = ..., totals: _Optional[_Union[_common_pb2.WorkerTotals, _Mapping]] = ...) -> None: ...

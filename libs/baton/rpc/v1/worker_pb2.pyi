@@ -12,7 +12,7 @@ class DescribeWorkerRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerDescription(_message.Message):
-    __slots__ = ("worker_id", "epoch", "role", "model", "layout", "pages", "max_context_tokens", "max_batch_tokens", "max_running", "agent", "address")
+    __slots__ = ("worker_id", "epoch", "role", "model", "layout", "pages", "max_context_tokens", "max_batch_tokens", "max_running", "agent", "address", "version")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class WorkerDescription(_message.Message):
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     role: str
@@ -35,17 +36,22 @@ class WorkerDescription(_message.Message):
     max_running: int
     agent: AgentDescription
     address: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., pages: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_running: _Optional[int] = ..., agent: _Optional[_Union[AgentDescription, _Mapping]] = ..., address: _Optional[str] = ...) -> None: ...
+    version: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., pages: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_running: _Optional[int] = ..., agent: _Optional[_Union[AgentDescription, _Mapping]] = ..., address: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class AgentDescription(_message.Message):
-    __slots__ = ("address", "epoch", "transport")
+    __slots__ = ("address", "epoch", "transport", "tier_blocks", "version")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    TIER_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     address: str
     epoch: int
     transport: str
-    def __init__(self, address: _Optional[str] = ..., epoch: _Optional[int] = ..., transport: _Optional[str] = ...) -> None: ...
+    tier_blocks: int
+    version: str
+    def __init__(self, address: _Optional[str] = ..., epoch: _Optional[int] = ..., transport: _Optional[str] = ..., tier_blocks: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class WorkerRequest(_message.Message):
     __slots__ = ("hello", "assign", "cancel")
@@ -64,7 +70,7 @@ class RouterHello(_message.Message):
     def __init__(self, router_id: _Optional[str] = ...) -> None: ...
 
 class Assign(_message.Message):
-    __slots__ = ("ref", "attempt", "token_ids", "prompt_tokens", "sampling", "priority", "deadline_ms", "cache_salt", "lora", "run_all", "offer", "fetch", "pull")
+    __slots__ = ("ref", "attempt", "token_ids", "prompt_tokens", "sampling", "priority", "deadline_ms", "cache_salt", "lora", "run_all", "offer", "fetch", "traceparent", "pull")
     REF_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +83,7 @@ class Assign(_message.Message):
     RUN_ALL_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     ref: int
     attempt: _common_pb2.Attempt
@@ -90,8 +97,9 @@ class Assign(_message.Message):
     run_all: RunAll
     offer: Offer
     fetch: Fetch
+    traceparent: str
     pull: Pull
-    def __init__(self, ref: _Optional[int] = ..., attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., cache_salt: _Optional[str] = ..., lora: _Optional[str] = ..., run_all: _Optional[_Union[RunAll, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ...) -> None: ...
+    def __init__(self, ref: _Optional[int] = ..., attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., cache_salt: _Optional[str] = ..., lora: _Optional[str] = ..., run_all: _Optional[_Union[RunAll, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., traceparent: _Optional[str] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ...) -> None: ...
 
 class Pull(_message.Message):
     __slots__ = ("worker_id", "worker_epoch", "agent", "tokens")
@@ -172,7 +180,7 @@ class RowLogprobs(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "free_pages", "evictable_pages", "waiting_extend_tokens", "extend_tokens_per_s", "decode_step_s", "handoff_bytes_per_s", "pull_bytes_per_s", "pull_wait_s")
+    __slots__ = ("running", "waiting", "free_pages", "evictable_pages", "waiting_extend_tokens", "extend_tokens_per_s", "decode_step_s", "handoff_bytes_per_s", "pull_bytes_per_s", "pull_wait_s", "lent_pages", "tier_blocks", "totals")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +191,9 @@ class Load(_message.Message):
     HANDOFF_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     PULL_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     PULL_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    LENT_PAGES_FIELD_NUMBER: _ClassVar[int]
+    TIER_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     free_pages: int
@@ -193,7 +204,10 @@ class Load(_message.Message):
     handoff_bytes_per_s: float
     pull_bytes_per_s: float
     pull_wait_s: float
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_pages: _Optional[int] = ..., evictable_pages: _Optional[int] = ..., waiting_extend_tokens: _Optional[int] = ..., extend_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., handoff_bytes_per_s: _Optional[float] = ..., pull_bytes_per_s: _Optional[float] = ..., pull_wait_s: _Optional[float] = ...) -> None: ...
+    lent_pages: int
+    tier_blocks: int
+    totals: _common_pb2.WorkerTotals
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_pages: _Optional[int] = ..., evictable_pages: _Optional[int] = ..., waiting_extend_tokens: _Optional[int] = ..., extend_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., handoff_bytes_per_s: _Optional[float] = ..., pull_bytes_per_s: _Optional[float] = ..., pull_wait_s: _Optional[float] = ..., lent_pages: _Optional[int] = ..., tier_blocks: _Optional[int] = ..., totals: _Optional[_Union[_common_pb2.WorkerTotals, _Mapping]] = ...) -> None: ...
 
 class AttemptEvent(_message.Message):
     __slots__ = ("ref", "attempt", "admitted", "failed", "handoff")
