@@ -202,3 +202,85 @@ class Ping(_message.Message):
 class Pong(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class TimelinesRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class TimelinesReply(_message.Message):
+    __slots__ = ("now", "clock", "handoffs")
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    HANDOFFS_FIELD_NUMBER: _ClassVar[int]
+    now: float
+    clock: str
+    handoffs: _containers.RepeatedCompositeFieldContainer[HandoffTimeline]
+    def __init__(self, now: _Optional[float] = ..., clock: _Optional[str] = ..., handoffs: _Optional[_Iterable[_Union[HandoffTimeline, _Mapping]]] = ...) -> None: ...
+
+class HandoffTimeline(_message.Message):
+    __slots__ = ("attempt", "side", "began_at", "opened_at", "recorded_at", "questioned_at", "ended_at", "outcome", "layers", "computed", "reads", "left_out")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SIDE_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_AT_FIELD_NUMBER: _ClassVar[int]
+    OPENED_AT_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_AT_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONED_AT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    attempt: _common_pb2.Attempt
+    side: str
+    began_at: float
+    opened_at: float
+    recorded_at: float
+    questioned_at: float
+    ended_at: float
+    outcome: str
+    layers: int
+    computed: _containers.RepeatedCompositeFieldContainer[ComputedRange]
+    reads: _containers.RepeatedCompositeFieldContainer[ReadRange]
+    left_out: int
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., side: _Optional[str] = ..., began_at: _Optional[float] = ..., opened_at: _Optional[float] = ..., recorded_at: _Optional[float] = ..., questioned_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., outcome: _Optional[str] = ..., layers: _Optional[int] = ..., computed: _Optional[_Iterable[_Union[ComputedRange, _Mapping]]] = ..., reads: _Optional[_Iterable[_Union[ReadRange, _Mapping]]] = ..., left_out: _Optional[int] = ...) -> None: ...
+
+class ComputedRange(_message.Message):
+    __slots__ = ("layer_start", "layer_end", "page_start", "pages", "computed_at")
+    LAYER_START_FIELD_NUMBER: _ClassVar[int]
+    LAYER_END_FIELD_NUMBER: _ClassVar[int]
+    PAGE_START_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_AT_FIELD_NUMBER: _ClassVar[int]
+    layer_start: int
+    layer_end: int
+    page_start: int
+    pages: int
+    computed_at: float
+    def __init__(self, layer_start: _Optional[int] = ..., layer_end: _Optional[int] = ..., page_start: _Optional[int] = ..., pages: _Optional[int] = ..., computed_at: _Optional[float] = ...) -> None: ...
+
+class ReadRange(_message.Message):
+    __slots__ = ("seq", "layer_start", "layer_end", "page_start", "pages", "bytes", "announced_at", "started_at", "arrived_at", "done_at")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    LAYER_START_FIELD_NUMBER: _ClassVar[int]
+    LAYER_END_FIELD_NUMBER: _ClassVar[int]
+    PAGE_START_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCED_AT_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_AT_FIELD_NUMBER: _ClassVar[int]
+    DONE_AT_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    layer_start: int
+    layer_end: int
+    page_start: int
+    pages: int
+    bytes: int
+    announced_at: float
+    started_at: float
+    arrived_at: float
+    done_at: float
+    def __init__(self, seq: _Optional[int] = ..., layer_start: _Optional[int] = ..., layer_end: _Optional[int] = ..., page_start: _Optional[int] = ..., pages: _Optional[int] = ..., bytes: _Optional[int] = ..., announced_at: _Optional[float] = ..., started_at: _Optional[float] = ..., arrived_at: _Optional[float] = ..., done_at: _Optional[float] = ...) -> None: ...

@@ -39,6 +39,11 @@ class KvAgentStub:
                 request_serializer=baton_dot_rpc_dot_v1_dot_kv__pb2.ReaderMessage.SerializeToString,
                 response_deserializer=baton_dot_rpc_dot_v1_dot_kv__pb2.SourceMessage.FromString,
                 _registered_method=True)
+        self.Timelines = channel.unary_unary(
+                '/baton.rpc.v1.KvAgent/Timelines',
+                request_serializer=baton_dot_rpc_dot_v1_dot_kv__pb2.TimelinesRequest.SerializeToString,
+                response_deserializer=baton_dot_rpc_dot_v1_dot_kv__pb2.TimelinesReply.FromString,
+                _registered_method=True)
 
 
 class KvAgentServicer:
@@ -51,6 +56,13 @@ class KvAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Timelines(self, request, context):
+        """What happened when in one of this agent's latest handoffs. For people and tools: nothing depends on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KvAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_KvAgentServicer_to_server(servicer, server):
                     servicer.Handoffs,
                     request_deserializer=baton_dot_rpc_dot_v1_dot_kv__pb2.ReaderMessage.FromString,
                     response_serializer=baton_dot_rpc_dot_v1_dot_kv__pb2.SourceMessage.SerializeToString,
+            ),
+            'Timelines': grpc.unary_unary_rpc_method_handler(
+                    servicer.Timelines,
+                    request_deserializer=baton_dot_rpc_dot_v1_dot_kv__pb2.TimelinesRequest.FromString,
+                    response_serializer=baton_dot_rpc_dot_v1_dot_kv__pb2.TimelinesReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class KvAgent:
             '/baton.rpc.v1.KvAgent/Handoffs',
             baton_dot_rpc_dot_v1_dot_kv__pb2.ReaderMessage.SerializeToString,
             baton_dot_rpc_dot_v1_dot_kv__pb2.SourceMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Timelines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.rpc.v1.KvAgent/Timelines',
+            baton_dot_rpc_dot_v1_dot_kv__pb2.TimelinesRequest.SerializeToString,
+            baton_dot_rpc_dot_v1_dot_kv__pb2.TimelinesReply.FromString,
             options,
             channel_credentials,
             insecure,
