@@ -11,7 +11,7 @@ import pytest
 from prefix_support import drained, run_task, until
 from redis.exceptions import RedisError
 
-from baton.core.errors import ConfigError
+from baton.core.errors import ConfigError, StoreUnavailable
 from baton.core.hashing import block_hashes
 from baton.prefix.mirror import PrefixMirror
 from baton.prefix.publisher import BlockPublisher
@@ -21,7 +21,6 @@ from baton.prefix.records import (
     BlockEvent,
     IndexSnapshot,
     Namespace,
-    StoreUnavailable,
     WorkerBlocks,
     WorkerRecord,
 )

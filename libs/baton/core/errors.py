@@ -3,12 +3,17 @@
     BatonError
     ├── InvalidRequest          the caller's mistake; `param` names the field        400
     │   └── PromptTooLong       names the limit and the length                       400
+    ├── Unauthenticated         no API key, or none that is known                    401
+    ├── Forbidden               the API key does not allow it                        403
     ├── ModelNotFound           no such model here                                   404
     ├── RequestTooLarge         the body exceeds the limit                           413
     ├── Overloaded              try again after `retry_after_s`                      429
+    ├── LimitReached            of an API key; try again after `retry_after_s`       429
+    │   └── QuotaExhausted      until its period ends                                429
     ├── Cancelled               the caller went away                                 499
     ├── InternalError           a defect of ours                                     500
     ├── Unavailable             nobody can serve it now; `retry_after_s`             503
+    │   └── StoreUnavailable    Redis cannot be reached, or refuses the command      503
     ├── DeadlineExceeded        the request's time is over                           504
     ├── AttemptFailed           this placement failed, another may not (router only)
     │   ├── HandoffFailed       pages did not arrive whole, or their lease had ended
@@ -50,6 +55,16 @@ class PromptTooLong(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class Unauthenticated(BatonError):
+    code = "invalid_api_key"
+    http_status = 401
+
+
+class Forbidden(BatonError):
+    code = "permission_denied"
+    http_status = 403
+
+
 class ModelNotFound(BatonError):
     code = "model_not_found"
     http_status = 404
@@ -65,6 +80,15 @@ class Overloaded(BatonError):
     http_status = 429
 
 
+class LimitReached(BatonError):
+    code = "rate_limit_exceeded"
+    http_status = 429
+
+
+class QuotaExhausted(LimitReached):
+    code = "insufficient_quota"
+
+
 class Cancelled(BatonError):
     code = "cancelled"
     http_status = 499
@@ -78,6 +102,10 @@ class InternalError(BatonError):
 class Unavailable(BatonError):
     code = "unavailable"
     http_status = 503
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
 
 
 class DeadlineExceeded(BatonError):

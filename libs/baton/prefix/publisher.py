@@ -15,7 +15,8 @@ from typing import Protocol
 
 import structlog
 
-from baton.prefix.records import Applied, BlockBatch, Namespace, StoreUnavailable
+from baton.core.errors import StoreUnavailable
+from baton.prefix.records import Applied, BlockBatch, Namespace
 
 log = structlog.get_logger(__name__)
 

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from baton.core.errors import Unavailable
 from baton.core.hashing import HASH_BYTES
-
-
-class StoreUnavailable(Unavailable):
-    """Redis cannot be reached or refuses the command. Serving goes on without the index."""
 
 
 class Namespace(msgspec.Struct, frozen=True, array_like=True):

@@ -1,4 +1,4 @@
-"""Redis behind the prefix index and the registry: the only module that knows it.
+"""Redis behind the prefix index and the registry.
 
 Keys (`{...}` is a hash tag, so that all keys of a script are in one slot):
 
@@ -18,40 +18,30 @@ and 17 to 21 bytes per block in the stream, which keeps about STREAM_ENTRIES bat
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Any, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import TypeAlias
 
 import msgspec
 import redis.asyncio as redis
 import structlog
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import RedisError
 
-from baton.core.errors import ConfigError
 from baton.prefix.records import (
     Applied,
     BlockBatch,
     BlockEvent,
     IndexSnapshot,
     Namespace,
-    StoreUnavailable,
     WorkerBlocks,
     WorkerGone,
     WorkerRecord,
 )
+from baton.runtime.redis_client import awaited, connect, redis_errors
 
 log = structlog.get_logger(__name__)
 
 STREAM_ENTRIES = 16_384
 STREAM_IDLE_MS = 24 * 3600 * 1000  # a namespace nobody writes to any more leaves nothing behind
 EVENTS_PER_READ = 256
-SOCKET_TIMEOUT_S = 5.0
 _BEGINNING = "0-0"
 
 Args: TypeAlias = list[bytes | bytearray | memoryview | str | int | float]
@@ -77,14 +67,14 @@ class RedisStore:
     def from_url(cls, url: str) -> RedisStore:
         """`redis://`, `rediss://` (TLS), `unix://`, or `redis+sentinel://[user:password@]host[:port][,host...]/service`
         with an optional `?db=`. It connects on first use. Raises ConfigError for any other URL."""
-        return cls(_client(url))
+        return cls(connect(url))
 
     async def close(self) -> None:
         await self._redis.aclose()
 
     async def ping(self) -> None:
-        async with _errors():
-            await _awaited(self._redis.ping())
+        async with redis_errors():
+            await awaited(self._redis.ping())
 
     # --- registry ---------------------------------------------------------------------------------------------
 
@@ -92,17 +82,17 @@ class RedisStore:
         """Write a registration or renew its lease. False: a newer epoch of this worker is registered."""
         keys = ["{baton:registry}:records", f"{{baton:registry}}:lease:{record.worker_id}"]
         args: Args = [record.worker_id, _epoch(record.epoch), msgspec.msgpack.encode(record), int(lease_s * 1000)]
-        async with _errors():
+        async with redis_errors():
             return bool(await self._register(keys=keys, args=args))
 
     async def deregister(self, worker_id: str, epoch: int) -> None:
         keys = ["{baton:registry}:records", f"{{baton:registry}}:lease:{worker_id}"]
-        async with _errors():
+        async with redis_errors():
             await self._deregister(keys=keys, args=[worker_id, _epoch(epoch)])
 
     async def workers(self) -> list[WorkerRecord]:
         """All live registrations. Drops expired ones and, with them, all their blocks."""
-        async with _errors():
+        async with redis_errors():
             live, expired = await self._workers(keys=["{baton:registry}:records"], args=["{baton:registry}:lease:"])
         for record in _records(expired):
             await self.forget(record.namespace, record.worker_id, record.epoch)
@@ -124,31 +114,31 @@ class RedisStore:
             _blocks_key(namespace, batch.worker_id, ""),
             STREAM_IDLE_MS,
         ]
-        async with _errors():
+        async with redis_errors():
             answer = await self._apply(keys=_index_keys(namespace, batch.worker_id, batch.epoch), args=args)
         return Applied(answer.decode())
 
     async def touch(self, namespace: Namespace, worker_id: str, epoch: int, lease_s: float) -> tuple[int, int] | None:
         """Renew the lease of a worker's blocks: (seq, blocks stored), or None when nothing of this epoch is known."""
         args: Args = [_epoch(epoch), int(lease_s * 1000), STREAM_IDLE_MS]
-        async with _errors():
+        async with redis_errors():
             answer = await self._touch(keys=_index_keys(namespace, worker_id, epoch), args=args)
         return (answer[0], answer[1]) if answer else None
 
     async def forget(self, namespace: Namespace, worker_id: str, epoch: int) -> None:
         """Drop all blocks of a worker's epoch, in O(1), and tell the mirrors."""
         args: Args = [worker_id, _epoch(epoch), STREAM_ENTRIES]
-        async with _errors():
+        async with redis_errors():
             await self._forget(keys=_index_keys(namespace, worker_id, epoch), args=args)
 
     # --- index, router side -----------------------------------------------------------------------------------
 
     async def snapshot(self, namespace: Namespace) -> IndexSnapshot:
         """The whole index of a namespace. Each worker's blocks are read atomically with their seq."""
-        async with _errors():
-            newest = await _awaited(self._redis.xrevrange(_key(namespace, "events"), count=1))
+        async with redis_errors():
+            newest = await awaited(self._redis.xrevrange(_key(namespace, "events"), count=1))
             position = newest[0][0].decode() if newest else _BEGINNING
-            members = await _awaited(self._redis.smembers(_key(namespace, "workers")))
+            members = await awaited(self._redis.smembers(_key(namespace, "workers")))
             workers = {}
             for member in members:
                 blocks = await self._worker_blocks(namespace, member.decode())
@@ -158,9 +148,9 @@ class RedisStore:
 
     async def _worker_blocks(self, namespace: Namespace, worker_id: str) -> WorkerBlocks | None:
         meta_key = _key(namespace, f"meta:{worker_id}")
-        epoch = await _awaited(self._redis.hget(meta_key, "epoch"))
+        epoch = await awaited(self._redis.hget(meta_key, "epoch"))
         if epoch is None:
-            await _awaited(self._redis.srem(_key(namespace, "workers"), worker_id))
+            await awaited(self._redis.srem(_key(namespace, "workers"), worker_id))
             return None
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hmget(meta_key, "epoch", "seq")
@@ -172,86 +162,15 @@ class RedisStore:
 
     async def events(self, namespace: Namespace, position: str, block_s: float) -> tuple[list[BlockEvent], str]:
         """Events after `position` and the new position. Waits for the first up to `block_s`, below SOCKET_TIMEOUT_S."""
-        async with _errors():
+        async with redis_errors():
             read = self._redis.xread(
                 {_key(namespace, "events"): position}, count=EVENTS_PER_READ, block=max(1, int(block_s * 1000))
             )
-            answer = await _awaited(read)
+            answer = await awaited(read)
         if not answer:
             return [], position
         entries = answer[0][1]
         return [_event(fields) for _, fields in entries], entries[-1][0].decode()
-
-
-def _client(url: str) -> redis.Redis:
-    options: dict[str, Any] = {
-        "socket_timeout": SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": SOCKET_TIMEOUT_S,
-        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=1),
-        "protocol": 2,  # answers have the same shape in all versions of the library and the server
-    }
-    scheme = url.partition("://")[0]
-    if scheme == "redis+sentinel":
-        return _sentinel_client(url, options)
-    if scheme not in ("redis", "rediss", "unix"):
-        raise ConfigError(
-            f"redis_url {url!r}: the scheme must be redis, rediss, unix or redis+sentinel"
-            + ("; Redis Cluster is not supported: the index is small, one primary with replicas carries it"
-               if "cluster" in scheme else "")
-        )  # fmt: skip
-    try:
-        return redis.Redis.from_url(url, **options)
-    except ValueError as error:
-        raise ConfigError(f"redis_url {url!r}: {error}") from error
-
-
-def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
-    parts = urlsplit(url)
-    service = parts.path.strip("/")
-    hosts = [host for host in parts.netloc.rpartition("@")[2].split(",") if host]
-    if not service or not hosts:
-        raise ConfigError(f"redis_url {url!r} must be redis+sentinel://host[:port][,host...]/service")
-    sentinels = []
-    for host in hosts:
-        name, _, port = host.partition(":")
-        if port and not port.isdigit():
-            raise ConfigError(f"redis_url {url!r}: {port!r} is not a port")
-        sentinels.append((name, int(port or 26379)))
-    credentials = parts.netloc.rpartition("@")[0].partition(":")
-    database = parse_qs(parts.query).get("db", ["0"])[0]
-    if not database.isdigit():
-        raise ConfigError(f"redis_url {url!r}: db is {database!r}; it must be a number")
-    options |= {
-        "username": unquote(credentials[0]) or None,
-        "password": unquote(credentials[2]) or None,
-        "db": int(database),
-    }
-    return Sentinel(sentinels, socket_timeout=SOCKET_TIMEOUT_S).master_for(service, **options)
-
-
-@asynccontextmanager
-async def _errors() -> AsyncIterator[None]:
-    """Map the library's errors, and give back a cancellation that it has lost.
-
-    The library sends through `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that arrives together
-    with its result: the caller would go on and never end.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    failure: Exception | None = None
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        failure = error
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
-    if failure is not None:
-        raise StoreUnavailable(f"Redis: {failure or type(failure).__name__}") from failure
-
-
-async def _awaited(answer: Awaitable[Any] | Any) -> Any:
-    """The library types commands for its blocking and asyncio clients together; here they are awaitable."""
-    return await answer
 
 
 def _lua(name: str) -> str:

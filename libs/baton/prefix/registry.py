@@ -8,7 +8,8 @@ from typing import Protocol
 
 import structlog
 
-from baton.prefix.records import StoreUnavailable, WorkerRecord
+from baton.core.errors import StoreUnavailable
+from baton.prefix.records import WorkerRecord
 
 log = structlog.get_logger(__name__)
 

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import structlog
 
+from baton.core.errors import StoreUnavailable
 from baton.prefix.mirror import PrefixMirror
-from baton.prefix.records import BlockEvent, IndexSnapshot, Namespace, StoreUnavailable
+from baton.prefix.records import BlockEvent, IndexSnapshot, Namespace
 
 log = structlog.get_logger(__name__)
 
