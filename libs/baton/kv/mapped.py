@@ -69,7 +69,7 @@ class MappedTransport:
         listening.listen(128)
         token = os.urandom(_TOKEN_BYTES)
         self._pool = pool
-        self._address = msgspec.msgpack.encode((_boot_id(), name, token))
+        self._address = msgspec.msgpack.encode((boot_id(), name, token))
         self._listener = Listener(listening, lambda sock: _serve(sock, token, pool))
 
     async def unregister(self) -> None:
@@ -143,10 +143,10 @@ class _Peer:
     @classmethod
     async def connect(cls, address: bytes, pool: PoolMemory, layout: KvLayout, pages: int) -> _Peer:
         try:
-            boot_id, name, token = msgspec.msgpack.decode(address, type=tuple[str, str, bytes])
+            host, name, token = msgspec.msgpack.decode(address, type=tuple[str, str, bytes])
         except msgspec.MsgspecError as error:
             raise TransportError(f"the peer's address is not one of this transport: {error}") from error
-        if boot_id != _boot_id():
+        if host != boot_id():
             raise TransportError("the peer is on another host")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
@@ -247,7 +247,7 @@ def _user(sock: socket.socket) -> int:
     return int(_CREDENTIALS.unpack(credentials)[1])
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
     """Names the running kernel; empty where it cannot be read, and then the socket's name decides."""
     try:
         with open(_BOOT_ID, encoding="ascii") as file:

@@ -17,6 +17,7 @@ from baton.core.errors import BatonError, ConfigError, HandoffFailed, InternalEr
 from baton.kv.handoff import Failure
 from baton.kv.local import CancelFetch, Fetch, Hello, MoveOut, Restore, Welcome, WorkerMessage
 from baton.kv.local_server import WorkerConnection
+from baton.kv.mapped import boot_id
 from baton.kv.memory import PoolMemory
 from baton.kv.transport import Transport, TransportError
 from baton.kv_agent import metrics
@@ -136,6 +137,12 @@ class KvAgent:
             worker_epoch=session.hello.worker_epoch,
         )
         return session.source, stream, answer
+
+    def timelines(self, request_id: str) -> pb.TimelinesReply:
+        """What is remembered of a request's handoffs with the present worker."""
+        sides = (self._session.source, self._session.reader) if self._session is not None else ()
+        handoffs = [timeline for side in sides for timeline in side.timelines.of_request(request_id)]
+        return pb.TimelinesReply(now=time.time(), clock=boot_id(), handoffs=handoffs)
 
     async def _register(self, connection: WorkerConnection) -> Session:
         """Map the worker's pool and make it readable. The connection's file descriptor is taken in any case."""

@@ -33,6 +33,9 @@ class FaultyServicer(kv_pb2_grpc.KvAgentServicer):
             async for message in self._through(answers):
                 yield message
 
+    async def Timelines(self, request: pb.TimelinesRequest, context: grpc.aio.ServicerContext) -> pb.TimelinesReply:
+        return await self._inner.Timelines(request, context)
+
     async def _through(self, messages: AsyncIterator[M]) -> AsyncIterator[M]:
         seen: deque[M] = deque(maxlen=_REMEMBERED)
         async for message in messages:

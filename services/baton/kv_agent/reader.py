@@ -39,6 +39,7 @@ from baton.kv.local import CancelFetch, Fetch, Fetched, FetchFailed, Hello
 from baton.kv.transport import TransportError
 from baton.kv_agent import metrics, wire
 from baton.kv_agent.peers import Identity, SourceConnection
+from baton.kv_agent.timelines import Timelines
 from baton.rpc.convert import attempt_from_pb
 from baton.rpc.v1 import kv_pb2 as pb
 
@@ -87,6 +88,7 @@ class Reader:
         self._pairs: dict[SourceConnection, _Pair] = defaultdict(_Pair)
         self._reads: dict[Attempt, set[asyncio.Task[int]]] = defaultdict(set)
         self._times: dict[Attempt, _Times] = {}
+        self.timelines = Timelines("reader", hello.layout.layers)
         self._stale = 0
 
     def on_worker(self, message: Fetch | CancelFetch) -> None:
@@ -101,6 +103,7 @@ class Reader:
         connection = self._connection(message.source_address, message.source_agent_epoch)
         if self.side.of(message.attempt) is None:
             self._times[message.attempt] = _Times()
+            self.timelines.began(message.attempt)
         self._act(
             self.side.fetch(
                 connection,
@@ -126,6 +129,7 @@ class Reader:
                 self._act(self.side.announced(connection, attempt, wire.announcement(message.announce), now))
             case "commit":
                 attempt = attempt_from_pb(message.commit.attempt)
+                self.timelines.recorded(attempt)
                 self._act(self.side.recorded(connection, attempt, wire.commit_record(message.commit), now))
             case "confirmed":
                 answer = message.confirmed
@@ -192,8 +196,10 @@ class Reader:
         for action in actions:
             match action:
                 case SendOpen() | SendReadDone() | SendConfirm() | SendClose():
+                    self._note(action)
                     action.peer.send(wire.to_source(action))
                 case StartRead():
+                    self.timelines.heard(action, self._size(action))
                     self._pairs[action.peer].waiting.append(action)
                     self._start_reads(action.peer)
                 case CancelReads():
@@ -207,6 +213,18 @@ class Reader:
         metrics.stale.labels(side="reader").inc(self.side.stale - self._stale)
         self._stale = self.side.stale
 
+    def _note(self, action: SendOpen | SendReadDone | SendConfirm | SendClose) -> None:
+        match action:
+            case SendOpen():
+                self.timelines.opened(action.attempt)
+            case SendReadDone():
+                self.timelines.done(action.attempt, action.seq)
+            case SendConfirm():
+                self.timelines.questioned(action.attempt)
+
+    def _size(self, start: StartRead) -> int:
+        return (start.layer_end - start.layer_start) * len(start.local_pages) * self._hello.layout.page_bytes
+
     def _start_reads(self, connection: SourceConnection) -> None:
         """Start what the bound of bytes in flight allows, in order; one read is always allowed."""
         pair = self._pairs[connection]
@@ -214,7 +232,7 @@ class Reader:
             del self._pairs[connection]
         while pair.waiting and (not pair.bytes_in_flight or pair.bytes_in_flight < self._pair_bytes):
             start = pair.waiting.popleft()
-            size = (start.layer_end - start.layer_start) * len(start.local_pages) * self._hello.layout.page_bytes
+            size = self._size(start)
             pair.bytes_in_flight += size
             task = asyncio.create_task(self._read(connection, start))
             self._reads[start.attempt].add(task)
@@ -224,11 +242,13 @@ class Reader:
         """Move the bytes; returns the checksum of what arrived, 0 when none is asked for."""
         times = self._times.get(start.attempt) or _Times()
         times.first_read_at = times.first_read_at or time.time()
+        self.timelines.started(start.attempt, start.seq)
         layers = start.layer_start, start.layer_end
         with metrics.reads_in_flight.track_inprogress(), metrics.read_s.time():
             moved = await connection.read(*layers, start.local_pages, start.remote_pages)
         metrics.bytes_read.inc(moved)
         times.first_arrival_at = times.first_arrival_at or time.time()
+        self.timelines.arrived(start.attempt, start.seq)
         if not start.verify:
             return 0
         return pages_checksum(self._me.pool, *layers, start.first_index, start.local_pages.tolist())
@@ -266,6 +286,7 @@ class Reader:
     def _fetched(self, report: ReportFetched) -> None:
         attempt, done_at = report.attempt, time.time()
         times = self._times.pop(attempt)
+        self.timelines.ended(attempt, "fetched")
         metrics.fetches.labels(outcome="fetched").inc()
         log.debug("handoff verified", request_id=attempt.request_id, attempt=attempt.n, bytes=report.bytes_read)
         self._tell_worker(
@@ -284,6 +305,8 @@ class Reader:
     def _failed(self, report: ReportFailed) -> None:
         attempt = report.attempt
         del self._times[attempt]
-        metrics.fetches.labels(outcome=report.reason.partition(":")[0]).inc()
+        outcome = report.reason.partition(":")[0]
+        self.timelines.ended(attempt, outcome)
+        metrics.fetches.labels(outcome=outcome).inc()
         log.info("handoff failed", request_id=attempt.request_id, attempt=attempt.n, reason=report.reason)
         self._tell_worker(FetchFailed(attempt, report.reason))

@@ -1,4 +1,4 @@
-"""The KvAgent gRPC service: one `Handoffs` stream per reading agent."""
+"""The KvAgent gRPC service: one `Handoffs` stream per reading agent, and what happened when, for those who ask."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ class KvAgentServicer(kv_pb2_grpc.KvAgentServicer):
             source.disconnect(stream)
             await cancel_and_wait(receiving)
             log.info("reader disconnected", reader=stream.agent_id)
+
+    async def Timelines(self, request: pb.TimelinesRequest, context: grpc.aio.ServicerContext) -> pb.TimelinesReply:
+        return self._agent.timelines(request.request_id)
 
     async def _receive(self, requests: AsyncIterator[pb.ReaderMessage], source: Source, stream: ReaderStream) -> None:
         try:

@@ -32,6 +32,7 @@ from baton.kv.memory import PoolMemory
 from baton.kv.pacing import Pacer
 from baton.kv.transport import Transport
 from baton.kv_agent import metrics, wire
+from baton.kv_agent.timelines import Timelines
 from baton.rpc.convert import attempt_from_pb
 from baton.rpc.v1 import kv_pb2 as pb
 
@@ -80,6 +81,7 @@ class Source:
         self._tell_worker = tell_worker
         digest = self._digest if checksum else _no_digest
         self._pacer = Pacer(hello.layout)
+        self.timelines = Timelines("source", hello.layout.layers)
         self.side = SourceSide(hello.layout, hello.pages, hello.worker_epoch, digest, limits, self._pacer.group)
         self._streams: set[ReaderStream] = set()
         self._serving = 0
@@ -89,8 +91,10 @@ class Source:
         now = time.monotonic()
         match message:
             case Offer():
+                self.timelines.began(message.attempt)
                 self._act(self.side.offer(message.attempt, message.tokens, now))
             case Produced():
+                self.timelines.computed(message)
                 ids, generations = (np.frombuffer(data, "<u4") for data in (message.page_ids, message.generations))
                 layers = message.layer_start, message.layer_end
                 start, at = message.page_start, message.computed_at
@@ -131,14 +135,18 @@ class Source:
                     first_page=m.first_page,
                     is_pull=bool(m.block_hashes),
                 )
+                self.timelines.opened(attempt)
                 opening = m.first_page, m.worker_epoch, m.credits
                 self._act(self.side.open(stream, attempt, *opening, now, m.block_hashes))
             case "read_done":
-                done = message.read_done
-                self._pacer.answered(stream, attempt_from_pb(done.attempt), done.seq, now)
-                self._act(self.side.read_done(stream, attempt_from_pb(done.attempt), done.seq, now))
+                attempt, seq = attempt_from_pb(message.read_done.attempt), message.read_done.seq
+                self.timelines.done(attempt, seq)
+                self._pacer.answered(stream, attempt, seq, now)
+                self._act(self.side.read_done(stream, attempt, seq, now))
             case "confirm":
-                self._act(self.side.confirm(stream, attempt_from_pb(message.confirm.attempt), now))
+                attempt = attempt_from_pb(message.confirm.attempt)
+                self.timelines.questioned(attempt)
+                self._act(self.side.confirm(stream, attempt, now))
             case "close":
                 close = message.close
                 self._act(self.side.close(stream, attempt_from_pb(close.attempt), close.released, close.reason))
@@ -184,12 +192,16 @@ class Source:
                     size = (item.layer_end - item.layer_start) * len(item.page_ids) * self.hello.layout.page_bytes
                     metrics.bytes_announced.inc(size)
                     self._pacer.announced(action.attempt, item.seq, size, time.monotonic())
+                    self.timelines.announced(action.attempt, item, size)
                     self._send(action)
                 case SendAborted():
                     attempt = action.attempt
                     log.info("handoff ended", request_id=attempt.request_id, attempt=attempt.n, reason=action.reason)
                     self._send(action)
-                case SendCommit() | SendConfirmed():
+                case SendCommit():
+                    self.timelines.recorded(action.attempt)
+                    self._send(action)
+                case SendConfirmed():
                     self._send(action)
         self._update()
 
@@ -201,6 +213,7 @@ class Source:
         metrics.offers.labels(outcome=action.outcome).inc()
         attempt, outcome = action.attempt, action.outcome
         self._pacer.ended(attempt)
+        self.timelines.ended(attempt, outcome)
         level = log.debug if outcome == "released" else log.info
         level("lease ended", request_id=attempt.request_id, attempt=attempt.n, outcome=outcome, reason=action.reason)
         self._tell_worker(Released(attempt, outcome, action.reason))
