@@ -39,6 +39,14 @@ class Decoder:
 
         `attention` has planned the batch.
         """
+        return self.logits(self.hidden(batch, on_layer))
+
+    def logits(self, hidden_LE: torch.Tensor) -> torch.Tensor:
+        """float32 [L, V] of what `hidden` returns."""
+        return self._weights.head(hidden_LE).float()
+
+    def hidden(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        """What `forward` makes logits of: the last layer's output for `batch.logit_rows` [L, E], normed."""
         pointwise, layers = self._pointwise, self._weights.layers
         factor = self._config.rope.attention_factor
         cos_T1D, sin_T1D = rotation(self._frequencies, batch.positions, factor, self._weights.embedding_VE.dtype)
@@ -58,4 +66,4 @@ class Decoder:
             hidden_TE, normed_TE = pointwise.add_norm(hidden_TE, layer.output(attended_TN), layer.mlp_norm_E)
             added_TE = layer.down(pointwise.gate(layer.gate_up(normed_TE)))
             hidden_TE, normed_TE = pointwise.add_norm(hidden_TE, added_TE, next_norm_E)
-        return self._weights.head(normed_TE).float()
+        return normed_TE
