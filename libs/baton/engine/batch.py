@@ -24,7 +24,7 @@ class StepBatch:
     q_starts: torch.Tensor  # int32 [R + 1]
     seq_lens: torch.Tensor  # int32 [R]: tokens whose K and V are valid once this step has written its own
     page_table: torch.Tensor  # int32 [R, P]: page ids, padded with 0
-    logit_rows: torch.Tensor  # int64 [L]: indices into T whose logits are wanted
+    logit_rows: torch.Tensor  # int64 [L]: indices into T whose logits are wanted, rising
     q_lens_host: list[int]  # the same lengths on the host: planning never reads the device
     seq_lens_host: list[int]
 

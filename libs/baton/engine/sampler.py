@@ -204,24 +204,14 @@ def launch_prompt_logprobs(logits: torch.Tensor, next_token_ids: Sequence[int], 
 
 
 def _greatest(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The greatest logit of each row [N], NaN if there is one, and its id, int64 [N].
+    """The greatest logit of each row [N], NaN if there is one, and its id, the least of equals, int64 [N].
 
-    By buckets, whose greatest are found without looking for their places: six times faster on a CPU.
+    numpy finds places several times faster than torch does on a CPU.
     """
-    whole = logits_NV.shape[1] // _BUCKET * _BUCKET
-    if whole == 0:
-        best_N, ids_N = logits_NV.max(dim=-1)
-        return best_N, ids_N
-    buckets_NBC = logits_NV[:, :whole].unflatten(1, (-1, _BUCKET))
-    best_NB = buckets_NBC.amax(dim=-1)
-    bucket_N1 = best_NB.argmax(dim=-1, keepdim=True)
-    best_N = best_NB.gather(1, bucket_N1)[:, 0]
-    rows = torch.arange(len(logits_NV), device=logits_NV.device)
-    ids_N = bucket_N1[:, 0] * _BUCKET + buckets_NBC[rows, bucket_N1[:, 0]].argmax(dim=-1)
-    if whole < logits_NV.shape[1]:
-        rest_N, rest_ids_N = logits_NV[:, whole:].max(dim=-1)
-        later = (rest_N > best_N) | rest_N.isnan()
-        best_N, ids_N = torch.where(later, rest_N, best_N), torch.where(later, rest_ids_N + whole, ids_N)
+    if logits_NV.device.type == "cpu":
+        ids_N = torch.from_numpy(logits_NV.numpy().argmax(axis=-1))
+        return logits_NV.gather(1, ids_N[:, None])[:, 0], ids_N
+    best_N, ids_N = logits_NV.max(dim=-1)
     return best_N, ids_N
 
 

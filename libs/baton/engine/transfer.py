@@ -19,6 +19,8 @@ def staged(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`values`, on the host, as they are now, on `device`; on a CPU they themselves."""
+    if device.type == "cpu":
+        return values
     return staged(values, device).to(device, non_blocking=True)
 
 

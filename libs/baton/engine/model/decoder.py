@@ -60,7 +60,7 @@ class Decoder:
             if on_layer is not None:
                 on_layer(index)
             attended_TN = self._attention.run(index, q_THD, k_TKD, v_TKD).flatten(1)
-            if index == len(layers) - 1:
+            if index == len(layers) - 1 and len(batch.logit_rows) < len(hidden_TE):
                 # Nothing attends to other tokens from here on: only those whose logits are wanted go further.
                 attended_TN, hidden_TE = attended_TN[batch.logit_rows], hidden_TE[batch.logit_rows]
             hidden_TE, normed_TE = pointwise.add_norm(hidden_TE, layer.output(attended_TN), layer.mlp_norm_E)
