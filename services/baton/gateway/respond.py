@@ -124,16 +124,26 @@ class Responder:
     @asynccontextmanager
     async def _running(self, choices: Sequence[Choice]) -> AsyncIterator[ChoiceStream]:
         """The choices, running; whatever ends them, the log tells how far they came."""
+        reserved, ticket = most_tokens(choices), self._context.ticket
+        if ticket is not None:
+            await ticket.reserve(reserved)
         try:
             async with ChoiceStream(self._service.generator, choices, self._context.started) as running:
                 yield running
         finally:
             usage = usage_of(choices)
+            if ticket is not None:
+                ticket.settle(reserved, usage.prompt_tokens + usage.completion_tokens)
             self._context.facts |= {
                 "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
                 "cached_tokens": usage.cached_tokens,
             }
+
+
+def most_tokens(choices: Sequence[Choice]) -> int:
+    """What a request may cost at most: its prompts, and the longest answers that it allows."""
+    return usage_of(choices).prompt_tokens + sum(choice.sampling.max_tokens for choice in choices)
 
 
 def usage_of(choices: Sequence[Choice]) -> Usage:

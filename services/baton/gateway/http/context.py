@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from starlette.datastructures import Headers
@@ -19,6 +19,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baton.gateway import metrics
+
+if TYPE_CHECKING:
+    from baton.gateway.limits.limiter import Ticket
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +35,7 @@ class RequestContext:
     """What is known of a request. `id` names it for people; `unique_id` begins with it and is never used twice.
 
     `status` is counted and logged: of a stream that breaks off after its 200, the error's. `facts` are logged too.
+    `ticket`: its place within its key's limits, where there are any.
     """
 
     id: str
@@ -39,6 +43,7 @@ class RequestContext:
     started: float  # time.monotonic()
     status: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    ticket: Ticket | None = None
 
 
 def context_of(scope: Scope) -> RequestContext:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 from starlette.responses import Response
 
-from baton.core.errors import BatonError, InternalError, InvalidRequest
+from baton.core.errors import BatonError, InternalError, InvalidRequest, QuotaExhausted
 from baton.gateway.http.retry import retry_headers
 
 _TYPES = {429: "rate_limit_error", 504: "timeout_error"}
@@ -16,6 +16,8 @@ def error_body(error: BatonError) -> dict[str, object]:
     status = error.http_status
     message = "The server had an internal error." if isinstance(error, InternalError) else error.message
     kind = _TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
+    if isinstance(error, QuotaExhausted):
+        kind = error.code
     code = None if type(error) is InvalidRequest else error.code
     return {"error": {"message": message, "type": kind, "param": error.param, "code": code}}
 
