@@ -63,6 +63,13 @@ class ChatPrompt:
         return None if self.demand is None else self.demand.structure(self.tools, parallel=self.parallel_calls)
 
 
+def effort_variables(effort: str | None) -> dict[str, Any]:
+    """A reasoning effort, as chat templates know it; `none` switches thinking off where they can."""
+    if effort is None:
+        return {}
+    return {"enable_thinking": False, "thinking": False} if effort == "none" else {"reasoning_effort": effort}
+
+
 def read_prompt(service: Service, conversation: Conversation) -> ChatPrompt:
     """Render and tokenize; may take long for long conversations. Raises InvalidRequest."""
     template = service.model.template

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from baton.core.errors import InvalidRequest, ModelNotFound, PromptTooLong, Unavailable
@@ -13,6 +14,7 @@ from baton.gateway.catalog import Catalog
 from baton.gateway.generation import Generator, RouterClient
 from baton.gateway.parsers.registry import Parsers
 from baton.gateway.settings import GatewaySettings
+from baton.gateway.tenants import current_caller
 from baton.gateway.text_model import TextModel
 
 _INLINE_BYTES = 16 << 10  # parsing and tokenizing this much keeps the event loop for some 10 ms
@@ -31,21 +33,32 @@ class Service:
         self.parsers = Parsers.choose(settings.tool_parser, settings.reasoning_parser, template)
         self.catalog = Catalog(client, name)
         self.generator = Generator(client, model, name, settings.request_timeout_s)
-        self.names = (name, *(alias for alias in settings.aliases if alias != name))
+        self._names = (name, *(alias for alias in settings.aliases if alias != name))
         self.started_at = int(time.time())
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="requests")
 
     async def prepare(self, body: bytes, work: Callable[[bytes], T]) -> T:
         """`work(body)`: parsing, templates, tokenizing. Large bodies go to a thread; few of them run at a time."""
-        if len(body) <= _INLINE_BYTES:
-            return work(body)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, body)
+        return await self.run(len(body), lambda: work(body))
+
+    async def run(self, size_bytes: int, work: Callable[[], T]) -> T:
+        """`work()`, which computes with `size_bytes` of text: as `prepare`."""
+        if size_bytes <= _INLINE_BYTES:
+            return work()
+        context = copy_context()  # whose request it is
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: context.run(work))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the model that whoever asks may use."""
+        return tuple(name for name in self._names if current_caller().may_use(name))
 
     def check_model(self, name: str) -> None:
-        """Raises ModelNotFound when `name` is not served here."""
-        if name not in self.names:
-            known = ", ".join(f"'{known}'" for known in self.names)
+        """Raises ModelNotFound when `name` is not served here, and Forbidden when it is not for whoever asks."""
+        if name not in self._names:
+            known = ", ".join(f"'{known}'" for known in self.names) or "none for this API key"
             raise ModelNotFound(f"The model '{name[:200]}' does not exist; this server has {known}.", param="model")
+        current_caller().check_model(name)
 
     def context_tokens(self) -> int:
         """Longest prompt + output. Raises Unavailable while neither the checkpoint nor a router has said it."""

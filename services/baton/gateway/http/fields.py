@@ -22,13 +22,14 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
-def parse(schema: type[M], body: Mapping[str, Any]) -> M:
-    """Validate `body`. Raises InvalidRequest that names the first wrong field and what would be right."""
+def parse(schema: type[M], body: Mapping[str, Any], at: Sequence[int | str] = ()) -> M:
+    """Validate `body`, which is found `at` this place of the request. Raises InvalidRequest that names the first wrong
+    field and what would be right."""
     try:
         return schema.model_validate(body)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-    param = _path(problem["loc"])
+    param = _path((*at, *problem["loc"]))
     if problem["type"] == "missing":
         raise InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from baton.core.errors import InvalidRequest
 from baton.core.sampling import MAX_TOP_LOGPROBS
-from baton.gateway.conversation import ChatPrompt, Conversation, answers_to, read_prompt
+from baton.gateway.conversation import ChatPrompt, Conversation, answers_to, effort_variables, read_prompt
 from baton.gateway.generation import Choice
 from baton.gateway.http.body import json_object, read_body
 from baton.gateway.http.context import context_of
@@ -66,14 +66,8 @@ class ChatRequest(GenerationFields):
             tools=offered(self.tools or (), self.tool_choice),
             parallel_calls=self.parallel_tool_calls is not False,
             demand=demanded(self.tools or (), self.tool_choice),
-            variables=self._template_variables(),
+            variables={**effort_variables(self.reasoning_effort), **(self.chat_template_kwargs or {})},
         )
-
-    def _template_variables(self) -> dict[str, Any]:
-        effort = self.reasoning_effort
-        if effort == "none":  # what chat templates call it
-            return {"enable_thinking": False, "thinking": False, **(self.chat_template_kwargs or {})}
-        return {**(self.chat_template_kwargs or {}), **({} if effort is None else {"reasoning_effort": effort})}
 
 
 class ChatEndpoint:

@@ -1,4 +1,4 @@
-"""Logprobs in OpenAI's two shapes: chat completions (an object per token, with bytes) and completions (four arrays)."""
+"""Logprobs in OpenAI's shapes: an object per token, with bytes (chats, responses), and four arrays (completions)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ _LEAST_LOGPROB = -9999.0  # minus infinity has no JSON
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[OutputToken]) -> dict[str, Any]:
     return {"content": [_chat_entry(tokenizer, token.logprobs) for token in tokens], "refusal": None}
+
+
+def part_logprobs(tokenizer: Tokenizer, tokens: Sequence[OutputToken]) -> list[dict[str, Any]]:
+    """Those of the Responses API: as in chats, but a token without bytes has an empty list of them."""
+    entries = [_chat_entry(tokenizer, token.logprobs) for token in tokens]
+    tops = [top for entry in entries for top in entry["top_logprobs"]]
+    for told in (*entries, *tops):
+        told["bytes"] = told["bytes"] or []
+    return entries
 
 
 def _chat_entry(tokenizer: Tokenizer, token: TokenLogprobs) -> dict[str, Any]:

@@ -19,15 +19,19 @@ class FunctionCall(Body):
     @field_validator("arguments")
     @classmethod
     def _parse(cls, value: Any) -> dict[str, Any]:
-        """Clients send JSON text; templates want the object."""
-        if isinstance(value, str):
-            try:
-                value = orjson.loads(value) if value.strip() else {}
-            except orjson.JSONDecodeError as error:
-                raise ValueError(f"it must be JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise ValueError("it must be a JSON object")
-        return value
+        return call_arguments(value)
+
+
+def call_arguments(value: Any) -> dict[str, Any]:
+    """Clients send JSON text; templates want the object. Raises ValueError when it is none."""
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value) if value.strip() else {}
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"it must be JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError("it must be a JSON object")
+    return value
 
 
 class ToolCall(Body):
