@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -42,9 +42,10 @@ class ToolCall:
 
 @dataclass(slots=True)
 class Answer:
-    """All that one choice said. `text` is the whole of it, before it was taken apart."""
+    """All that one choice said. `text` is the whole of it, before it was taken apart; `pieces` is how it came."""
 
     choice: Choice
+    pieces: list[Piece] = field(default_factory=list)
     text: str = ""
     content: str = ""
     reasoning: str = ""
@@ -92,53 +93,69 @@ class Responder:
         self._writer = writer
         self._context: RequestContext = context_of(request.scope)
 
-    async def respond(self, choices: Sequence[Choice], *, stream: bool) -> Response:
-        """The response to `choices`. Raises BatonError; for a stream, that happens when the response is sent."""
-        if not stream:
-            return await unless_disconnected(self._request.receive, self._whole(choices))
-        timeout_s = self._service.settings.slow_reader_timeout_s
-        return StreamedBody(self._stream(choices), self._writer.media_type, self._writer.error, timeout_s)
+    async def respond(
+        self, choices: Sequence[Choice], *, stream: bool, keep: Callable[[], Awaitable[None]] | None = None
+    ) -> Response:
+        """The response to `choices`. `keep` is awaited when all is said and the client has not been told so yet.
 
-    async def _whole(self, choices: Sequence[Choice]) -> Response:
-        answers = {choice.index: Answer(choice) for choice in choices}
-        pieces: dict[int, list[Piece]] = {choice.index: [] for choice in choices}
-        async with self._running(choices) as running:
-            while not running.done:
-                for choice, piece in await running.next():
-                    pieces[choice.index].append(piece)
-        for index, answer in answers.items():
-            _put_together(answer, pieces[index])
-        body = self._writer.whole([answers[choice.index] for choice in choices])
+        Raises BatonError; for a stream, that happens when the response is sent.
+        """
+        if not stream:
+            return await unless_disconnected(self._request.receive, self._whole(choices, keep))
+        timeout_s = self._service.settings.slow_reader_timeout_s
+        return StreamedBody(self._stream(choices, keep), self._writer.media_type, self._writer.error, timeout_s)
+
+    async def _whole(self, choices: Sequence[Choice], keep: Callable[[], Awaitable[None]] | None) -> Response:
+        body = self._writer.whole(await answers_of(self._service, choices, self._context))
+        if keep is not None:
+            await keep()
         return Response(orjson.dumps(body), media_type="application/json")
 
-    async def _stream(self, choices: Sequence[Choice]) -> AsyncGenerator[bytes]:
-        async with self._running(choices) as running:
+    async def _stream(
+        self, choices: Sequence[Choice], keep: Callable[[], Awaitable[None]] | None
+    ) -> AsyncGenerator[bytes]:
+        async with _running(self._service, choices, self._context) as running:
             while not running.done:
                 ready = await running.next(self._service.settings.keep_alive_s)
                 if not ready:
                     yield self._writer.keep_alive()
                 elif data := b"".join(self._writer.piece(choice, piece) for choice, piece in ready):
                     yield data
+        if keep is not None:
+            await keep()
         yield self._writer.end()
 
-    @asynccontextmanager
-    async def _running(self, choices: Sequence[Choice]) -> AsyncIterator[ChoiceStream]:
-        """The choices, running; whatever ends them, the log tells how far they came."""
-        reserved, ticket = most_tokens(choices), self._context.ticket
+
+async def answers_of(service: Service, choices: Sequence[Choice], context: RequestContext) -> list[Answer]:
+    """Run `choices`, which the request `context` asked for, to their ends. Raises BatonError."""
+    answers = {choice.index: Answer(choice) for choice in choices}
+    async with _running(service, choices, context) as running:
+        while not running.done:
+            for choice, piece in await running.next():
+                answers[choice.index].pieces.append(piece)
+    for answer in answers.values():
+        _put_together(answer)
+    return [answers[choice.index] for choice in choices]
+
+
+@asynccontextmanager
+async def _running(service: Service, choices: Sequence[Choice], context: RequestContext) -> AsyncIterator[ChoiceStream]:
+    """The choices, running; whatever ends them, the log tells how far they came."""
+    reserved, ticket = most_tokens(choices), context.ticket
+    if ticket is not None:
+        await ticket.reserve(reserved)
+    try:
+        async with ChoiceStream(service.generator, choices, context.started) as running:
+            yield running
+    finally:
+        usage = usage_of(choices)
         if ticket is not None:
-            await ticket.reserve(reserved)
-        try:
-            async with ChoiceStream(self._service.generator, choices, self._context.started) as running:
-                yield running
-        finally:
-            usage = usage_of(choices)
-            if ticket is not None:
-                ticket.settle(reserved, usage.prompt_tokens + usage.completion_tokens)
-            self._context.facts |= {
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "cached_tokens": usage.cached_tokens,
-            }
+            ticket.settle(reserved, usage.prompt_tokens + usage.completion_tokens)
+        context.facts |= {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "cached_tokens": usage.cached_tokens,
+        }
 
 
 def most_tokens(choices: Sequence[Choice]) -> int:
@@ -155,7 +172,8 @@ def usage_of(choices: Sequence[Choice]) -> Usage:
     )
 
 
-def _put_together(answer: Answer, pieces: Sequence[Piece]) -> None:
+def _put_together(answer: Answer) -> None:
+    pieces = answer.pieces
     events: list[Event] = [event for piece in pieces for event in piece.events]
     answer.text = "".join(piece.text for piece in pieces)
     answer.content = "".join(event.text for event in events if isinstance(event, Content))
