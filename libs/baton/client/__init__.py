@@ -17,6 +17,7 @@ from baton.client.api import (
     TokenLogprobs,
     TokensEvent,
     Usage,
+    WorkerTotals,
 )
 from baton.client.client import BatonClient
 from baton.core.sampling import SamplingParams
@@ -34,4 +35,5 @@ __all__ = [
     "TokenLogprobs",
     "TokensEvent",
     "Usage",
+    "WorkerTotals",
 ]

@@ -42,13 +42,15 @@ class TokenLogprobs:
 @dataclass(frozen=True, slots=True)
 class TokensEvent:
     """New tokens. `logprobs`: one per token, None when not asked for. `prompt_logprobs`: once, with the first tokens,
-    for prompt positions 1.. (position 0 has none). `cached_tokens`: with the first tokens, how many of the prompt's
-    were cached; for callers that cancel before FinishedEvent tells all."""
+    for prompt positions 1.. (position 0 has none). With the first tokens, for callers that cancel before FinishedEvent
+    tells all: `cached_tokens`, how many of the prompt's were cached, and the two workers."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     cached_tokens: int | None = None
+    prefill_worker: str = ""
+    decode_worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,27 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerTotals:
+    """What a worker has done since it started (`epoch`): rates are differences. `handoff_*`: those that it received;
+    `handoff_hidden_s` is the part of `handoff_s` that passed while the source was still computing."""
+
+    extend_tokens: int = 0
+    cached_tokens: int = 0
+    decode_tokens: int = 0
+    preemptions: int = 0
+    handoffs: int = 0
+    handoff_bytes: int = 0
+    handoff_s: float = 0.0
+    handoff_hidden_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class FleetWorker:
-    """One worker as the router sees it."""
+    """One worker as the router sees it: its description, and its last report (`silent_s` ago).
+
+    `penalty_s`: by how much placement prefers others, because it failed or is silent. `page_bytes`: of all layers.
+    Rates are the worker's own, smoothed; 0 = unknown.
+    """
 
     worker_id: str
     role: str
@@ -122,14 +143,31 @@ class FleetWorker:
     waiting: int
     model: str
     transport: str
+    version: str = ""
+    agent_version: str = ""
+    silent_s: float = 0.0
+    penalty_s: float = 0.0
+    max_running: int = 0
+    lent_pages: int = 0
+    waiting_extend_tokens: int = 0
+    extend_tokens_per_s: float = 0.0
+    decode_step_s: float = 0.0
+    handoff_bytes_per_s: float = 0.0
+    page_bytes: int = 0
+    tier_blocks: int = 0
+    tier_capacity_blocks: int = 0
+    totals: WorkerTotals = field(default_factory=WorkerTotals)
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """A router's view of its workers. `index_blocks`: blocks known to its mirror of the prefix index."""
+    """A router's view of its workers. `index_blocks`: blocks known to its mirror of the prefix index. `version`: the
+    router's. `unreachable`: addresses of workers that it wants to reach and cannot."""
 
     workers: tuple[FleetWorker, ...]
     redis_connected: bool
     index_blocks: int
     queued: int
     in_flight: int
+    version: str = ""
+    unreachable: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from baton.client.api import (
     TokenLogprobs,
     TokensEvent,
     Usage,
+    WorkerTotals,
 )
 from baton.core.sampling import SamplingParams
 from baton.rpc.convert import sampling_to_pb
@@ -55,6 +56,8 @@ def tokens_event(message: router_pb2.Tokens) -> TokensEvent:
         logprobs=_logprobs(message.logprobs) if message.logprobs else None,
         prompt_logprobs=_logprobs(message.prompt_logprobs) if message.prompt_logprobs else None,
         cached_tokens=message.cached_tokens if message.HasField("cached_tokens") else None,
+        prefill_worker=message.prefill_worker,
+        decode_worker=message.decode_worker,
     )
 
 
@@ -84,29 +87,21 @@ def models(message: router_pb2.ListModelsResponse) -> list[Model]:
 
 def fleet(message: router_pb2.FleetResponse) -> Fleet:
     return Fleet(
-        workers=tuple(
-            FleetWorker(
-                worker_id=worker.worker_id,
-                role=worker.role,
-                address=worker.address,
-                epoch=worker.epoch,
-                connected=worker.connected,
-                has_agent=worker.has_agent,
-                pages=worker.pages,
-                free_pages=worker.free_pages,
-                evictable_pages=worker.evictable_pages,
-                running=worker.running,
-                waiting=worker.waiting,
-                model=worker.model,
-                transport=worker.transport,
-            )
-            for worker in message.workers
-        ),
+        workers=tuple(_worker(worker) for worker in message.workers),
         redis_connected=message.redis_connected,
         index_blocks=message.index_blocks,
         queued=message.queued,
         in_flight=message.in_flight,
+        version=message.version,
+        unreachable=tuple(message.unreachable),
     )
+
+
+def _worker(message: router_pb2.FleetWorker) -> FleetWorker:
+    """Field by field under the same names; totals likewise."""
+    own = {name: getattr(message, name) for name in FleetWorker.__slots__ if name != "totals"}
+    totals = {name: getattr(message.totals, name) for name in WorkerTotals.__slots__}
+    return FleetWorker(**own, totals=WorkerTotals(**totals))
 
 
 def _logprobs(messages: Iterable[common_pb2.TokenLogprobs]) -> list[TokenLogprobs]:

@@ -161,6 +161,7 @@ class EngineLoad:
     waiting_extend_tokens: int
     extend_tokens_per_s: float
     decode_step_s: float
+    tier_blocks: int = 0  # in the host tier
 
 
 class HandoffListener(Protocol):

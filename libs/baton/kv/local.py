@@ -42,13 +42,14 @@ class Hello(Message, frozen=True):
 class Welcome(Message, frozen=True):
     """Agent -> worker: the pool is registered. `address` is the agent's gRPC address as peers reach it.
 
-    `tier_blocks`: how many blocks its host tier has room for; it is empty now. 0 = it has none.
+    `tier_blocks`: how many blocks its host tier has room for; it is empty now. 0 = it has none. `version`: of Baton.
     """
 
     address: str
     agent_epoch: int
     transport: str
     tier_blocks: int = 0
+    version: str = ""
 
 
 class Offer(Message, frozen=True):

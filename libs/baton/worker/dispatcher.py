@@ -29,6 +29,7 @@ from baton.worker.loop import Command, EngineLoop
 from baton.worker.pulls import Pulls
 from baton.worker.sessions import AttemptBook, LiveAttempt, RouterSession
 from baton.worker.tiering import Tiering
+from baton.worker.totals import Totals
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +82,8 @@ class Dispatcher:
         self._engine_loop = EngineLoop(engine, self._on_step, on_crash)
         self._step = 0
         self._told: set[RouterSession] = set()  # got a frame, and the load with it, since the last beat
-        self._load = frames.load_message(engine.load(), 0.0, self._pulls.meter)
+        self._totals = Totals()
+        self._load = frames.load_message(engine.load(), 0.0, self._pulls.meter, self._totals)
         self._handoff_bytes_per_s = 0.0
         self._asyncio_loop = asyncio.get_running_loop()
 
@@ -216,6 +218,7 @@ class Dispatcher:
         metrics.handoff_bytes.inc(report.bytes)
         metrics.handoff_s.observe(report.total_s)
         metrics.handoff_exposed_s.observe(report.exposed_s)
+        self._totals.add_handoff(report)
         if report.bytes and report.total_s > 0:
             rate = report.bytes / report.total_s
             old = self._handoff_bytes_per_s
@@ -227,7 +230,8 @@ class Dispatcher:
 
     def _on_step(self, output: StepOutput, load: EngineLoad) -> None:
         self._step += 1
-        self._load = frames.load_message(load, self._handoff_bytes_per_s, self._pulls.meter)
+        self._totals.add_step(output)
+        self._load = frames.load_message(load, self._handoff_bytes_per_s, self._pulls.meter, self._totals)
         metrics.observe_step(output, load)
         for admitted in output.admitted:
             if live := self._book.get(admitted.attempt):
@@ -273,7 +277,13 @@ class Dispatcher:
             self._desk.on_agent_lost()
         else:
             self.description.agent.CopyFrom(
-                pb.AgentDescription(address=welcome.address, epoch=welcome.agent_epoch, transport=welcome.transport)
+                pb.AgentDescription(
+                    address=welcome.address,
+                    epoch=welcome.agent_epoch,
+                    transport=welcome.transport,
+                    tier_blocks=welcome.tier_blocks,
+                    version=welcome.version,
+                )
             )
             self._pulls.on_agent_connected()
             self._loans.on_agent_connected()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from baton.engine.api import EngineLoad, Finish, RowOutput, TokenLogprob
 from baton.rpc.v1 import common_pb2, worker_pb2
 from baton.worker.pull_meter import PullMeter
+from baton.worker.totals import Totals
 
 FINISH = {
     None: common_pb2.FINISH_REASON_UNSPECIFIED,
@@ -34,7 +35,7 @@ def step_frame(step: int, rows: Iterable[tuple[int, RowOutput]], load: worker_pb
     return frame
 
 
-def load_message(load: EngineLoad, handoff_bytes_per_s: float, pulls: PullMeter) -> worker_pb2.Load:
+def load_message(load: EngineLoad, handoff_bytes_per_s: float, pulls: PullMeter, totals: Totals) -> worker_pb2.Load:
     return worker_pb2.Load(
         running=load.running,
         waiting=load.waiting,
@@ -46,6 +47,9 @@ def load_message(load: EngineLoad, handoff_bytes_per_s: float, pulls: PullMeter)
         handoff_bytes_per_s=handoff_bytes_per_s,
         pull_bytes_per_s=pulls.bytes_per_s,
         pull_wait_s=pulls.wait_s,
+        lent_pages=load.lent_pages,
+        tier_blocks=load.tier_blocks,
+        totals=totals.message,
     )
 
 

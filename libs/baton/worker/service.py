@@ -13,6 +13,7 @@ import structlog
 
 from baton.core.attempt import new_epoch
 from baton.core.errors import ConfigError
+from baton.core.version import VERSION
 from baton.kv.link import AgentLink
 from baton.kv.local import Hello
 from baton.prefix.publisher import BlockPublisher
@@ -71,6 +72,7 @@ class _Worker:
             max_context_tokens=built.max_context_tokens,
             max_batch_tokens=settings.max_batch_tokens,
             max_running=settings.max_running,
+            version=VERSION,
         )
         self._store = RedisStore.from_url(settings.redis_url) if settings.redis_url else None
         self._namespace = Namespace(self.description.model, layout.model_revision, layout.fingerprint)

@@ -16,6 +16,7 @@ from baton.gateway.anthropic.endpoint import MessagesEndpoint
 from baton.gateway.anthropic.errors import error_response as anthropic_error
 from baton.gateway.anthropic.request import CountRequest, MessagesRequest
 from baton.gateway.http.context import WithContext, context_of
+from baton.gateway.loads import LoadsEndpoint
 from baton.gateway.ollama.endpoint import GenerationEndpoint
 from baton.gateway.ollama.errors import error_response as ollama_error
 from baton.gateway.ollama.models import ModelPages, ShowRequest
@@ -58,6 +59,7 @@ def create_app(service: Service) -> ASGIApp:
     get: list[tuple[str, Endpoint]] = [
         ("/v1/models", _either(models.list, messages.list_models)),
         ("/v1/models/{model:path}", _either(models.retrieve, messages.retrieve_model)),
+        ("/v1/loads", LoadsEndpoint(service).get),
         ("/api/tags", pages.tags),
         ("/api/ps", pages.running),
         ("/api/version", pages.version),

@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
-from baton.client import Event, FinishedEvent, Fleet, GenerateRequest, Model, SamplingParams, TokenLogprobs, TokensEvent
+from baton.client import (
+    Event,
+    FinishedEvent,
+    Fleet,
+    GenerateRequest,
+    Model,
+    SamplingParams,
+    TokenLogprobs,
+    TokensEvent,
+    Usage,
+)
 from baton.core.errors import DeadlineExceeded, InternalError, Unavailable
 from baton.gateway import metrics
 from baton.gateway.output import Finish, OutputText, Piece
@@ -44,7 +54,8 @@ class Choice:
 
     `prompt`: number of the prompt that it belongs to; choices of one prompt share its KV cache. `continues_text`: the
     output goes on from the prompt's text (it does not begin a message). `parser` takes the text apart; None = all of it
-    is content. `finish`, `stop`: how it ended, as in `Piece`. `first_token_at`: `time.monotonic()`.
+    is content. `finish`, `stop`: how it ended, as in `Piece`. `first_token_at`: `time.monotonic()`. `served`: by which
+    workers; all of it counts once the router has reported (`is_reported`), which it does not when we end the answer.
     """
 
     request_id: str
@@ -61,6 +72,8 @@ class Choice:
     finish: Finish | None = None
     stop: str | None = None
     first_token_at: float | None = None
+    served: Usage = field(default_factory=Usage)
+    is_reported: bool = False
 
 
 class Generator:
@@ -116,12 +129,13 @@ class Generator:
 
 def _take(output: OutputText, choice: Choice, event: Event) -> Piece:
     if isinstance(event, FinishedEvent):
-        choice.cached_tokens = event.usage.cached_tokens
+        choice.cached_tokens, choice.served, choice.is_reported = event.usage.cached_tokens, event.usage, True
         if event.reason == "cancelled":
             raise Unavailable("the request was cancelled by the router", retry_after_s=1.0)
         return output.finish(event.reason)
     if event.cached_tokens is not None:
         choice.cached_tokens = event.cached_tokens
+        choice.served = Usage(prefill_worker=event.prefill_worker, decode_worker=event.decode_worker)
     if event.prompt_logprobs:
         choice.prompt_logprobs = event.prompt_logprobs
     if choice.sampling.top_logprobs is None:

@@ -25,6 +25,12 @@ TOKENIZE_SECONDS = counter("baton_gateway_tokenize_seconds_total", "Time spent o
 DETOKENIZE_SECONDS = counter("baton_gateway_detokenize_seconds_total", "Time spent from tokens to parsed text")
 
 
+def in_flight() -> int:
+    """HTTP requests that are being answered now."""
+    (sample,) = next(iter(IN_FLIGHT.collect())).samples
+    return int(sample.value)
+
+
 class TokenClock:
     """Times one choice's tokens, from the arrival of its HTTP request (`time.monotonic()`) on."""
 

@@ -35,4 +35,5 @@ class GatewaySettings(ServiceSettings):
     keep_alive_s: float = setting(
         10.0, "silence after which a stream gets an SSE comment, so that proxies keep it", unit="s", gt=0, rare=True
     )
+    ui: bool = setting(True, "serve the page /ui, and tell clients that ask which workers served them")
     drain_s: float = setting(5.0, "time that running requests get when the gateway is stopped", unit="s", ge=0)

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from baton.core.errors import BatonError, ConfigError, HandoffFailed, InternalError
+from baton.core.version import VERSION
 from baton.kv.handoff import Failure
 from baton.kv.local import CancelFetch, Fetch, Hello, MoveOut, Restore, Welcome, WorkerMessage
 from baton.kv.local_server import WorkerConnection
@@ -101,7 +102,7 @@ class KvAgent:
         timer = asyncio.create_task(session.keep_time())
         try:
             tier_blocks = session.tier.capacity
-            connection.send(Welcome(self._address, self._epoch, self._transport.name, tier_blocks))
+            connection.send(Welcome(self._address, self._epoch, self._transport.name, tier_blocks, VERSION))
             await self._set_ready(True)
             async for message in connection.messages():
                 session.on_message(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from baton.router.ports import AgentInfo, Assignment, Fetch, Finish, Load, Offer, Row, WorkerInfo
+from baton.router.ports import AgentInfo, Assignment, Fetch, Finish, Load, Offer, Row, Standing, WorkerInfo
 from baton.rpc.convert import attempt_to_pb, layout_from_pb, sampling_to_pb
 from baton.rpc.v1 import common_pb2, worker_pb2
 
@@ -28,8 +28,9 @@ def worker_info(message: worker_pb2.WorkerDescription) -> WorkerInfo:
         pages=message.pages,
         max_context_tokens=message.max_context_tokens,
         max_running=message.max_running,
-        agent=AgentInfo(agent.address, agent.epoch, agent.transport) if message.HasField("agent") else None,
+        agent=_agent_info(agent) if message.HasField("agent") else None,
         address=message.address,
+        version=message.version,
     )
 
 
@@ -46,6 +47,10 @@ def load(message: worker_pb2.Load) -> Load:
         pull_bytes_per_s=message.pull_bytes_per_s,
         pull_wait_s=message.pull_wait_s,
     )
+
+
+def standing(message: worker_pb2.Load) -> Standing:
+    return Standing(message.lent_pages, message.tier_blocks, message.totals)
 
 
 def rows(frame: worker_pb2.StepFrame) -> Iterator[tuple[int, Row]]:
@@ -96,6 +101,10 @@ def assign_message(ref: int, assignment: Assignment) -> worker_pb2.WorkerRequest
         message.pull.agent.CopyFrom(_agent_message(pull.agent))
         message.pull.tokens = pull.tokens
     return worker_pb2.WorkerRequest(assign=message)
+
+
+def _agent_info(agent: worker_pb2.AgentDescription) -> AgentInfo:
+    return AgentInfo(agent.address, agent.epoch, agent.transport, agent.tier_blocks, agent.version)
 
 
 def _agent_message(agent: AgentInfo) -> worker_pb2.AgentDescription:

@@ -15,7 +15,7 @@ import structlog
 
 from baton.router.metrics import WORKERS_CONNECTED
 from baton.router.policy_facts import WorkerFacts
-from baton.router.ports import Load, WorkerInfo, WorkerPort
+from baton.router.ports import Load, Standing, WorkerInfo, WorkerPort
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +23,7 @@ ROLES = ("prefill", "decode", "unified")
 STRIKE_S = 2.0  # price of one fresh failure
 STRIKE_HALF_LIFE_S = 10.0
 SUSPECT_PENALTY_S = 60.0
+_SILENT = Standing()  # of a worker that tells operators nothing
 REPORTS_UNTIL_SEEN = 2  # the first report after a decision may have been on its way already
 
 
@@ -43,6 +44,7 @@ class WorkerState:
     port: WorkerPort
     heard_at: float
     load: Load = field(default_factory=Load)
+    standing: Standing = field(default_factory=Standing)
     decisions: dict[int, _Decision] = field(default_factory=dict)
     strikes: float = 0.0
     struck_at: float = 0.0
@@ -99,8 +101,15 @@ class Fleet:
 
     def facts(self, model: str) -> list[WorkerFacts]:
         """A snapshot for the policy."""
-        now = self._clock()
-        return [_facts(state, state.penalty_s(now, self._suspect_s)) for state in self.of_model(model)]
+        return [_facts(state, self.penalty_s(state)) for state in self.of_model(model)]
+
+    def penalty_s(self, state: WorkerState) -> float:
+        """By how much placement prefers others now."""
+        return state.penalty_s(self._clock(), self._suspect_s)
+
+    def silent_s(self, state: WorkerState) -> float:
+        """Time since the worker's last report."""
+        return self._clock() - state.heard_at
 
     def note_decision(self, worker_id: str, ref: int, extend_tokens: int, pages: int) -> None:
         """A decision counts as load at once, until the worker's reports show it."""
@@ -142,11 +151,11 @@ class Fleet:
         self._changed()
         return True
 
-    def on_load(self, link: WorkerPort, load: Load) -> None:
+    def on_load(self, link: WorkerPort, load: Load, standing: Standing = _SILENT) -> None:
         state = self._states.get(link)
         if state is None:
             return
-        state.load, state.heard_at = load, self._clock()
+        state.load, state.standing, state.heard_at = load, standing, self._clock()
         for ref, decision in list(state.decisions.items()):
             decision.reports_left -= 1
             if not decision.reports_left:

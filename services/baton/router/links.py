@@ -30,6 +30,11 @@ class Links:
         """Whether every wanted worker has said at least once what it serves."""
         return all(address in self._links and self._links[address][0].was_described for address in self._wanted)
 
+    @property
+    def unreachable(self) -> list[str]:
+        """Addresses of wanted workers without a connection, in order."""
+        return sorted(a for a in self._wanted if a not in self._links or not self._links[a][0].connected)
+
     def start(self) -> None:
         self._open()
 

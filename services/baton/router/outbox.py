@@ -71,6 +71,8 @@ class OutboxSink:
         )
         if not self._has_begun and (request := self._outbox.live.get(self._request_id)) is not None:
             tokens.cached_tokens = request.usage.cached_tokens
+            tokens.prefill_worker = request.usage.prefill_worker
+            tokens.decode_worker = request.usage.decode_worker
         self._has_begun = True
         self._outbox.put(router_pb2.GenerateEvent(request_id=self._request_id, attempt=attempt, tokens=tokens))
 

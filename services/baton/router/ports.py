@@ -1,6 +1,6 @@
 """What crosses between the life of requests and the links to workers: plain data and two protocols, no generated types.
 
-Token logprobs pass through the router as they are: it never looks into them (`Opaque`).
+Token logprobs and workers' totals pass through the router as they are: it never looks into them (`Opaque`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class AgentInfo:
     address: str
     epoch: int
     transport: str
+    tier_blocks: int = 0
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class WorkerInfo:
     max_running: int
     agent: AgentInfo | None
     address: str
+    version: str = ""
 
     @property
     def token_limit(self) -> int:
@@ -71,6 +74,15 @@ class Load:
     handoff_bytes_per_s: float = 0.0
     pull_bytes_per_s: float = 0.0
     pull_wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a report says besides, for operators; placement does not look at it. `totals`: since the worker's start."""
+
+    lent_pages: int = 0
+    tier_blocks: int = 0
+    totals: Opaque = None
 
 
 @dataclass(frozen=True, slots=True)

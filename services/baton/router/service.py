@@ -48,7 +48,15 @@ class RouterService:
         self._index = PrefixIndex(self._store)
         placer = Placer(settings, self.fleet, self._index, self._loop)
         self.lifecycle = Lifecycle(settings, self.fleet, placer, self._loop, self._is_settled)
-        self.servicer = RouterServicer(settings, self.lifecycle, placer, self.fleet, self._index, self._redis_connected)
+        self.servicer = RouterServicer(
+            settings,
+            self.lifecycle,
+            placer,
+            self.fleet,
+            self._index,
+            self._redis_connected,
+            lambda: self._links.unreachable,
+        )
         self._server = RpcServer(
             settings.listen,
             [

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 
 from baton.core.errors import BatonError, InvalidRequest
+from baton.core.version import VERSION
 from baton.router.fleet import Fleet
+from baton.router.fleet_view import worker_messages
 from baton.router.index import PrefixIndex
 from baton.router.lifecycle import Lifecycle
 from baton.router.outbox import Outbox, OutboxSink
@@ -32,6 +34,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         fleet: Fleet,
         index: PrefixIndex,
         redis_connected: Callable[[], bool],
+        unreachable: Callable[[], list[str]],
     ) -> None:
         self._settings = settings
         self._lifecycle = lifecycle
@@ -39,6 +42,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self._fleet = fleet
         self._index = index
         self._redis_connected = redis_connected
+        self._unreachable = unreachable
 
     async def Stream(
         self, requests: AsyncIterator[pb.StreamRequest], context: grpc.aio.ServicerContext
@@ -96,28 +100,13 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def Fleet(self, request: pb.FleetRequest, context: grpc.aio.ServicerContext) -> pb.FleetResponse:
         return pb.FleetResponse(
-            workers=[
-                pb.FleetWorker(
-                    worker_id=state.info.worker_id,
-                    role=state.info.role,
-                    address=state.info.address,
-                    epoch=state.info.epoch,
-                    connected=True,
-                    has_agent=state.info.agent is not None,
-                    pages=state.info.pages,
-                    free_pages=state.load.free_pages,
-                    evictable_pages=state.load.evictable_pages,
-                    running=state.load.running,
-                    waiting=state.load.waiting,
-                    model=state.info.model,
-                    transport=state.info.agent.transport if state.info.agent else "",
-                )
-                for state in sorted(self._fleet.workers, key=lambda state: state.info.worker_id)
-            ],
+            workers=worker_messages(self._fleet),
             redis_connected=self._redis_connected(),
             index_blocks=self._index.blocks,
             queued=self._lifecycle.queued,
             in_flight=self._lifecycle.in_flight,
+            version=VERSION,
+            unreachable=self._unreachable(),
         )
 
     async def _read(self, requests: AsyncIterator[pb.StreamRequest], outbox: Outbox) -> None:

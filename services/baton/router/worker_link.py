@@ -18,7 +18,7 @@ from baton.core.attempt import Attempt
 from baton.core.errors import InternalError
 from baton.router import convert
 from baton.router.metrics import STALE_FRAMES
-from baton.router.ports import Assignment, AttemptListener, Handoff, Load, WorkerInfo, WorkerPort
+from baton.router.ports import Assignment, AttemptListener, Handoff, Load, Standing, WorkerInfo, WorkerPort
 from baton.rpc.channel import open_channel
 from baton.rpc.convert import attempt_to_pb, error_from_pb
 from baton.rpc.v1 import worker_pb2, worker_pb2_grpc
@@ -37,7 +37,7 @@ class LinkEvents(Protocol):
     def on_description(self, link: WorkerPort, info: WorkerInfo) -> bool:
         """First on every connection, and whenever it changes. False: this worker is not wanted; drop the connection."""
 
-    def on_load(self, link: WorkerPort, load: Load) -> None: ...
+    def on_load(self, link: WorkerPort, load: Load, standing: Standing) -> None: ...
 
     def on_settled(self, link: WorkerPort, ref: int) -> None:
         """The worker has taken up the attempt, or is done with it: its load reports show it from now on."""
@@ -177,7 +177,7 @@ class WorkerLink:
 
     def _on_frame(self, frame: worker_pb2.StepFrame) -> None:
         if frame.HasField("load"):
-            self._events.on_load(self, convert.load(frame.load))
+            self._events.on_load(self, convert.load(frame.load), convert.standing(frame.load))
         for ref, row in convert.rows(frame):
             entry = self._entries.get(ref)
             if entry is None:
