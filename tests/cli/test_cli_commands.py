@@ -37,7 +37,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([]) == 0
     text = capsys.readouterr().out
     assert fits_a_screen(text)
-    for name in ("up", "gateway", "router", "prefill", "decode", "unified", "kv-agent", "chat", "check-env", "version"):
+    for name in (*SERVICES, "up", "chat", "keys", "check-env", "version"):
         assert f"\n  {name} " in text
 
 
@@ -65,7 +65,7 @@ def test_nothing_heavy_is_imported_for(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("command", [*SERVICES, "up", "chat", "check-env", "version"])
+@pytest.mark.parametrize("command", [*SERVICES, "up", "chat", "keys", "check-env", "version"])
 def test_help_of_each_command_fits_a_screen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         assert main.main([command, "--help"]) == 0

@@ -17,6 +17,8 @@ OWN_COMMANDS = {
     "up": ("baton.cli.up.main", "start a whole system on this machine"),
     "chat": ("baton.cli.chat", "talk to a running system in the terminal"),
     "bench": ("baton.cli.bench.main", "measure an engine, or a running system under load"),
+    "trace-handoff": ("baton.cli.trace_handoff.main", "show when each layer of a handoff was computed and read"),
+    "keys": ("baton.cli.keys", "make, list and revoke the gateways' API keys"),
     "check-env": ("baton.cli.check_env", "say what works on this machine and how to mend the rest"),
     "version": ("baton.cli.version", "versions of Baton and of what it runs on"),
 }
@@ -63,7 +65,7 @@ def find(name: str) -> Callable[[list[str]], int]:
 
 
 def usage() -> str:
-    lines = [f"  {name:<10} {summary}" for name, summary in SUMMARIES.items()]
+    lines = [f"  {name:<13} {summary}" for name, summary in SUMMARIES.items()]
     return "\n".join(
         [
             "usage: baton COMMAND [flags]",

@@ -12,9 +12,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from baton.core.errors import BatonError, InternalError, InvalidRequest
+from baton.gateway.access import Access
 from baton.gateway.anthropic.endpoint import MessagesEndpoint
 from baton.gateway.anthropic.errors import error_response as anthropic_error
 from baton.gateway.anthropic.request import CountRequest, MessagesRequest
+from baton.gateway.auth.guard import Guard
+from baton.gateway.dialect import ANTHROPIC_HEADER, Dialect, dialect_of
 from baton.gateway.http.context import WithContext, context_of
 from baton.gateway.loads import LoadsEndpoint
 from baton.gateway.ollama.endpoint import GenerationEndpoint
@@ -26,6 +29,8 @@ from baton.gateway.openai.chat import ChatEndpoint, ChatRequest
 from baton.gateway.openai.completions import CompletionEndpoint, CompletionRequest
 from baton.gateway.openai.errors import error_response
 from baton.gateway.openai.models import ModelsEndpoint
+from baton.gateway.openai.responses.endpoint import ResponsesEndpoint
+from baton.gateway.openai.responses.request import CountInputRequest, ResponseRequest
 from baton.gateway.openai.tokens import DetokenizeRequest, TokenizeRequest, TokensEndpoint
 from baton.gateway.openapi import describe_bodies
 from baton.gateway.service import Service
@@ -33,21 +38,23 @@ from baton.gateway.status import StatusPages
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_ANTHROPIC_HEADER = "anthropic-version"
+_OPEN = ("/health", "/ready")  # what load balancers ask, who have no key
 # What Ollama has and this server has not; its clients are told so.
 _EMBEDDINGS = ("/api/embed", "/api/embeddings")
 _MODEL_MANAGEMENT = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete")
 
 
-def create_app(service: Service) -> ASGIApp:
-    """The ASGI application of one service."""
+def create_app(service: Service, access: Access | None = None) -> ASGIApp:
+    """The ASGI application of one service. `access`: whose keys it asks for; None = nobody's."""
     models, messages, status = ModelsEndpoint(service), MessagesEndpoint(service), StatusPages(service)
-    tokens = TokensEndpoint(service)
+    tokens, responses = TokensEndpoint(service), ResponsesEndpoint(service)
     ollama, pages = GenerationEndpoint(service), ModelPages(service)
     app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None)
     post: list[tuple[str, Endpoint, type[BaseModel]]] = [
         ("/v1/chat/completions", ChatEndpoint(service).create, ChatRequest),
         ("/v1/completions", CompletionEndpoint(service).create, CompletionRequest),
+        ("/v1/responses", responses.create, ResponseRequest),
+        ("/v1/responses/input_tokens", responses.count, CountInputRequest),
         ("/tokenize", tokens.tokenize, TokenizeRequest),
         ("/detokenize", tokens.detokenize, DetokenizeRequest),
         ("/v1/messages", messages.create, MessagesRequest),
@@ -60,6 +67,8 @@ def create_app(service: Service) -> ASGIApp:
         ("/v1/models", _either(models.list, messages.list_models)),
         ("/v1/models/{model:path}", _either(models.retrieve, messages.retrieve_model)),
         ("/v1/loads", LoadsEndpoint(service).get),
+        ("/v1/responses/{response}", responses.retrieve),
+        ("/v1/responses/{response}/input_items", responses.input_items),
         ("/api/tags", pages.tags),
         ("/api/ps", pages.running),
         ("/api/version", pages.version),
@@ -70,6 +79,8 @@ def create_app(service: Service) -> ASGIApp:
     ]
     for path, endpoint, _ in post:
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/responses/{response}", responses.delete, methods=["DELETE"], response_model=None)
+    app.add_api_route("/v1/responses/{response}/cancel", responses.cancel, methods=["POST"], response_model=None)
     for path in _EMBEDDINGS:
         app.add_api_route(path, pages.no_embeddings, methods=["POST"], include_in_schema=False)
     for path in _MODEL_MANAGEMENT:
@@ -81,26 +92,28 @@ def create_app(service: Service) -> ASGIApp:
     for error, handler in ((BatonError, _baton_error), (HTTPException, _http_error), (Exception, _defect)):
         app.add_exception_handler(error, handler)
     app.router.redirect_slashes = False
-    return WithContext(app, [route for route in app.routes if isinstance(route, Route)])
+    guarded = app if access is None else Guard(app, access.ring, access.limiter, _OPEN, _respond)
+    return WithContext(guarded, [route for route in app.routes if isinstance(route, Route)])
 
 
 def _either(openai: Endpoint, anthropic: Endpoint) -> Endpoint:
     """Both APIs have this path: Anthropic's clients are known by a header."""
 
     async def endpoint(request: Request) -> Response:
-        return await (anthropic if _ANTHROPIC_HEADER in request.headers else openai)(request)
+        return await (anthropic if ANTHROPIC_HEADER in request.headers else openai)(request)
 
     return endpoint
 
 
 def _respond(request: Request, error: BatonError) -> Response:
     """An error in the words of the API that was asked."""
-    path = request.url.path
-    if path.startswith("/v1/messages") or (path.startswith("/v1/models") and _ANTHROPIC_HEADER in request.headers):
-        return anthropic_error(request, error)
-    if path.startswith("/api/"):
-        return ollama_error(error)
-    return error_response(error)
+    match dialect_of(request.url.path, request.headers):
+        case Dialect.ANTHROPIC:
+            return anthropic_error(request, error)
+        case Dialect.OLLAMA:
+            return ollama_error(error)
+        case Dialect.OPENAI:
+            return error_response(error)
 
 
 async def _baton_error(request: Request, error: Exception) -> Response:

@@ -30,6 +30,8 @@ from baton.gateway import metrics
 from baton.gateway.output import Finish, OutputText, Piece
 from baton.gateway.parsers.events import Content
 from baton.gateway.parsers.output_parser import OutputParser
+from baton.gateway.tenants import current_caller
+from baton.gateway.reasoning_tokens import ReasoningTokens
 from baton.gateway.text_model import TextModel
 from baton.runtime.lifecycle import cancel_and_wait
 
@@ -72,6 +74,7 @@ class Choice:
     finish: Finish | None = None
     stop: str | None = None
     first_token_at: float | None = None
+    reasoning: ReasoningTokens = field(default_factory=ReasoningTokens)
     served: Usage = field(default_factory=Usage)
     is_reported: bool = False
 
@@ -90,12 +93,15 @@ class Generator:
 
         `started`: `time.monotonic()` of the HTTP request's arrival, for metrics. Raises BatonError.
         """
+        caller = current_caller()
         request = GenerateRequest(
             model=self._name,
             prompt_token_ids=choice.prompt_token_ids,
             sampling=choice.sampling,
             request_id=choice.request_id,
             deadline_s=self.timeout_s,
+            tenant=caller.tenant,
+            cache_salt=caller.cache_salt,
         )
         output = self._output(choice)
         clock = metrics.TokenClock(started)
@@ -161,6 +167,7 @@ def _parse(choice: Choice, piece: Piece) -> None:
             piece.events += parser.finish(cut_off=piece.finish == "length")
             if piece.finish == "stop" and parser.calls:
                 piece.finish = "tool_calls"
+        choice.reasoning.take(choice.completion_tokens, piece.events)
     choice.finish, choice.stop = piece.finish, piece.stop
 
 

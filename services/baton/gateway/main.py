@@ -10,6 +10,7 @@ import structlog
 
 from baton.client import BatonClient
 from baton.core.errors import ConfigError
+from baton.gateway.access import open_access
 from baton.gateway.app import create_app
 from baton.gateway.server import listen, serve
 from baton.gateway.service import Service
@@ -34,7 +35,9 @@ async def run(settings: GatewaySettings) -> None:
         model = await asyncio.to_thread(TextModel.load, Path(settings.model))
         client = await stack.enter_async_context(BatonClient(settings.routers))
         service = Service(client, model, settings.served_name or model.name, settings)
+        stack.push_async_callback(service.close)
         stack.push_async_callback(cancel_and_wait, asyncio.create_task(service.catalog.run()))
         host, port = listener.getsockname()[:2]
+        access = await stack.enter_async_context(open_access(settings))
         log.info("gateway listens", url=f"http://{host}:{port}", models=service.names, routers=settings.routers)
-        await serve(create_app(service), listener, settings.drain_s)
+        await serve(create_app(service, access), listener, settings.drain_s)

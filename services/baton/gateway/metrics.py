@@ -21,8 +21,15 @@ PROMPT_TOKENS = counter("baton_gateway_prompt_tokens_total", "Tokens of prompts 
 CACHED_TOKENS = counter("baton_gateway_cached_prompt_tokens_total", "Prompt tokens whose KV cache was reused")
 OUTPUT_TOKENS = counter("baton_gateway_output_tokens_total", "Tokens generated")
 TOOL_CALLS = counter("baton_gateway_tool_calls_total", "Tool calls in complete answers")
+REASONING_TOKENS = counter("baton_gateway_reasoning_tokens_total", "Output tokens that were reasoning")
+BACKGROUND_RESPONSES = gauge("baton_gateway_background_responses", "Background responses that are being generated")
+RESPONSES_NOT_KEPT = counter("baton_gateway_responses_not_kept_total", "Responses that could not be kept as asked")
 TOKENIZE_SECONDS = counter("baton_gateway_tokenize_seconds_total", "Time spent on templates and tokenizing")
 DETOKENIZE_SECONDS = counter("baton_gateway_detokenize_seconds_total", "Time spent from tokens to parsed text")
+KEYS = gauge("baton_gateway_api_keys", "API keys that open this gateway")
+REFUSED_KEYS = counter("baton_gateway_refused_api_keys_total", "Requests with an API key that is unknown or expired")
+LIMITED = counter("baton_gateway_limited_requests_total", "Requests refused by a limit of their API key", ("limit",))
+LIMITS_ALONE = counter("baton_gateway_limits_outages_total", "Times that the counts shared by Redis were out of reach")
 
 
 def in_flight() -> int:
@@ -68,3 +75,4 @@ def count_tokens(choices: Sequence[Choice]) -> None:
         PROMPT_TOKENS.inc(len(choice.prompt_token_ids))
         CACHED_TOKENS.inc(choice.cached_tokens)
         OUTPUT_TOKENS.inc(choice.completion_tokens)
+        REASONING_TOKENS.inc(choice.reasoning.count)

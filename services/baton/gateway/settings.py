@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from baton.gateway.limits.outage import LOCAL, REFUSE
 from baton.gateway.parsers.registry import AUTO, NONE, REASONING_FORMATS, TOOL_FORMATS
 from baton.runtime.settings import ServiceSettings, setting
 
@@ -27,6 +28,13 @@ class GatewaySettings(ServiceSettings):
     routers: tuple[str, ...] = setting(("127.0.0.1:7000",), "addresses of the routers", unit="host:port")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all interfaces")
     port: int = setting(8000, "port to listen on; 0 = any free one", ge=0, le=65535)
+    api_keys: str = setting("", "who may ask: a file that `baton keys` writes, or redis; empty = everybody")
+    limits_outage: str = setting(
+        LOCAL,
+        "limits while Redis is away: local = each gateway counts alone, refuse = keys with limits get 503",
+        choices=(LOCAL, REFUSE),
+        rare=True,
+    )
     max_body_bytes: int = setting(16 << 20, "largest accepted request body", unit="bytes", ge=1024)
     request_timeout_s: float = setting(600.0, "total time of one request, after which it is cancelled", unit="s", gt=0)
     slow_reader_timeout_s: float = setting(
@@ -36,4 +44,8 @@ class GatewaySettings(ServiceSettings):
         10.0, "silence after which a stream gets an SSE comment, so that proxies keep it", unit="s", gt=0, rare=True
     )
     ui: bool = setting(True, "serve the page /ui, and tell clients that ask which workers served them")
+    responses_ttl_s: float = setting(86400.0, "how long stored responses are kept", unit="s", gt=0)
+    responses_memory_bytes: int = setting(
+        64 << 20, "memory for stored responses where there is no Redis; the oldest make room", unit="bytes", ge=1 << 20
+    )
     drain_s: float = setting(5.0, "time that running requests get when the gateway is stopped", unit="s", ge=0)

@@ -1,4 +1,4 @@
-"""API keys in a file: JSON, `{"keys": [...]}`, readable by its owner only. Written whole, so readers never see a part."""
+"""API keys in a file: JSON, `{"keys": [...]}`, for its owner only. Written whole: readers never see a part of it."""
 
 from __future__ import annotations
 

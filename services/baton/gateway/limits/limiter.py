@@ -47,7 +47,7 @@ class Limiter:
             await asyncio.sleep(LEASE_S / 3)
             running: dict[tuple[LimitStore, ApiKey], list[str]] = defaultdict(list)
             for ticket in self._tickets:
-                running[ticket.store, ticket.key].append(ticket.request_id)
+                running[ticket.place, ticket.key].append(ticket.request_id)
             for (store, key), ids in running.items():
                 try:
                     await store.renew(key, ids)
@@ -72,7 +72,7 @@ class Limiter:
         async def ask(store: LimitStore) -> Standing:
             return await store.reserve(ticket.key, tokens)
 
-        ticket.store, standing = await self._ask(ask)
+        ticket.book, standing = await self._ask(ask)
         return standing
 
     def leave(self, ticket: Ticket) -> None:
@@ -84,7 +84,9 @@ class Limiter:
 
     async def _put_right(self, ticket: Ticket) -> None:
         try:
-            await ticket.store.leave(ticket.key, ticket.request_id, ticket.reserved, ticket.used)
+            await ticket.book.leave(ticket.key, ticket.request_id, ticket.reserved, ticket.used)
+            if ticket.place is not ticket.book:
+                await ticket.place.leave(ticket.key, ticket.request_id, 0, 0)
         except StoreUnavailable as error:
             self._lost(error)
 
@@ -107,11 +109,12 @@ class Limiter:
 
 
 class Ticket:
-    """A request that was let in. `store`: who counts it. `standing`: what the client is told."""
+    """A request that was let in. `place`: who counts it as running; `book`: who counts its tokens, another one where
+    Redis went or came meanwhile. `standing`: what the client is told."""
 
     def __init__(self, limiter: Limiter, store: LimitStore, key: ApiKey, request_id: str) -> None:
         self.key = key
-        self.store = store
+        self.place = self.book = store
         self.request_id = request_id
         self.standing = Standing()
         self.reserved = 0

@@ -20,7 +20,7 @@ _KEEP_MONTH_S = 40 * 86_400
 
 
 class RedisLimitStore:
-    """One event loop; calls may run concurrently. Raises StoreUnavailable. Nothing is repeated: it would count twice."""
+    """One event loop; calls may run concurrently. Raises StoreUnavailable. Commands are never repeated: they count."""
 
     def __init__(self, url: str) -> None:
         self._redis = connect(url, timeout_s=_ANSWER_S, retries=0)
