@@ -30,8 +30,8 @@ from baton.gateway import metrics
 from baton.gateway.output import Finish, OutputText, Piece
 from baton.gateway.parsers.events import Content
 from baton.gateway.parsers.output_parser import OutputParser
-from baton.gateway.tenants import current_caller
 from baton.gateway.reasoning_tokens import ReasoningTokens
+from baton.gateway.tenants import current_caller
 from baton.gateway.text_model import TextModel
 from baton.runtime.lifecycle import cancel_and_wait
 

@@ -56,11 +56,12 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of a request. Prompts count once, however many choices they have; `cached_tokens` are part of them, those
-    that the first choice found."""
+    that the first choice found. `reasoning_tokens` are part of the completion's."""
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int
 
 
 class Writer(Protocol):
@@ -169,6 +170,7 @@ def usage_of(choices: Sequence[Choice]) -> Usage:
         prompt_tokens=sum(len(choice.prompt_token_ids) for choice in firsts),
         cached_tokens=sum(choice.cached_tokens for choice in firsts),
         completion_tokens=sum(choice.completion_tokens for choice in choices),
+        reasoning_tokens=sum(choice.reasoning.count for choice in choices),
     )
 
 

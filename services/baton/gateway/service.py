@@ -12,8 +12,10 @@ from typing import TypeVar
 from baton.core.errors import InvalidRequest, ModelNotFound, PromptTooLong, Unavailable
 from baton.gateway.catalog import Catalog
 from baton.gateway.generation import Generator, RouterClient
+from baton.gateway.jobs import Jobs
 from baton.gateway.parsers.registry import Parsers
 from baton.gateway.settings import GatewaySettings
+from baton.gateway.store import open_records
 from baton.gateway.tenants import current_caller
 from baton.gateway.text_model import TextModel
 
@@ -35,7 +37,15 @@ class Service:
         self.generator = Generator(client, model, name, settings.request_timeout_s)
         self._names = (name, *(alias for alias in settings.aliases if alias != name))
         self.started_at = int(time.time())
+        self.records = open_records(settings.redis_url, settings.responses_memory_bytes)
+        self.jobs = Jobs()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="requests")
+
+    async def close(self) -> None:
+        """End what goes on without a request."""
+        await self.jobs.stop()
+        await self.records.close()
+        self._threads.shutdown(wait=False)
 
     async def prepare(self, body: bytes, work: Callable[[bytes], T]) -> T:
         """`work(body)`: parsing, templates, tokenizing. Large bodies go to a thread; few of them run at a time."""

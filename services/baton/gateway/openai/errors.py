@@ -8,6 +8,14 @@ from starlette.responses import Response
 from baton.core.errors import BatonError, InternalError, InvalidRequest, QuotaExhausted
 from baton.gateway.http.retry import retry_headers
 
+
+class NotFound(InvalidRequest):
+    """There is no such response, file or batch, or it is another tenant's."""
+
+    code = "not_found"
+    http_status = 404
+
+
 _TYPES = {429: "rate_limit_error", 504: "timeout_error"}
 
 

@@ -1,0 +1,115 @@
+"""Responses that are generated while nobody waits for them: `background: true`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import structlog
+
+from baton.core.errors import BatonError, InvalidRequest, Unavailable
+from baton.gateway import metrics
+from baton.gateway.generation import Choice
+from baton.gateway.http.context import RequestContext
+from baton.gateway.jobs import Jobs
+from baton.gateway.openai.errors import NotFound
+from baton.gateway.openai.responses.kept import KeptResponse, KeptResponses
+from baton.gateway.openai.responses.writer import ResponseWriter
+from baton.gateway.respond import answers_of, most_tokens
+from baton.gateway.service import Service
+from baton.runtime.lifecycle import cancel_and_wait
+
+log = structlog.get_logger(__name__)
+
+_RUNNING = ("queued", "in_progress")
+_LOOK_S = 1.0  # how soon a response is given up that was cancelled or deleted over another gateway
+_GRACE_S = 30.0  # this long after its deadline nobody works on a response any more
+
+
+class BackgroundResponses:
+    """Runs responses of one service. What becomes of them is told by their records, which any gateway reads."""
+
+    def __init__(self, service: Service, kept: KeptResponses, jobs: Jobs) -> None:
+        self._service = service
+        self._kept = kept
+        self._jobs = jobs
+
+    async def start(
+        self, record: KeptResponse, choices: Sequence[Choice], writer: ResponseWriter, context: RequestContext
+    ) -> None:
+        """Keep `record`, and go on alone. Of a key's limits the most that the answer may cost counts as used."""
+        if context.ticket is not None:
+            await context.ticket.reserve(most_tokens(choices))
+        await self._kept.put(record)
+        alone = RequestContext(context.id, context.unique_id, context.started)
+        self._jobs.start(record.id, self._run(record, choices, writer, alone))
+
+    async def cancel(self, id: str) -> KeptResponse:
+        """Cancelling again is no error. Raises NotFound, InvalidRequest for a response that is over."""
+        record = await self.current(id)
+        if record.response["status"] == "cancelled":
+            return record
+        if not record.response["background"]:
+            raise InvalidRequest("Cannot cancel a synchronous response.")
+        if record.response["status"] not in _RUNNING:
+            raise InvalidRequest(f"Cannot cancel a response that is {record.response['status']}.")
+        await self._jobs.cancel(id)
+        record.response["status"] = "cancelled"
+        await self._kept.put(record)
+        return record
+
+    async def current(self, id: str) -> KeptResponse:
+        """A kept response. One that a gateway left behind when it was killed is failed by now. Raises NotFound."""
+        record = await self._kept.get(id)
+        age_s = time.time() - record.response["created_at"]
+        if record.response["status"] in _RUNNING and age_s > self._service.generator.timeout_s + _GRACE_S:
+            error = {"code": "server_error", "message": "The server was stopped before the response was complete."}
+            record.response |= {"status": "failed", "error": error}
+        return record
+
+    async def _run(
+        self, record: KeptResponse, choices: Sequence[Choice], writer: ResponseWriter, context: RequestContext
+    ) -> None:
+        writer.response["status"] = "in_progress"
+        task = asyncio.current_task()
+        assert task is not None
+        watcher = asyncio.create_task(self._watch(record.id, task))
+        try:
+            with metrics.BACKGROUND_RESPONSES.track_inprogress():
+                await self._kept.put(record)
+                writer.whole(await answers_of(self._service, choices, context))
+        except asyncio.CancelledError:
+            writer.fail(Unavailable("The server was stopped before the response was complete."))
+            raise
+        except BatonError as error:
+            writer.fail(error)
+        finally:
+            await cancel_and_wait(watcher)
+            await self._tell(record)
+            log.info("background response", response=record.id, status=writer.response["status"], **context.facts)
+
+    async def _tell(self, record: KeptResponse) -> None:
+        """Write how it ended, unless it was cancelled or deleted meanwhile."""
+        try:
+            if await self._wanted(record.id):
+                await self._kept.put(record)
+        except Unavailable as error:
+            metrics.RESPONSES_NOT_KEPT.inc()
+            log.warning("a background response is lost", response=record.id, error=error.message)
+
+    async def _watch(self, id: str, task: asyncio.Task[None]) -> None:
+        """Cancel `task` when nobody wants its response any more."""
+        wanted = True
+        while wanted:
+            await asyncio.sleep(_LOOK_S)
+            with suppress(Unavailable):
+                wanted = await self._wanted(id)
+        task.cancel()
+
+    async def _wanted(self, id: str) -> bool:
+        try:
+            return (await self._kept.get(id)).response["status"] in _RUNNING
+        except NotFound:
+            return False

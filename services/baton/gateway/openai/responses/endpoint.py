@@ -1,0 +1,185 @@
+"""`/v1/responses`: create, retrieve, cancel, delete, list the input, count its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import orjson
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+
+from baton.core.errors import InvalidRequest, Unavailable
+from baton.gateway import metrics
+from baton.gateway.conversation import answers_to
+from baton.gateway.http.body import json_object, read_body
+from baton.gateway.http.context import context_of
+from baton.gateway.http.fields import parse, refuse_unsupported
+from baton.gateway.openai.errors import NotFound
+from baton.gateway.openai.logprobs import part_logprobs
+from baton.gateway.openai.pages import page_of
+from baton.gateway.openai.responses.background import BackgroundResponses
+from baton.gateway.openai.responses.items import InputItem, Item, ItemReference, item_id, owner_of, read_input
+from baton.gateway.openai.responses.kept import ID_PREFIX, KeptResponse, KeptResponses
+from baton.gateway.openai.responses.output import OutputItems
+from baton.gateway.openai.responses.request import UNSUPPORTED, CountInputRequest, ResponseRequest
+from baton.gateway.openai.responses.truncation import prompt_of
+from baton.gateway.openai.responses.writer import ResponseWriter
+from baton.gateway.respond import Responder
+from baton.gateway.service import Service
+
+log = structlog.get_logger(__name__)
+
+R = TypeVar("R", bound=CountInputRequest)
+
+
+class ResponsesEndpoint:
+    """Responses of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._kept = KeptResponses(service.records, service.settings.responses_ttl_s)
+        self._background = BackgroundResponses(service, self._kept, service.jobs)
+
+    async def create(self, request: Request) -> Response:
+        service, context = self._service, context_of(request.scope)
+        asked, items = await self._read(request, ResponseRequest)
+        unique = context.unique_id.removeprefix("req-")
+        with _naming_input():
+            prompt = await service.run(_size(items), lambda: prompt_of(service, asked, items))
+            choices = answers_to(
+                service,
+                prompt,
+                asked.sampling(service.model),
+                request_id=context.unique_id,
+                max_tokens=asked.max_output_tokens,
+            )
+        output = OutputItems(unique, self._logprobs(asked))
+        writer = ResponseWriter(unique, asked, choices[0], output)
+        record = KeptResponse(writer.response, items)
+        if asked.background:
+            await self._background.start(record, choices, writer, context)
+            return _json(record.response)
+        keep = partial(self._keep, record) if asked.kept else None
+        return await Responder(service, request, writer).respond(choices, stream=bool(asked.stream), keep=keep)
+
+    async def count(self, request: Request) -> Response:
+        asked, items = await self._read(request, CountInputRequest)
+        with _naming_input():
+            prompt = await self._service.run(_size(items), lambda: prompt_of(self._service, asked, items))
+        return _json({"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)})
+
+    async def retrieve(self, request: Request) -> Response:
+        if request.query_params.get("stream", "false").lower() not in ("false", "0"):
+            raise InvalidRequest("A kept response cannot be streamed by this server.", param="stream")
+        return _json((await self._background.current(request.path_params["response"])).response)
+
+    async def cancel(self, request: Request) -> Response:
+        return _json((await self._background.cancel(request.path_params["response"])).response)
+
+    async def delete(self, request: Request) -> Response:
+        id = request.path_params["response"]
+        await self._kept.delete(id)
+        await self._service.jobs.cancel(id)
+        return _json({"id": id, "object": "response", "deleted": True})
+
+    async def input_items(self, request: Request) -> Response:
+        kept = await self._kept.get(request.path_params["response"])
+        return _json(page_of(kept.input, request.query_params))
+
+    async def _read(self, request: Request, schema: type[R]) -> tuple[R, list[Item]]:
+        """The request, validated, and all items that are to be answered."""
+
+        def read(body: bytes) -> tuple[R, list[InputItem]]:
+            fields = json_object(body)
+            refuse_unsupported(fields, UNSUPPORTED)
+            asked = parse(schema, fields)
+            self._service.check_model(asked.model)
+            return asked, read_input(asked.input or [])
+
+        body = await read_body(request, self._service.settings.max_body_bytes)
+        asked, given = await self._service.prepare(body, read)
+        earlier = await self._earlier(asked.previous_response_id)
+        unique = context_of(request.scope).unique_id.removeprefix("req-")
+        items = [*earlier, *await self._with_ids(given, earlier, unique)]
+        if not items:
+            raise InvalidRequest("Missing required parameter: 'input'.", param="input")
+        return asked, items
+
+    async def _earlier(self, id: str | None) -> list[Item]:
+        if id is None:
+            return []
+        try:
+            kept = await self._background.current(id)
+        except NotFound:
+            raise _PreviousNotFound(
+                f"Previous response with id '{id[:200]}' not found.", param="previous_response_id"
+            ) from None
+        if kept.response["status"] not in ("completed", "incomplete"):
+            raise InvalidRequest(
+                f"The previous response is {kept.response['status']}: it cannot be continued.",
+                param="previous_response_id",
+            )
+        return kept.items
+
+    async def _with_ids(self, given: Sequence[InputItem], earlier: Sequence[Item], unique: str) -> list[Item]:
+        """Items as they are kept; references are replaced by what they refer to."""
+        items: list[Item] = []
+        known = {item["id"]: item for item in earlier}
+        for index, item in enumerate(given):
+            if isinstance(item, ItemReference):
+                items.append(known.get(item.id) or await self._referred(item.id, f"input[{index}].id"))
+            else:
+                kept = item.kept()
+                items.append({"id": item_id(kept["type"], unique, f"in{index}"), **kept})
+        return items
+
+    async def _referred(self, id: str, param: str) -> Item:
+        owner = owner_of(id)
+        try:
+            kept = await self._kept.get(f"{ID_PREFIX}{owner}")
+            return next(item for item in kept.items if item["id"] == id)
+        except (NotFound, StopIteration):
+            raise InvalidRequest(f"Item with id '{id[:200]}' not found.", param=param) from None
+
+    async def _keep(self, record: KeptResponse) -> None:
+        """An answer that cannot be kept is an answer all the same."""
+        try:
+            await self._kept.put(record)
+        except Unavailable as error:
+            metrics.RESPONSES_NOT_KEPT.inc()
+            log.warning("a response is not kept", response=record.id, error=error.message)
+
+    def _logprobs(self, asked: ResponseRequest) -> Any:
+        if asked.wanted_logprobs is None:
+            return lambda tokens: []
+        return partial(part_logprobs, self._service.model.tokenizer)
+
+
+class _PreviousNotFound(InvalidRequest):
+    code = "previous_response_not_found"
+
+
+@contextmanager
+def _naming_input() -> Iterator[None]:
+    """What is wrong with the messages of a conversation is wrong with the input here."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param == "messages":
+            error.param = "input"
+        raise
+
+
+def _size(items: Sequence[Item]) -> int:
+    """Bytes of text, roughly: what rendering and tokenizing them costs."""
+    texts = (part["text"] for item in items for part in item.get("content", ()))
+    others = (item.get("arguments") or item.get("output") or "" for item in items)
+    return sum(map(len, texts)) + sum(map(len, others))
+
+
+def _json(body: object) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")

@@ -1,0 +1,173 @@
+"""Body of `POST /v1/responses`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from baton.core.errors import InvalidRequest
+from baton.core.sampling import MAX_TOP_LOGPROBS
+from baton.core.structure import Structure
+from baton.gateway.conversation import Conversation, effort_variables
+from baton.gateway.http.fields import Body
+from baton.gateway.openai.responses.items import Item, messages_of
+from baton.gateway.openai.tools import Function, FunctionTool, NamedChoice, NamedFunction, demanded, offered
+from baton.gateway.sampling import SamplingBuilder
+from baton.gateway.structure_fields import json_text
+from baton.gateway.text_model import TextModel
+from baton.gateway.tool_fields import MAX_TOOLS
+
+MAX_METADATA = 16
+# Fields of OpenAI's that change the answer and are not supported, and their values that ask for nothing.
+UNSUPPORTED: dict[str, Sequence[Any]] = {
+    "prompt": (),
+    "conversation": (),
+    "context_management": ([],),
+    "moderation": (),
+}
+_LOGPROBS = "message.output_text.logprobs"
+
+
+class ResponseTool(Function):
+    """A function. Tools that OpenAI runs have other types."""
+
+    type: Literal["function"]
+
+    def nested(self) -> FunctionTool:
+        return FunctionTool(type=self.type, function=Function(**self.model_dump(exclude={"type"})))
+
+    def echo(self) -> dict[str, Any]:
+        return {"type": self.type, "parameters": None, "strict": None, **self.model_dump(exclude_none=True)}
+
+
+class NamedToolChoice(Body):
+    type: Literal["function"]
+    name: str
+
+
+class TextFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> TextFormat:
+        for param, value in (("text.format.name", self.name), ("text.format.schema", self.schema_)):
+            if self.type == "json_schema" and value is None:
+                raise InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
+        return self
+
+    def structure(self) -> Structure | None:
+        """A schema that cannot be enforced is an error, unless the client says `strict: false`."""
+        if self.type == "text":
+            return None
+        if self.schema_ is None or self.type == "json_object":
+            return Structure("json_object")
+        return Structure("json_schema", json_text(self.schema_, "text.format"), lenient=self.strict is False)
+
+    def echo(self) -> dict[str, Any]:
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+
+class TextConfig(Body):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningConfig(Body):
+    effort: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class CountInputRequest(Body):
+    """What makes the prompt. `input` is read by `items.read_input`."""
+
+    model: str
+    input: str | list[dict[str, Any]] | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningConfig | None = None
+    text: TextConfig | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+
+    def conversation(self, items: Sequence[Item]) -> Conversation:
+        """The conversation of all `items`. Raises InvalidRequest when the tools cannot be offered."""
+        tools = [tool.nested() for tool in self.tools or ()]
+        choice = self.tool_choice
+        if isinstance(choice, NamedToolChoice):
+            choice = NamedChoice(type="function", function=NamedFunction(name=choice.name))
+        effort = self.reasoning.effort if self.reasoning is not None else None
+        return Conversation(
+            messages=self._messages(items),
+            tools=offered(tools, choice),
+            parallel_calls=self.parallel_tool_calls is not False,
+            demand=demanded(tools, choice),
+            variables=effort_variables(effort),
+        )
+
+    def _messages(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """The instructions come first. They and a system message that follows are one: few templates take two."""
+        messages = messages_of(items)
+        if self.instructions is None:
+            return messages
+        texts = [self.instructions]
+        if messages and messages[0]["role"] in ("system", "developer"):
+            texts.append(messages.pop(0)["content"])
+        return [{"role": "system", "content": "\n\n".join(texts)}, *messages]
+
+
+class ResponseRequest(CountInputRequest):
+    stream: bool | None = None
+    store: bool | None = None
+    background: bool | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    include: list[str] | None = None
+    metadata: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+        Field(max_length=MAX_METADATA),
+    ] | None = None  # fmt: skip
+    max_tool_calls: int | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+    stream_options: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _background_is_kept(self) -> ResponseRequest:
+        if self.background and self.store is False:
+            raise InvalidRequest("A background response must be stored: 'store' cannot be false.", param="store")
+        if self.background and self.stream:
+            raise InvalidRequest("A background response cannot be streamed by this server.", param="stream")
+        return self
+
+    @property
+    def kept(self) -> bool:
+        return self.store is not False
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many alternatives each token's logprobs are to have; None = no logprobs."""
+        return self.top_logprobs or 0 if self.top_logprobs or _LOGPROBS in (self.include or ()) else None
+
+    def sampling(self, model: TextModel) -> SamplingBuilder:
+        """Raises InvalidRequest."""
+        format = self.text.format if self.text is not None else None
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_logprobs": self.wanted_logprobs,
+            "structure": format.structure() if format is not None else None,
+        }
+        return SamplingBuilder(model, given)

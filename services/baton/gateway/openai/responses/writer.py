@@ -1,0 +1,134 @@
+"""A response in OpenAI's words: one object, or a stream of typed, numbered events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from baton.core.errors import BatonError, InvalidRequest
+from baton.gateway.generation import Choice
+from baton.gateway.http.stream import SSE, SSE_COMMENT
+from baton.gateway.openai.errors import error_body
+from baton.gateway.openai.responses.kept import ID_PREFIX
+from baton.gateway.openai.responses.output import OutputItems
+from baton.gateway.openai.responses.request import NamedToolChoice, ResponseRequest
+from baton.gateway.output import Piece
+from baton.gateway.respond import Answer, usage_of
+
+_ERROR_CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
+
+
+class ResponseWriter:
+    """Writes the response `unique` of one choice. Its `response` is what is known of it so far.
+
+    Events come in the documented order: created, in_progress, per item what `OutputItems` says, and one of completed,
+    incomplete and failed.
+    """
+
+    media_type = SSE
+
+    def __init__(self, unique: str, asked: ResponseRequest, choice: Choice, output: OutputItems) -> None:
+        self.response = _new_response(unique, asked, choice)
+        self._choice = choice
+        self._output = output
+        self._sequence = 0
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        [answer] = answers
+        for piece in answer.pieces:
+            self._output.take(piece)
+        self._complete()
+        return self.response
+
+    def piece(self, choice: Choice, piece: Piece) -> bytes:
+        begun = b"" if self._sequence else self._event("response.created") + self._event("response.in_progress")
+        events = b"".join(self._numbered(event) for event in self._output.take(piece))
+        if piece.finish is not None:
+            self._complete()
+        return begun + events
+
+    def end(self) -> bytes:
+        return self._event(f"response.{self.response['status']}")
+
+    def keep_alive(self) -> bytes:
+        return SSE_COMMENT
+
+    def error(self, error: BatonError) -> bytes:
+        self.fail(error)
+        return self._event("response.failed")
+
+    def fail(self, error: BatonError) -> None:
+        """The response is over, without an answer."""
+        told = error_body(error)["error"]
+        assert isinstance(told, dict)
+        code = _ERROR_CODES.get(400 if isinstance(error, InvalidRequest) else error.http_status, "server_error")
+        self.response |= {"status": "failed", "error": {"code": code, "message": told["message"]}}
+
+    def _complete(self) -> None:
+        self.response |= {"output": self._output.items, "usage": _usage(self._choice)}
+        if self._choice.finish == "length":
+            self.response |= {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+        else:
+            self.response |= {"status": "completed", "completed_at": int(time.time())}
+
+    def _event(self, kind: str) -> bytes:
+        return self._numbered({"type": kind, "response": self.response})
+
+    def _numbered(self, event: Mapping[str, Any]) -> bytes:
+        data = orjson.dumps({**event, "sequence_number": self._sequence})
+        self._sequence += 1
+        return b"event: " + event["type"].encode() + b"\ndata: " + data + b"\n\n"
+
+
+def _new_response(unique: str, asked: ResponseRequest, choice: Choice) -> dict[str, Any]:
+    """The response before it says anything, with the fields of the request that it repeats."""
+    tool_choice = asked.tool_choice or "auto"
+    text = asked.text.model_dump(by_alias=True, exclude_none=True) if asked.text is not None else {}
+    reasoning = asked.reasoning
+    given = {"user": asked.user} if asked.user is not None else {}
+    return {
+        "id": ID_PREFIX + unique,
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "queued" if asked.background else "in_progress",
+        "background": bool(asked.background),
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": asked.instructions,
+        "max_output_tokens": asked.max_output_tokens,
+        "max_tool_calls": asked.max_tool_calls,
+        "metadata": asked.metadata or {},
+        "model": asked.model,
+        "output": [],
+        "parallel_tool_calls": asked.parallel_tool_calls is not False,
+        "previous_response_id": asked.previous_response_id,
+        "prompt_cache_key": asked.prompt_cache_key,
+        "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},
+        "safety_identifier": asked.safety_identifier,
+        "service_tier": "default",
+        "store": asked.kept,
+        "temperature": choice.sampling.temperature,
+        "text": {"format": {"type": "text"}, **text},
+        "tool_choice": tool_choice.model_dump() if isinstance(tool_choice, NamedToolChoice) else tool_choice,
+        "tools": [tool.echo() for tool in asked.tools or ()],
+        "top_logprobs": asked.top_logprobs or 0,
+        "top_p": choice.sampling.top_p,
+        "truncation": asked.truncation or "disabled",
+        "usage": None,
+        **given,
+    }
+
+
+def _usage(choice: Choice) -> dict[str, Any]:
+    usage = usage_of([choice])
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
