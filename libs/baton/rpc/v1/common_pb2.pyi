@@ -79,6 +79,20 @@ class Structure(_message.Message):
     lenient: bool
     def __init__(self, kind: _Optional[str] = ..., text: _Optional[str] = ..., lenient: _Optional[bool] = ...) -> None: ...
 
+class Pooling(_message.Message):
+    __slots__ = ("task", "dimensions", "raw", "second_text_at", "label_token_ids")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
+    SECOND_TEXT_AT_FIELD_NUMBER: _ClassVar[int]
+    LABEL_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    dimensions: int
+    raw: bool
+    second_text_at: int
+    label_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, task: _Optional[str] = ..., dimensions: _Optional[int] = ..., raw: _Optional[bool] = ..., second_text_at: _Optional[int] = ..., label_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class TopLogprob(_message.Message):
     __slots__ = ("token_id", "logprob")
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.rpc.v1 import common_pb2 as baton_dot_rpc_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton/rpc/v1/router.proto\x12\x0c\x62\x61ton.rpc.v1\x1a\x19\x62\x61ton/rpc/v1/common.proto\"z\n\rStreamRequest\x12/\n\x06submit\x18\x01 \x01(\x0b\x32\x1d.baton.rpc.v1.GenerateRequestH\x00\x12-\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1b.baton.rpc.v1.CancelRequestH\x00\x42\t\n\x07message\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x98\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x19\n\x11\x65mitted_token_ids\x18\x04 \x03(\r\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.Sampling\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\r\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x0c\n\x04lora\x18\n \x01(\t\x12\x15\n\rfirst_attempt\x18\x0b \x01(\r\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\"=\n\x0eGenerateEvents\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.baton.rpc.v1.GenerateEvent\"\xb7\x01\n\rGenerateEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12&\n\x06tokens\x18\x03 \x01(\x0b\x32\x14.baton.rpc.v1.TokensH\x00\x12*\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x16.baton.rpc.v1.FinishedH\x00\x12$\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x13.baton.rpc.v1.ErrorH\x00\x42\x07\n\x05\x65vent\"\x89\x02\n\x06Tokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.baton.rpc.v1.TokenLogprobs\x12\x34\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1b.baton.rpc.v1.TokenLogprobs\x12*\n\x06\x66inish\x18\x04 \x01(\x0e\x32\x1a.baton.rpc.v1.FinishReason\x12\x1a\n\rcached_tokens\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0eprefill_worker\x18\x06 \x01(\t\x12\x15\n\rdecode_worker\x18\x07 \x01(\tB\x10\n\x0e_cached_tokens\"q\n\x08\x46inished\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.baton.rpc.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.baton.rpc.v1.Usage\x12\x15\n\rstop_token_id\x18\x03 \x01(\r\"\xe8\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x10\n\x08queued_s\x18\x04 \x01(\x02\x12\x16\n\x0eprefill_worker\x18\x05 \x01(\t\x12\x15\n\rdecode_worker\x18\x06 \x01(\t\x12\x15\n\rhandoff_bytes\x18\x07 \x01(\x04\x12\x11\n\thandoff_s\x18\x08 \x01(\x02\x12\x19\n\x11handoff_exposed_s\x18\t \x01(\x02\x12\x10\n\x08\x61ttempts\x18\n \x01(\r\"v\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.baton.rpc.v1.Tokens\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.baton.rpc.v1.Finished\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.baton.rpc.v1.Model\"R\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x02 \x01(\r\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\"\x0e\n\x0c\x46leetRequest\"\xb3\x01\n\rFleetResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.baton.rpc.v1.FleetWorker\x12\x17\n\x0fredis_connected\x18\x02 \x01(\x08\x12\x14\n\x0cindex_blocks\x18\x03 \x01(\x04\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x13\n\x0bunreachable\x18\x07 \x03(\t\"\xcd\x04\n\x0b\x46leetWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x11\n\thas_agent\x18\x06 \x01(\x08\x12\r\n\x05pages\x18\x07 \x01(\r\x12\x12\n\nfree_pages\x18\x08 \x01(\r\x12\x17\n\x0f\x65victable_pages\x18\t \x01(\r\x12\x0f\n\x07running\x18\n \x01(\r\x12\x0f\n\x07waiting\x18\x0b \x01(\r\x12\r\n\x05model\x18\x0c \x01(\t\x12\x11\n\ttransport\x18\r \x01(\t\x12\x0f\n\x07version\x18\x0e \x01(\t\x12\x15\n\ragent_version\x18\x0f \x01(\t\x12\x10\n\x08silent_s\x18\x10 \x01(\x02\x12\x11\n\tpenalty_s\x18\x11 \x01(\x02\x12\x13\n\x0bmax_running\x18\x12 \x01(\r\x12\x12\n\nlent_pages\x18\x13 \x01(\r\x12\x1d\n\x15waiting_extend_tokens\x18\x14 \x01(\r\x12\x1b\n\x13\x65xtend_tokens_per_s\x18\x15 \x01(\x02\x12\x15\n\rdecode_step_s\x18\x16 \x01(\x02\x12\x1b\n\x13handoff_bytes_per_s\x18\x17 \x01(\x02\x12\x12\n\npage_bytes\x18\x18 \x01(\r\x12\x13\n\x0btier_blocks\x18\x19 \x01(\r\x12\x1c\n\x14tier_capacity_blocks\x18\x1a \x01(\r\x12*\n\x06totals\x18\x1b \x01(\x0b\x32\x1a.baton.rpc.v1.WorkerTotals2\xf9\x02\n\x06Router\x12G\n\x06Stream\x12\x1b.baton.rpc.v1.StreamRequest\x1a\x1c.baton.rpc.v1.GenerateEvents(\x01\x30\x01\x12H\n\x08Generate\x12\x1d.baton.rpc.v1.GenerateRequest\x1a\x1b.baton.rpc.v1.GenerateEvent0\x01\x12I\n\x08\x43omplete\x12\x1d.baton.rpc.v1.GenerateRequest\x1a\x1e.baton.rpc.v1.GenerateResponse\x12O\n\nListModels\x12\x1f.baton.rpc.v1.ListModelsRequest\x1a .baton.rpc.v1.ListModelsResponse\x12@\n\x05\x46leet\x12\x1a.baton.rpc.v1.FleetRequest\x1a\x1b.baton.rpc.v1.FleetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton/rpc/v1/router.proto\x12\x0c\x62\x61ton.rpc.v1\x1a\x19\x62\x61ton/rpc/v1/common.proto\"z\n\rStreamRequest\x12/\n\x06submit\x18\x01 \x01(\x0b\x32\x1d.baton.rpc.v1.GenerateRequestH\x00\x12-\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1b.baton.rpc.v1.CancelRequestH\x00\x42\t\n\x07message\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xc0\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x19\n\x11\x65mitted_token_ids\x18\x04 \x03(\r\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.Sampling\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\r\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x0c\n\x04lora\x18\n \x01(\t\x12\x15\n\rfirst_attempt\x18\x0b \x01(\r\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\x12&\n\x07pooling\x18\r \x01(\x0b\x32\x15.baton.rpc.v1.Pooling\"=\n\x0eGenerateEvents\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.baton.rpc.v1.GenerateEvent\"\xb7\x01\n\rGenerateEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12&\n\x06tokens\x18\x03 \x01(\x0b\x32\x14.baton.rpc.v1.TokensH\x00\x12*\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x16.baton.rpc.v1.FinishedH\x00\x12$\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x13.baton.rpc.v1.ErrorH\x00\x42\x07\n\x05\x65vent\"\x99\x02\n\x06Tokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12-\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1b.baton.rpc.v1.TokenLogprobs\x12\x34\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1b.baton.rpc.v1.TokenLogprobs\x12*\n\x06\x66inish\x18\x04 \x01(\x0e\x32\x1a.baton.rpc.v1.FinishReason\x12\x1a\n\rcached_tokens\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0eprefill_worker\x18\x06 \x01(\t\x12\x15\n\rdecode_worker\x18\x07 \x01(\t\x12\x0e\n\x06vector\x18\x08 \x03(\x02\x42\x10\n\x0e_cached_tokens\"q\n\x08\x46inished\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.baton.rpc.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.baton.rpc.v1.Usage\x12\x15\n\rstop_token_id\x18\x03 \x01(\r\"\xe8\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x10\n\x08queued_s\x18\x04 \x01(\x02\x12\x16\n\x0eprefill_worker\x18\x05 \x01(\t\x12\x15\n\rdecode_worker\x18\x06 \x01(\t\x12\x15\n\rhandoff_bytes\x18\x07 \x01(\x04\x12\x11\n\thandoff_s\x18\x08 \x01(\x02\x12\x19\n\x11handoff_exposed_s\x18\t \x01(\x02\x12\x10\n\x08\x61ttempts\x18\n \x01(\r\"v\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.baton.rpc.v1.Tokens\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.baton.rpc.v1.Finished\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.baton.rpc.v1.Model\"a\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x02 \x01(\r\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\r\n\x05tasks\x18\x05 \x03(\t\"\x0e\n\x0c\x46leetRequest\"\xb3\x01\n\rFleetResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.baton.rpc.v1.FleetWorker\x12\x17\n\x0fredis_connected\x18\x02 \x01(\x08\x12\x14\n\x0cindex_blocks\x18\x03 \x01(\x04\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x13\n\x0bunreachable\x18\x07 \x03(\t\"\xcd\x04\n\x0b\x46leetWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x11\n\thas_agent\x18\x06 \x01(\x08\x12\r\n\x05pages\x18\x07 \x01(\r\x12\x12\n\nfree_pages\x18\x08 \x01(\r\x12\x17\n\x0f\x65victable_pages\x18\t \x01(\r\x12\x0f\n\x07running\x18\n \x01(\r\x12\x0f\n\x07waiting\x18\x0b \x01(\r\x12\r\n\x05model\x18\x0c \x01(\t\x12\x11\n\ttransport\x18\r \x01(\t\x12\x0f\n\x07version\x18\x0e \x01(\t\x12\x15\n\ragent_version\x18\x0f \x01(\t\x12\x10\n\x08silent_s\x18\x10 \x01(\x02\x12\x11\n\tpenalty_s\x18\x11 \x01(\x02\x12\x13\n\x0bmax_running\x18\x12 \x01(\r\x12\x12\n\nlent_pages\x18\x13 \x01(\r\x12\x1d\n\x15waiting_extend_tokens\x18\x14 \x01(\r\x12\x1b\n\x13\x65xtend_tokens_per_s\x18\x15 \x01(\x02\x12\x15\n\rdecode_step_s\x18\x16 \x01(\x02\x12\x1b\n\x13handoff_bytes_per_s\x18\x17 \x01(\x02\x12\x12\n\npage_bytes\x18\x18 \x01(\r\x12\x13\n\x0btier_blocks\x18\x19 \x01(\r\x12\x1c\n\x14tier_capacity_blocks\x18\x1a \x01(\r\x12*\n\x06totals\x18\x1b \x01(\x0b\x32\x1a.baton.rpc.v1.WorkerTotals2\xf9\x02\n\x06Router\x12G\n\x06Stream\x12\x1b.baton.rpc.v1.StreamRequest\x1a\x1c.baton.rpc.v1.GenerateEvents(\x01\x30\x01\x12H\n\x08Generate\x12\x1d.baton.rpc.v1.GenerateRequest\x1a\x1b.baton.rpc.v1.GenerateEvent0\x01\x12I\n\x08\x43omplete\x12\x1d.baton.rpc.v1.GenerateRequest\x1a\x1e.baton.rpc.v1.GenerateResponse\x12O\n\nListModels\x12\x1f.baton.rpc.v1.ListModelsRequest\x1a .baton.rpc.v1.ListModelsResponse\x12@\n\x05\x46leet\x12\x1a.baton.rpc.v1.FleetRequest\x1a\x1b.baton.rpc.v1.FleetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,31 +37,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELREQUEST']._serialized_start=194
   _globals['_CANCELREQUEST']._serialized_end=229
   _globals['_GENERATEREQUEST']._serialized_start=232
-  _globals['_GENERATEREQUEST']._serialized_end=512
-  _globals['_GENERATEEVENTS']._serialized_start=514
-  _globals['_GENERATEEVENTS']._serialized_end=575
-  _globals['_GENERATEEVENT']._serialized_start=578
-  _globals['_GENERATEEVENT']._serialized_end=761
-  _globals['_TOKENS']._serialized_start=764
-  _globals['_TOKENS']._serialized_end=1029
-  _globals['_FINISHED']._serialized_start=1031
-  _globals['_FINISHED']._serialized_end=1144
-  _globals['_USAGE']._serialized_start=1147
-  _globals['_USAGE']._serialized_end=1379
-  _globals['_GENERATERESPONSE']._serialized_start=1381
-  _globals['_GENERATERESPONSE']._serialized_end=1499
-  _globals['_LISTMODELSREQUEST']._serialized_start=1501
-  _globals['_LISTMODELSREQUEST']._serialized_end=1520
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1522
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1579
-  _globals['_MODEL']._serialized_start=1581
-  _globals['_MODEL']._serialized_end=1663
-  _globals['_FLEETREQUEST']._serialized_start=1665
-  _globals['_FLEETREQUEST']._serialized_end=1679
-  _globals['_FLEETRESPONSE']._serialized_start=1682
-  _globals['_FLEETRESPONSE']._serialized_end=1861
-  _globals['_FLEETWORKER']._serialized_start=1864
-  _globals['_FLEETWORKER']._serialized_end=2453
-  _globals['_ROUTER']._serialized_start=2456
-  _globals['_ROUTER']._serialized_end=2833
+  _globals['_GENERATEREQUEST']._serialized_end=552
+  _globals['_GENERATEEVENTS']._serialized_start=554
+  _globals['_GENERATEEVENTS']._serialized_end=615
+  _globals['_GENERATEEVENT']._serialized_start=618
+  _globals['_GENERATEEVENT']._serialized_end=801
+  _globals['_TOKENS']._serialized_start=804
+  _globals['_TOKENS']._serialized_end=1085
+  _globals['_FINISHED']._serialized_start=1087
+  _globals['_FINISHED']._serialized_end=1200
+  _globals['_USAGE']._serialized_start=1203
+  _globals['_USAGE']._serialized_end=1435
+  _globals['_GENERATERESPONSE']._serialized_start=1437
+  _globals['_GENERATERESPONSE']._serialized_end=1555
+  _globals['_LISTMODELSREQUEST']._serialized_start=1557
+  _globals['_LISTMODELSREQUEST']._serialized_end=1576
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1578
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1635
+  _globals['_MODEL']._serialized_start=1637
+  _globals['_MODEL']._serialized_end=1734
+  _globals['_FLEETREQUEST']._serialized_start=1736
+  _globals['_FLEETREQUEST']._serialized_end=1750
+  _globals['_FLEETRESPONSE']._serialized_start=1753
+  _globals['_FLEETRESPONSE']._serialized_end=1932
+  _globals['_FLEETWORKER']._serialized_start=1935
+  _globals['_FLEETWORKER']._serialized_end=2524
+  _globals['_ROUTER']._serialized_start=2527
+  _globals['_ROUTER']._serialized_end=2904
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.rpc.v1 import common_pb2 as baton_dot_rpc_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton/rpc/v1/worker.proto\x12\x0c\x62\x61ton.rpc.v1\x1a\x19\x62\x61ton/rpc/v1/common.proto\"\x17\n\x15\x44\x65scribeWorkerRequest\"\xa5\x02\n\x11WorkerDescription\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12&\n\x06layout\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.KvLayout\x12\r\n\x05pages\x18\x06 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x07 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x08 \x01(\r\x12\x13\n\x0bmax_running\x18\t \x01(\r\x12-\n\x05\x61gent\x18\n \x01(\x0b\x32\x1e.baton.rpc.v1.AgentDescription\x12\x0f\n\x07\x61\x64\x64ress\x18\x0b \x01(\t\x12\x0f\n\x07version\x18\x0c \x01(\t\"k\n\x10\x41gentDescription\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x13\n\x0btier_blocks\x18\x04 \x01(\r\x12\x0f\n\x07version\x18\x05 \x01(\t\"\x96\x01\n\rWorkerRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.baton.rpc.v1.RouterHelloH\x00\x12&\n\x06\x61ssign\x18\x02 \x01(\x0b\x32\x14.baton.rpc.v1.AssignH\x00\x12&\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x14.baton.rpc.v1.CancelH\x00\x42\t\n\x07message\" \n\x0bRouterHello\x12\x11\n\trouter_id\x18\x01 \x01(\t\"\x8f\x03\n\x06\x41ssign\x12\x0b\n\x03ref\x18\x01 \x01(\x04\x12&\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.Sampling\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12\x0c\n\x04lora\x18\t \x01(\t\x12\'\n\x07run_all\x18\n \x01(\x0b\x32\x14.baton.rpc.v1.RunAllH\x00\x12$\n\x05offer\x18\x0b \x01(\x0b\x32\x13.baton.rpc.v1.OfferH\x00\x12$\n\x05\x66\x65tch\x18\x0c \x01(\x0b\x32\x13.baton.rpc.v1.FetchH\x00\x12\x13\n\x0btraceparent\x18\x0e \x01(\t\x12 \n\x04pull\x18\r \x01(\x0b\x32\x12.baton.rpc.v1.PullB\x07\n\x05stage\"n\n\x04Pull\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x14\n\x0cworker_epoch\x18\x02 \x01(\x04\x12-\n\x05\x61gent\x18\x03 \x01(\x0b\x32\x1e.baton.rpc.v1.AgentDescription\x12\x0e\n\x06tokens\x18\x04 \x01(\r\"\x08\n\x06RunAll\"!\n\x05Offer\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x01 \x01(\t\"_\n\x05\x46\x65tch\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x14\n\x0cworker_epoch\x18\x02 \x01(\x04\x12-\n\x05\x61gent\x18\x03 \x01(\x0b\x32\x1e.baton.rpc.v1.AgentDescription\"=\n\x06\x43\x61ncel\x12\x0b\n\x03ref\x18\x01 \x01(\x04\x12&\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\"\xa8\x01\n\x0bWorkerEvent\x12\x36\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.baton.rpc.v1.WorkerDescriptionH\x00\x12\'\n\x04step\x18\x02 \x01(\x0b\x32\x17.baton.rpc.v1.StepFrameH\x00\x12-\n\x07\x61ttempt\x18\x03 \x01(\x0b\x32\x1a.baton.rpc.v1.AttemptEventH\x00\x42\t\n\x07message\"\xc5\x01\n\tStepFrame\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04refs\x18\x02 \x03(\x04\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x06\x66inish\x18\x05 \x03(\x0e\x32\x1a.baton.rpc.v1.FinishReason\x12+\n\x08logprobs\x18\x06 \x03(\x0b\x32\x19.baton.rpc.v1.RowLogprobs\x12 \n\x04load\x18\x07 \x01(\x0b\x32\x12.baton.rpc.v1.Load\"t\n\x0bRowLogprobs\x12\x0b\n\x03ref\x18\x01 \x01(\x04\x12+\n\x06tokens\x18\x02 \x03(\x0b\x32\x1b.baton.rpc.v1.TokenLogprobs\x12+\n\x06prompt\x18\x03 \x03(\x0b\x32\x1b.baton.rpc.v1.TokenLogprobs\"\xc9\x02\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x12\n\nfree_pages\x18\x03 \x01(\r\x12\x17\n\x0f\x65victable_pages\x18\x04 \x01(\r\x12\x1d\n\x15waiting_extend_tokens\x18\x05 \x01(\r\x12\x1b\n\x13\x65xtend_tokens_per_s\x18\x06 \x01(\x02\x12\x15\n\rdecode_step_s\x18\x07 \x01(\x02\x12\x1b\n\x13handoff_bytes_per_s\x18\x08 \x01(\x02\x12\x18\n\x10pull_bytes_per_s\x18\t \x01(\x02\x12\x13\n\x0bpull_wait_s\x18\n \x01(\x02\x12\x12\n\nlent_pages\x18\x0b \x01(\r\x12\x13\n\x0btier_blocks\x18\x0c \x01(\r\x12*\n\x06totals\x18\r \x01(\x0b\x32\x1a.baton.rpc.v1.WorkerTotals\"\xcf\x01\n\x0c\x41ttemptEvent\x12\x0b\n\x03ref\x18\x01 \x01(\x04\x12&\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12*\n\x08\x61\x64mitted\x18\x03 \x01(\x0b\x32\x16.baton.rpc.v1.AdmittedH\x00\x12%\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x13.baton.rpc.v1.ErrorH\x00\x12.\n\x07handoff\x18\x05 \x01(\x0b\x32\x1b.baton.rpc.v1.HandoffReportH\x00\x42\x07\n\x05\x65vent\"J\n\x08\x41\x64mitted\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x10\n\x08queued_s\x18\x02 \x01(\x02\x12\x15\n\rpulled_tokens\x18\x03 \x01(\r\"Q\n\rHandoffReport\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\r\n\x05pages\x18\x02 \x01(\r\x12\x0f\n\x07total_s\x18\x03 \x01(\x02\x12\x11\n\texposed_s\x18\x04 \x01(\x02\x32\x9e\x01\n\x06Worker\x12\x42\n\x04Work\x12\x1b.baton.rpc.v1.WorkerRequest\x1a\x19.baton.rpc.v1.WorkerEvent(\x01\x30\x01\x12P\n\x08\x44\x65scribe\x12#.baton.rpc.v1.DescribeWorkerRequest\x1a\x1f.baton.rpc.v1.WorkerDescriptionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton/rpc/v1/worker.proto\x12\x0c\x62\x61ton.rpc.v1\x1a\x19\x62\x61ton/rpc/v1/common.proto\"\x17\n\x15\x44\x65scribeWorkerRequest\"\xb4\x02\n\x11WorkerDescription\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12&\n\x06layout\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.KvLayout\x12\r\n\x05pages\x18\x06 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x07 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x08 \x01(\r\x12\x13\n\x0bmax_running\x18\t \x01(\r\x12-\n\x05\x61gent\x18\n \x01(\x0b\x32\x1e.baton.rpc.v1.AgentDescription\x12\x0f\n\x07\x61\x64\x64ress\x18\x0b \x01(\t\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\r\n\x05tasks\x18\r \x03(\t\"k\n\x10\x41gentDescription\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x13\n\x0btier_blocks\x18\x04 \x01(\r\x12\x0f\n\x07version\x18\x05 \x01(\t\"\x96\x01\n\rWorkerRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.baton.rpc.v1.RouterHelloH\x00\x12&\n\x06\x61ssign\x18\x02 \x01(\x0b\x32\x14.baton.rpc.v1.AssignH\x00\x12&\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x14.baton.rpc.v1.CancelH\x00\x42\t\n\x07message\" \n\x0bRouterHello\x12\x11\n\trouter_id\x18\x01 \x01(\t\"\xb7\x03\n\x06\x41ssign\x12\x0b\n\x03ref\x18\x01 \x01(\x04\x12&\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.baton.rpc.v1.Sampling\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12\x0c\n\x04lora\x18\t \x01(\t\x12\'\n\x07run_all\x18\n \x01(\x0b\x32\x14.baton.rpc.v1.RunAllH\x00\x12$\n\x05offer\x18\x0b \x01(\x0b\x32\x13.baton.rpc.v1.OfferH\x00\x12$\n\x05\x66\x65tch\x18\x0c \x01(\x0b\x32\x13.baton.rpc.v1.FetchH\x00\x12&\n\x07pooling\x18\x0f \x01(\x0b\x32\x15.baton.rpc.v1.Pooling\x12\x13\n\x0btraceparent\x18\x0e \x01(\t\x12 \n\x04pull\x18\r \x01(\x0b\x32\x12.baton.rpc.v1.PullB\x07\n\x05stage\"n\n\x04Pull\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x14\n\x0cworker_epoch\x18\x02 \x01(\x04\x12-\n\x05\x61gent\x18\x03 \x01(\x0b\x32\x1e.baton.rpc.v1.AgentDescription\x12\x0e\n\x06tokens\x18\x04 \x01(\r\"\x08\n\x06RunAll\"!\n\x05Offer\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x01 \x01(\t\"_\n\x05\x46\x65tch\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x14\n\x0cworker_epoch\x18\x02 \x01(\x04\x12-\n\x05\x61gent\x18\x03 \x01(\x0b\x32\x1e.baton.rpc.v1.AgentDescription\"=\n\x06\x43\x61ncel\x12\x0b\n\x03ref\x18\x01 \x01(\x04\x12&\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\"\xa8\x01\n\x0bWorkerEvent\x12\x36\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.baton.rpc.v1.WorkerDescriptionH\x00\x12\'\n\x04step\x18\x02 \x01(\x0b\x32\x17.baton.rpc.v1.StepFrameH\x00\x12-\n\x07\x61ttempt\x18\x03 \x01(\x0b\x32\x1a.baton.rpc.v1.AttemptEventH\x00\x42\t\n\x07message\"\xef\x01\n\tStepFrame\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04refs\x18\x02 \x03(\x04\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x06\x66inish\x18\x05 \x03(\x0e\x32\x1a.baton.rpc.v1.FinishReason\x12+\n\x08logprobs\x18\x06 \x03(\x0b\x32\x19.baton.rpc.v1.RowLogprobs\x12(\n\x07vectors\x18\x08 \x03(\x0b\x32\x17.baton.rpc.v1.RowVector\x12 \n\x04load\x18\x07 \x01(\x0b\x32\x12.baton.rpc.v1.Load\"(\n\tRowVector\x12\x0b\n\x03ref\x18\x01 \x01(\x04\x12\x0e\n\x06values\x18\x02 \x03(\x02\"t\n\x0bRowLogprobs\x12\x0b\n\x03ref\x18\x01 \x01(\x04\x12+\n\x06tokens\x18\x02 \x03(\x0b\x32\x1b.baton.rpc.v1.TokenLogprobs\x12+\n\x06prompt\x18\x03 \x03(\x0b\x32\x1b.baton.rpc.v1.TokenLogprobs\"\xc9\x02\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x12\n\nfree_pages\x18\x03 \x01(\r\x12\x17\n\x0f\x65victable_pages\x18\x04 \x01(\r\x12\x1d\n\x15waiting_extend_tokens\x18\x05 \x01(\r\x12\x1b\n\x13\x65xtend_tokens_per_s\x18\x06 \x01(\x02\x12\x15\n\rdecode_step_s\x18\x07 \x01(\x02\x12\x1b\n\x13handoff_bytes_per_s\x18\x08 \x01(\x02\x12\x18\n\x10pull_bytes_per_s\x18\t \x01(\x02\x12\x13\n\x0bpull_wait_s\x18\n \x01(\x02\x12\x12\n\nlent_pages\x18\x0b \x01(\r\x12\x13\n\x0btier_blocks\x18\x0c \x01(\r\x12*\n\x06totals\x18\r \x01(\x0b\x32\x1a.baton.rpc.v1.WorkerTotals\"\xcf\x01\n\x0c\x41ttemptEvent\x12\x0b\n\x03ref\x18\x01 \x01(\x04\x12&\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x15.baton.rpc.v1.Attempt\x12*\n\x08\x61\x64mitted\x18\x03 \x01(\x0b\x32\x16.baton.rpc.v1.AdmittedH\x00\x12%\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x13.baton.rpc.v1.ErrorH\x00\x12.\n\x07handoff\x18\x05 \x01(\x0b\x32\x1b.baton.rpc.v1.HandoffReportH\x00\x42\x07\n\x05\x65vent\"J\n\x08\x41\x64mitted\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x10\n\x08queued_s\x18\x02 \x01(\x02\x12\x15\n\rpulled_tokens\x18\x03 \x01(\r\"Q\n\rHandoffReport\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\r\n\x05pages\x18\x02 \x01(\r\x12\x0f\n\x07total_s\x18\x03 \x01(\x02\x12\x11\n\texposed_s\x18\x04 \x01(\x02\x32\x9e\x01\n\x06Worker\x12\x42\n\x04Work\x12\x1b.baton.rpc.v1.WorkerRequest\x1a\x19.baton.rpc.v1.WorkerEvent(\x01\x30\x01\x12P\n\x08\x44\x65scribe\x12#.baton.rpc.v1.DescribeWorkerRequest\x1a\x1f.baton.rpc.v1.WorkerDescriptionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,39 +35,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEWORKERREQUEST']._serialized_start=70
   _globals['_DESCRIBEWORKERREQUEST']._serialized_end=93
   _globals['_WORKERDESCRIPTION']._serialized_start=96
-  _globals['_WORKERDESCRIPTION']._serialized_end=389
-  _globals['_AGENTDESCRIPTION']._serialized_start=391
-  _globals['_AGENTDESCRIPTION']._serialized_end=498
-  _globals['_WORKERREQUEST']._serialized_start=501
-  _globals['_WORKERREQUEST']._serialized_end=651
-  _globals['_ROUTERHELLO']._serialized_start=653
-  _globals['_ROUTERHELLO']._serialized_end=685
-  _globals['_ASSIGN']._serialized_start=688
-  _globals['_ASSIGN']._serialized_end=1087
-  _globals['_PULL']._serialized_start=1089
-  _globals['_PULL']._serialized_end=1199
-  _globals['_RUNALL']._serialized_start=1201
-  _globals['_RUNALL']._serialized_end=1209
-  _globals['_OFFER']._serialized_start=1211
-  _globals['_OFFER']._serialized_end=1244
-  _globals['_FETCH']._serialized_start=1246
-  _globals['_FETCH']._serialized_end=1341
-  _globals['_CANCEL']._serialized_start=1343
-  _globals['_CANCEL']._serialized_end=1404
-  _globals['_WORKEREVENT']._serialized_start=1407
-  _globals['_WORKEREVENT']._serialized_end=1575
-  _globals['_STEPFRAME']._serialized_start=1578
-  _globals['_STEPFRAME']._serialized_end=1775
-  _globals['_ROWLOGPROBS']._serialized_start=1777
-  _globals['_ROWLOGPROBS']._serialized_end=1893
-  _globals['_LOAD']._serialized_start=1896
-  _globals['_LOAD']._serialized_end=2225
-  _globals['_ATTEMPTEVENT']._serialized_start=2228
-  _globals['_ATTEMPTEVENT']._serialized_end=2435
-  _globals['_ADMITTED']._serialized_start=2437
-  _globals['_ADMITTED']._serialized_end=2511
-  _globals['_HANDOFFREPORT']._serialized_start=2513
-  _globals['_HANDOFFREPORT']._serialized_end=2594
-  _globals['_WORKER']._serialized_start=2597
-  _globals['_WORKER']._serialized_end=2755
+  _globals['_WORKERDESCRIPTION']._serialized_end=404
+  _globals['_AGENTDESCRIPTION']._serialized_start=406
+  _globals['_AGENTDESCRIPTION']._serialized_end=513
+  _globals['_WORKERREQUEST']._serialized_start=516
+  _globals['_WORKERREQUEST']._serialized_end=666
+  _globals['_ROUTERHELLO']._serialized_start=668
+  _globals['_ROUTERHELLO']._serialized_end=700
+  _globals['_ASSIGN']._serialized_start=703
+  _globals['_ASSIGN']._serialized_end=1142
+  _globals['_PULL']._serialized_start=1144
+  _globals['_PULL']._serialized_end=1254
+  _globals['_RUNALL']._serialized_start=1256
+  _globals['_RUNALL']._serialized_end=1264
+  _globals['_OFFER']._serialized_start=1266
+  _globals['_OFFER']._serialized_end=1299
+  _globals['_FETCH']._serialized_start=1301
+  _globals['_FETCH']._serialized_end=1396
+  _globals['_CANCEL']._serialized_start=1398
+  _globals['_CANCEL']._serialized_end=1459
+  _globals['_WORKEREVENT']._serialized_start=1462
+  _globals['_WORKEREVENT']._serialized_end=1630
+  _globals['_STEPFRAME']._serialized_start=1633
+  _globals['_STEPFRAME']._serialized_end=1872
+  _globals['_ROWVECTOR']._serialized_start=1874
+  _globals['_ROWVECTOR']._serialized_end=1914
+  _globals['_ROWLOGPROBS']._serialized_start=1916
+  _globals['_ROWLOGPROBS']._serialized_end=2032
+  _globals['_LOAD']._serialized_start=2035
+  _globals['_LOAD']._serialized_end=2364
+  _globals['_ATTEMPTEVENT']._serialized_start=2367
+  _globals['_ATTEMPTEVENT']._serialized_end=2574
+  _globals['_ADMITTED']._serialized_start=2576
+  _globals['_ADMITTED']._serialized_end=2650
+  _globals['_HANDOFFREPORT']._serialized_start=2652
+  _globals['_HANDOFFREPORT']._serialized_end=2733
+  _globals['_WORKER']._serialized_start=2736
+  _globals['_WORKER']._serialized_end=2894
 # @@protoc_insertion_point(module_scope)

@@ -12,7 +12,7 @@ class DescribeWorkerRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerDescription(_message.Message):
-    __slots__ = ("worker_id", "epoch", "role", "model", "layout", "pages", "max_context_tokens", "max_batch_tokens", "max_running", "agent", "address", "version")
+    __slots__ = ("worker_id", "epoch", "role", "model", "layout", "pages", "max_context_tokens", "max_batch_tokens", "max_running", "agent", "address", "version", "tasks")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class WorkerDescription(_message.Message):
     AGENT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     role: str
@@ -37,7 +38,8 @@ class WorkerDescription(_message.Message):
     agent: AgentDescription
     address: str
     version: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., pages: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_running: _Optional[int] = ..., agent: _Optional[_Union[AgentDescription, _Mapping]] = ..., address: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    tasks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., pages: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_running: _Optional[int] = ..., agent: _Optional[_Union[AgentDescription, _Mapping]] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AgentDescription(_message.Message):
     __slots__ = ("address", "epoch", "transport", "tier_blocks", "version")
@@ -70,7 +72,7 @@ class RouterHello(_message.Message):
     def __init__(self, router_id: _Optional[str] = ...) -> None: ...
 
 class Assign(_message.Message):
-    __slots__ = ("ref", "attempt", "token_ids", "prompt_tokens", "sampling", "priority", "deadline_ms", "cache_salt", "lora", "run_all", "offer", "fetch", "traceparent", "pull")
+    __slots__ = ("ref", "attempt", "token_ids", "prompt_tokens", "sampling", "priority", "deadline_ms", "cache_salt", "lora", "run_all", "offer", "fetch", "pooling", "traceparent", "pull")
     REF_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +85,7 @@ class Assign(_message.Message):
     RUN_ALL_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     ref: int
@@ -97,9 +100,10 @@ class Assign(_message.Message):
     run_all: RunAll
     offer: Offer
     fetch: Fetch
+    pooling: _common_pb2.Pooling
     traceparent: str
     pull: Pull
-    def __init__(self, ref: _Optional[int] = ..., attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., cache_salt: _Optional[str] = ..., lora: _Optional[str] = ..., run_all: _Optional[_Union[RunAll, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., traceparent: _Optional[str] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ...) -> None: ...
+    def __init__(self, ref: _Optional[int] = ..., attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., cache_salt: _Optional[str] = ..., lora: _Optional[str] = ..., run_all: _Optional[_Union[RunAll, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., pooling: _Optional[_Union[_common_pb2.Pooling, _Mapping]] = ..., traceparent: _Optional[str] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ...) -> None: ...
 
 class Pull(_message.Message):
     __slots__ = ("worker_id", "worker_epoch", "agent", "tokens")
@@ -152,13 +156,14 @@ class WorkerEvent(_message.Message):
     def __init__(self, description: _Optional[_Union[WorkerDescription, _Mapping]] = ..., step: _Optional[_Union[StepFrame, _Mapping]] = ..., attempt: _Optional[_Union[AttemptEvent, _Mapping]] = ...) -> None: ...
 
 class StepFrame(_message.Message):
-    __slots__ = ("step", "refs", "counts", "token_ids", "finish", "logprobs", "load")
+    __slots__ = ("step", "refs", "counts", "token_ids", "finish", "logprobs", "vectors", "load")
     STEP_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     step: int
     refs: _containers.RepeatedScalarFieldContainer[int]
@@ -166,8 +171,17 @@ class StepFrame(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish: _containers.RepeatedScalarFieldContainer[_common_pb2.FinishReason]
     logprobs: _containers.RepeatedCompositeFieldContainer[RowLogprobs]
+    vectors: _containers.RepeatedCompositeFieldContainer[RowVector]
     load: Load
-    def __init__(self, step: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[_Union[_common_pb2.FinishReason, str]]] = ..., logprobs: _Optional[_Iterable[_Union[RowLogprobs, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[_Union[_common_pb2.FinishReason, str]]] = ..., logprobs: _Optional[_Iterable[_Union[RowLogprobs, _Mapping]]] = ..., vectors: _Optional[_Iterable[_Union[RowVector, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+
+class RowVector(_message.Message):
+    __slots__ = ("ref", "values")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, ref: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RowLogprobs(_message.Message):
     __slots__ = ("ref", "tokens", "prompt")
