@@ -33,6 +33,7 @@ from baton.client.link import RouterLink
 from baton.core.errors import Cancelled, ConfigError, DeadlineExceeded, InternalError, Unavailable
 from baton.rpc.convert import error_from_pb
 from baton.rpc.status import from_rpc_error
+from baton.rpc.tls import Tls
 from baton.rpc.v1 import router_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -50,19 +51,21 @@ class BatonClient:
 
     `addresses`: `host:port` or `unix:path` of routers; requests go to the one with the fewest of this client's in
     flight. `connect_s`: how long a request waits while no router can be reached; longer than a router's restart takes.
+    `tls`: how this client shows who it is, and whom it believes; None = the routers speak no TLS.
     """
 
-    def __init__(self, addresses: Sequence[str], *, connect_s: float = 60.0) -> None:
+    def __init__(self, addresses: Sequence[str], *, connect_s: float = 60.0, tls: Tls | None = None) -> None:
         if not addresses:
             raise ConfigError("a client needs the address of at least one router")
         self._addresses = list(addresses)
         self._connect_s = connect_s
+        self._tls = tls
         self._links: list[RouterLink] = []
         self._changed = asyncio.Event()
         self._turn = 0
 
     async def __aenter__(self) -> BatonClient:
-        self._links = [RouterLink(address, self._changed.set) for address in self._addresses]
+        self._links = [RouterLink(address, self._changed.set, self._tls) for address in self._addresses]
         return self
 
     async def __aexit__(
@@ -171,7 +174,8 @@ class BatonClient:
             except TimeoutError:
                 if run is not None and run.is_over_time:
                     raise run.over_time() from None
-                message = f"no router can be reached: {', '.join(self._addresses)}"
+                problems = [link.problem for link in self._links if link.problem] or self._addresses
+                message = f"no router can be reached: {', '.join(problems)}"
                 raise Unavailable(message, retry_after_s=1.0) from None
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from baton.core.errors import ConfigError
 from baton.rpc.channel import open_channel
+from baton.rpc.tls import Tls
+from baton.rpc.tls_probe import tls_problem
 from baton.rpc.v1 import router_pb2 as pb
 from baton.rpc.v1 import router_pb2_grpc
 from baton.runtime.lifecycle import cancel_and_wait
@@ -20,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 _SERVICE = "baton.rpc.v1.Router"
 _RECONNECT_S = 0.05
+_CONNECT_S = 3.0  # then it is asked what is wrong
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 
 Inbox: TypeAlias = "asyncio.Queue[pb.GenerateEvent | None]"
@@ -29,12 +33,14 @@ class RouterLink:
     """Keeps a stream to `address` open, and hands its events to the requests they belong to.
 
     An inbox gets None when the stream breaks. `on_change` is called when `connected` or `serving` has changed.
+    `problem`: what is wrong with TLS, if that is why it does not connect.
     """
 
-    def __init__(self, address: str, on_change: Callable[[], None]) -> None:
+    def __init__(self, address: str, on_change: Callable[[], None], tls: Tls | None = None) -> None:
         self.address = address
-        self.channel = open_channel(address)
-        self.stub = router_pb2_grpc.RouterStub(self.channel)
+        self.problem = ""
+        self._tls = tls
+        self._open()
         self.connected = False
         self.serving = False  # False while the router drains: new requests go elsewhere if they can
         self._on_change = on_change
@@ -65,13 +71,30 @@ class RouterLink:
                 cancel = pb.CancelRequest(request_id=message.request_id)
                 outgoing.put_nowait(pb.StreamRequest(cancel=cancel))
 
+    def _open(self) -> None:
+        self.channel = open_channel(self.address, self._tls)
+        self.stub = router_pb2_grpc.RouterStub(self.channel)
+
     async def _run(self) -> None:
         while True:
             try:
                 await self._connection()
             except grpc.aio.AioRpcError as error:
                 log.debug("router connection lost", address=self.address, reason=error.details())
+            except TimeoutError:
+                await self._look_at_tls()
             await asyncio.sleep(_RECONNECT_S)
+
+    async def _look_at_tls(self) -> None:
+        """It does not connect: say why if TLS is the reason, and try with what the files hold now."""
+        problem = await tls_problem(self.address, self._tls)
+        if problem and problem != self.problem:
+            log.warning("router not reachable", address=self.address, reason=problem)
+        self.problem = problem
+        if self._tls is not None:
+            with suppress(ConfigError):  # half-written files: the next time
+                await self.channel.close(None)
+                self._open()
 
     async def _connection(self) -> None:
         """One stream, from its opening (waited for) to its end."""
@@ -79,7 +102,9 @@ class RouterLink:
         call = self.stub.Stream(self._requests(self._outgoing), wait_for_ready=True)
         watch: asyncio.Task[None] | None = None
         try:
-            await call.wait_for_connection()
+            async with asyncio.timeout(_CONNECT_S):
+                await call.wait_for_connection()
+            self.problem = ""
             self.connected = self.serving = True
             self._on_change()
             watch = asyncio.create_task(self._watch_health())

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from baton.rpc.server import MAX_MESSAGE_BYTES
+from baton.rpc.tls import Tls
 
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -24,6 +25,11 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to `host:port` or `unix:path`. It connects lazily and reconnects by itself; close it when done."""
-    return grpc.aio.insecure_channel(address, options=OPTIONS)
+def open_channel(address: str, tls: Tls | None = None) -> grpc.aio.Channel:
+    """A channel to `host:port` or `unix:path`. It connects lazily and reconnects by itself; close it when done.
+
+    `tls`: not for Unix sockets, which are this machine's. Raises ConfigError when its files cannot be read.
+    """
+    if tls is None or address.startswith("unix:"):
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    return grpc.aio.secure_channel(address, tls.channel_credentials(), options=[*OPTIONS, *tls.channel_options()])

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from baton.core.errors import BatonError, ConfigError
 from baton.rpc import status
+from baton.rpc.tls import Tls
 
 log = structlog.get_logger(__name__)
 
@@ -35,10 +36,15 @@ class RpcServer:
     """One listening gRPC server.
 
     `register` maps a full service name (`baton.rpc.v1.Worker`) to a function that adds its servicer.
-    Readiness is per service and for the server as a whole ("") and starts as NOT_SERVING.
+    Readiness is per service and for the server as a whole ("") and starts as NOT_SERVING. `tls`: not for Unix sockets.
     """
 
-    def __init__(self, address: str, register: Sequence[tuple[str, Callable[[grpc.aio.Server], None]]]) -> None:
+    def __init__(
+        self,
+        address: str,
+        register: Sequence[tuple[str, Callable[[grpc.aio.Server], None]]],
+        tls: Tls | None = None,
+    ) -> None:
         self._server = grpc.aio.server(interceptors=[_ErrorInterceptor()], options=OPTIONS)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._names: list[str] = []
@@ -46,7 +52,10 @@ class RpcServer:
             self.add(name, add)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
-            self.port = self._server.add_insecure_port(address)
+            if tls is None or address.startswith("unix:"):
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, tls.server_credentials())
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {address}: {error}") from error
         if self.port == 0 and not address.startswith("unix:"):

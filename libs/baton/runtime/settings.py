@@ -94,6 +94,10 @@ class ServiceSettings(Settings):
     log_format: str = setting("console", "console for people, json for log collectors", choices=("console", "json"))
     metrics_host: str = setting("127.0.0.1", "address of the Prometheus endpoint", rare=True)
     metrics_port: int = setting(0, "port of the Prometheus endpoint /metrics; 0 = none", ge=0, le=65535)
+    tls_cert: str = setting("", "certificate shown to other services (PEM); empty = no TLS between them", rare=True)
+    tls_key: str = setting("", "its key (PEM)", rare=True)
+    tls_ca: str = setting("", "CA that certificates of other services must be of (PEM)", rare=True)
+    tls_server_name: str = setting("", "name that they must carry; empty = the host of their address", rare=True)
     redis_url: str = setting("", "Redis or Valkey: redis://host:6379/0 or unix:///path; empty = none", unit="URL")
 
 

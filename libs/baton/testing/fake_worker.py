@@ -23,6 +23,7 @@ from baton.core.attempt import new_epoch
 from baton.core.layout import KvLayout
 from baton.rpc.convert import attempt_from_pb, attempt_to_pb, error_to_pb, layout_to_pb
 from baton.rpc.server import RpcServer
+from baton.rpc.tls import Tls
 from baton.rpc.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from baton.runtime.lifecycle import cancel_and_wait
 from baton.testing.toy_engine import VOCABULARY, ToyEngine, ToyHandoffs, ToyRequest, ToyRow, ToyStep, toy_logprob
@@ -58,9 +59,11 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
         vocabulary: int = VOCABULARY,
         eos_token_id: int | None = None,
         step_s: float = 0.0,
+        tls: Tls | None = None,
     ) -> None:
         self.worker_id = worker_id
         self.step_s = step_s
+        self._tls = tls
         self.address = "127.0.0.1:0"
         self.description = worker_pb2.WorkerDescription(
             worker_id=worker_id, role=role, model=model, layout=layout_to_pb(layout), pages=pages,
@@ -93,7 +96,9 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
         wanted = address or self.address
         self.engine = self._new_engine()
         self._server = RpcServer(
-            wanted, [("baton.rpc.v1.Worker", lambda server: worker_pb2_grpc.add_WorkerServicer_to_server(self, server))]
+            wanted,
+            [("baton.rpc.v1.Worker", lambda server: worker_pb2_grpc.add_WorkerServicer_to_server(self, server))],
+            self._tls,
         )
         self.address = wanted if wanted.startswith("unix:") else f"127.0.0.1:{self._server.port}"
         self.description.address = self.address

@@ -22,6 +22,7 @@ from baton.prefix.redis_store import RedisStore
 from baton.prefix.registry import WorkerRegistration
 from baton.rpc.convert import layout_to_pb
 from baton.rpc.server import RpcServer
+from baton.rpc.tls import tls_of
 from baton.rpc.v1 import worker_pb2 as pb
 from baton.rpc.v1 import worker_pb2_grpc
 from baton.runtime import metrics as metrics_endpoint
@@ -82,7 +83,7 @@ class _Worker:
 
     async def run(self, stack: contextlib.AsyncExitStack) -> None:
         host, _ = parse_host_port(self._settings.listen)
-        server = RpcServer(self._settings.listen, [])
+        server = RpcServer(self._settings.listen, [], tls_of(self._settings))
         self._name_it(f"{host}:{server.port}")
         dispatcher = self._make_dispatcher()
         servicer = WorkerServicer(dispatcher)

@@ -16,9 +16,10 @@ from baton.gateway.access import Access
 from baton.gateway.anthropic.endpoint import MessagesEndpoint
 from baton.gateway.anthropic.errors import error_response as anthropic_error
 from baton.gateway.anthropic.request import CountRequest, MessagesRequest
-from baton.gateway.auth.guard import Guard
 from baton.gateway.dialect import ANTHROPIC_HEADER, Dialect, dialect_of
+from baton.gateway.drain import DrainEndpoint
 from baton.gateway.http.context import WithContext, context_of
+from baton.gateway.layers import surrounded
 from baton.gateway.loads import LoadsEndpoint
 from baton.gateway.ollama.endpoint import GenerationEndpoint
 from baton.gateway.ollama.errors import error_response as ollama_error
@@ -38,7 +39,6 @@ from baton.gateway.status import StatusPages
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_OPEN = ("/health", "/ready")  # what load balancers ask, who have no key
 # What Ollama has and this server has not; its clients are told so.
 _EMBEDDINGS = ("/api/embed", "/api/embeddings")
 _MODEL_MANAGEMENT = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete")
@@ -66,7 +66,6 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
     get: list[tuple[str, Endpoint]] = [
         ("/v1/models", _either(models.list, messages.list_models)),
         ("/v1/models/{model:path}", _either(models.retrieve, messages.retrieve_model)),
-        ("/v1/loads", LoadsEndpoint(service).get),
         ("/v1/responses/{response}", responses.retrieve),
         ("/v1/responses/{response}/input_items", responses.input_items),
         ("/api/tags", pages.tags),
@@ -74,9 +73,9 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
         ("/api/version", pages.version),
         ("/health", status.health),
         ("/ready", status.ready),
-        ("/metrics", status.metrics),
-        ("/", status.index),
     ]
+    if access is None and not service.settings.metrics_port:
+        get += _operator_pages(service)
     for path, endpoint, _ in post:
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
     app.add_api_route("/v1/responses/{response}", responses.delete, methods=["DELETE"], response_model=None)
@@ -89,11 +88,32 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
         app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
         app.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
     describe_bodies(app, {path: body for path, _, body in post})
+    _answer_errors(app)
+    return surrounded(app, service.settings, access, _respond)
+
+
+def create_admin_app(service: Service) -> ASGIApp:
+    """The application of the operator's own port: no keys, no API."""
+    app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None, openapi_url=None)
+    status, drain = StatusPages(service), DrainEndpoint(service)
+    for path, endpoint in (("/health", status.health), ("/ready", status.ready), *_operator_pages(service)):
+        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_model=None)
+    app.add_api_route("/drain", drain.start, methods=["POST"], response_model=None)
+    app.add_api_route("/drain", drain.end, methods=["DELETE"], response_model=None)
+    _answer_errors(app)
+    return WithContext(app, [route for route in app.routes if isinstance(route, Route)])
+
+
+def _operator_pages(service: Service) -> list[tuple[str, Endpoint]]:
+    """On the operator's port where there is one, else with the APIs; not for tenants, where those ask for keys."""
+    status = StatusPages(service)
+    return [("/v1/loads", LoadsEndpoint(service).get), ("/metrics", status.metrics), ("/", status.index)]
+
+
+def _answer_errors(app: FastAPI) -> None:
     for error, handler in ((BatonError, _baton_error), (HTTPException, _http_error), (Exception, _defect)):
         app.add_exception_handler(error, handler)
     app.router.redirect_slashes = False
-    guarded = app if access is None else Guard(app, access.ring, access.limiter, _OPEN, _respond)
-    return WithContext(guarded, [route for route in app.routes if isinstance(route, Route)])
 
 
 def _either(openai: Endpoint, anthropic: Endpoint) -> Endpoint:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from baton.core.errors import InvalidRequest, ModelNotFound, PromptTooLong, Unavailable
 from baton.gateway.catalog import Catalog
 from baton.gateway.generation import Generator, RouterClient
+from baton.gateway.http.context import note
 from baton.gateway.jobs import Jobs
 from baton.gateway.parsers.registry import Parsers
 from baton.gateway.settings import GatewaySettings
@@ -37,6 +38,7 @@ class Service:
         self.generator = Generator(client, model, name, settings.request_timeout_s)
         self._names = (name, *(alias for alias in settings.aliases if alias != name))
         self.started_at = int(time.time())
+        self.draining = False  # set by the operator: no new requests, please
         self.records = open_records(settings.redis_url, settings.responses_memory_bytes)
         self.jobs = Jobs()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="requests")
@@ -68,6 +70,7 @@ class Service:
         if name not in self._names:
             known = ", ".join(f"'{known}'" for known in self.names) or "none for this API key"
             raise ModelNotFound(f"The model '{name[:200]}' does not exist; this server has {known}.", param="model")
+        note(model=name)
         current_caller().check_model(name)
 
     def context_tokens(self) -> int:

@@ -35,7 +35,16 @@ class GatewaySettings(ServiceSettings):
         choices=(LOCAL, REFUSE),
         rare=True,
     )
+    cors_origins: tuple[str, ...] = setting((), "web pages that may ask: https://host,...; * = all; empty = none")
+    audit_log: str = setting("", "file that gets a JSON line for every request: who, what, how it ended; empty = none")
+    audit_bodies: bool = setting(False, "write what clients send, prompts included, to the audit log too", rare=True)
+    https_cert: str = setting("", "certificate of the HTTP API (PEM), which then is HTTPS", rare=True)
+    https_key: str = setting("", "its key (PEM)", rare=True)
+    https_client_ca: str = setting("", "CA of certificates that clients must show (PEM); empty = none", rare=True)
     max_body_bytes: int = setting(16 << 20, "largest accepted request body", unit="bytes", ge=1024)
+    max_head_bytes: int = setting(64 << 10, "largest accepted URL and headers", unit="bytes", ge=1024, rare=True)
+    head_timeout_s: float = setting(30.0, "longest time for them to arrive", unit="s", gt=0, rare=True)
+    max_connections: int = setting(4096, "connections at once, of each process; further ones get 503", ge=1, rare=True)
     request_timeout_s: float = setting(600.0, "total time of one request, after which it is cancelled", unit="s", gt=0)
     slow_reader_timeout_s: float = setting(
         60.0, "longest wait for a client to take the next bytes of its stream", unit="s", gt=0, rare=True
@@ -48,4 +57,12 @@ class GatewaySettings(ServiceSettings):
     responses_memory_bytes: int = setting(
         64 << 20, "memory for stored responses where there is no Redis; the oldest make room", unit="bytes", ge=1 << 20
     )
+    files_dir: str = setting(
+        "", "folder for uploaded files and batches, which gateways may share; empty = no files and no batches"
+    )
+    files_bytes: int = setting(4 << 30, "disk space for files of all tenants", unit="bytes", ge=1 << 20)
+    files_ttl_s: float = setting(
+        30 * 86400.0, "how long files and finished batches are kept, unless a client says it", unit="s", ge=3600
+    )
+    batch_concurrency: int = setting(8, "requests of batches that this gateway runs at a time", ge=1)
     drain_s: float = setting(5.0, "time that running requests get when the gateway is stopped", unit="s", ge=0)

@@ -50,6 +50,8 @@ class StatusPages:
 
     async def ready(self, request: Request) -> Response:
         """200 when the model can be served now, else 503 with the reason."""
+        if self._service.draining:
+            return error_response(Unavailable("draining: the operator wants no new requests here", retry_after_s=1.0))
         name = self._service.catalog.name
         try:
             model = await self._service.catalog.refresh()

@@ -29,6 +29,7 @@ from baton.kv_agent.settings import KvAgentSettings
 from baton.kv_agent.source import ReaderStream, Source
 from baton.kv_agent.tier import Tier
 from baton.rpc.convert import layout_from_pb, layout_to_pb
+from baton.rpc.tls import Tls
 from baton.rpc.v1 import kv_pb2 as pb
 from baton.runtime.lifecycle import cancel_and_wait
 
@@ -80,6 +81,7 @@ class KvAgent:
         epoch: int,
         address: str,
         set_ready: Callable[[bool], Awaitable[None]],
+        tls: Tls | None = None,
     ) -> None:
         self._settings = settings
         self._transport = transport
@@ -87,6 +89,7 @@ class KvAgent:
         self._epoch = epoch
         self._address = address
         self._set_ready = set_ready
+        self._tls = tls
         self._session: Session | None = None
         self._turn = asyncio.Lock()
 
@@ -218,6 +221,7 @@ class KvAgent:
             transport=self._transport,
             scratch_layers=layers,
             connect_timeout_s=self._settings.connect_timeout_s,
+            tls=self._tls,
         )
         limits = self._settings.reader_limits()
         return Reader(connection.hello, me, limits, pair_bytes=self._settings.pair_bytes, tell_worker=connection.send)

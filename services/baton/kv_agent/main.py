@@ -18,6 +18,7 @@ from baton.kv_agent.faults import FaultyServicer
 from baton.kv_agent.servicer import SERVICE, KvAgentServicer
 from baton.kv_agent.settings import KvAgentSettings
 from baton.rpc.server import RpcServer
+from baton.rpc.tls import tls_of
 from baton.rpc.v1 import kv_pb2_grpc
 from baton.runtime import logs, metrics
 from baton.runtime.lifecycle import parse_host_port
@@ -37,7 +38,8 @@ async def run(settings: KvAgentSettings) -> None:
         if settings.metrics_port:
             await stack.enter_async_context(metrics.serve(settings.metrics_host, settings.metrics_port))
         listen_host, _ = parse_host_port(settings.listen)
-        server = RpcServer(settings.listen, [])
+        tls = tls_of(settings)
+        server = RpcServer(settings.listen, [], tls)
         address = settings.advertise or _reachable(listen_host, server.port)
         host, _ = parse_host_port(address)
         transport = transports.choose(settings.transport, f"{address}/{epoch}", host, listen_host)
@@ -45,7 +47,7 @@ async def run(settings: KvAgentSettings) -> None:
         orders = await _orders(settings, stack)
         if orders is not None:
             transport = FaultyTransport(transport, orders)
-        agent = KvAgent(settings, transport, address, epoch, address, server.set_ready)
+        agent = KvAgent(settings, transport, address, epoch, address, server.set_ready, tls)
         honest = KvAgentServicer(agent)
         servicer = honest if orders is None else FaultyServicer(honest, orders)
         server.add(SERVICE, lambda grpc_server: kv_pb2_grpc.add_KvAgentServicer_to_server(servicer, grpc_server))

@@ -26,6 +26,7 @@ from baton.kv_agent import metrics
 from baton.rpc.channel import open_channel
 from baton.rpc.convert import layout_from_pb, layout_to_pb
 from baton.rpc.status import from_rpc_error
+from baton.rpc.tls import Tls
 from baton.rpc.v1 import kv_pb2 as pb
 from baton.rpc.v1 import kv_pb2_grpc
 from baton.runtime.lifecycle import cancel_and_wait
@@ -48,6 +49,7 @@ class Identity:
     transport: Transport
     scratch_layers: asyncio.Queue[int]
     connect_timeout_s: float
+    tls: Tls | None = None
 
 
 class ConnectionOwner(Protocol):
@@ -130,7 +132,7 @@ class SourceConnection:
 
     async def _serve(self) -> str:
         """Connect and receive until the stream ends; returns why."""
-        channel = open_channel(self.address)
+        channel = open_channel(self.address, self._me.tls)
         try:
             return await self._talk(kv_pb2_grpc.KvAgentStub(channel).Handoffs())
         except HandoffFailed as error:

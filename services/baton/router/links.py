@@ -12,15 +12,17 @@ from baton.prefix.records import WorkerRecord
 from baton.router.fleet import Fleet
 from baton.router.tasks import background
 from baton.router.worker_link import WorkerLink
+from baton.rpc.tls import Tls
 from baton.runtime.lifecycle import cancel_and_wait
 
 
 class Links:
     """Opens and closes the links. One event loop."""
 
-    def __init__(self, fleet: Fleet, router_id: str, static: Iterable[str]) -> None:
+    def __init__(self, fleet: Fleet, router_id: str, static: Iterable[str], tls: Tls | None = None) -> None:
         self._fleet = fleet
         self._router_id = router_id
+        self._tls = tls
         self._static = frozenset(static)
         self._wanted = self._static
         self._links: dict[str, tuple[WorkerLink, asyncio.Task[None]]] = {}
@@ -37,6 +39,9 @@ class Links:
 
     def start(self) -> None:
         self._open()
+
+    def _wants(self, address: str) -> bool:
+        return address in self._wanted
 
     async def stop(self) -> None:
         """Break all streams: the workers cancel what came by them."""
@@ -58,5 +63,5 @@ class Links:
         for address in self._wanted:
             known = self._links.get(address)
             if known is None or known[1].done():
-                link = WorkerLink(address, self._router_id, self._fleet, lambda wanted: wanted in self._wanted)
+                link = WorkerLink(address, self._router_id, self._fleet, self._wants, self._tls)
                 self._links[address] = (link, background(link.run(), f"link to {address}"))

@@ -21,6 +21,7 @@ from baton.router.servicer import RouterServicer
 from baton.router.settings import RouterSettings
 from baton.router.tasks import background
 from baton.rpc.server import RpcServer
+from baton.rpc.tls import tls_of
 from baton.rpc.v1 import router_pb2_grpc
 from baton.runtime.lifecycle import cancel_and_wait
 
@@ -42,7 +43,8 @@ class RouterService:
         self._store = RedisStore.from_url(settings.redis_url) if settings.redis_url else None
         self.fleet = Fleet(self._loop.time, settings.suspect_s)
         router_id = settings.router_id or f"{socket.gethostname()}-{os.getpid()}"
-        self._links = Links(self.fleet, router_id, settings.workers)
+        tls = tls_of(settings)
+        self._links = Links(self.fleet, router_id, settings.workers, tls)
         self._watch = RegistryWatch(self._store, self._links.on_registered) if self._store else None
         self._watching: asyncio.Task[None] | None = None
         self._index = PrefixIndex(self._store)
@@ -65,6 +67,7 @@ class RouterService:
                     lambda server: router_pb2_grpc.add_RouterServicer_to_server(self.servicer, server),
                 )
             ],
+            tls,
         )
 
     @property

@@ -15,12 +15,14 @@ import grpc
 import structlog
 
 from baton.core.attempt import Attempt
-from baton.core.errors import InternalError
+from baton.core.errors import ConfigError, InternalError
 from baton.router import convert
 from baton.router.metrics import STALE_FRAMES
 from baton.router.ports import Assignment, AttemptListener, Handoff, Load, Standing, WorkerInfo, WorkerPort
 from baton.rpc.channel import open_channel
 from baton.rpc.convert import attempt_to_pb, error_from_pb
+from baton.rpc.tls import Tls
+from baton.rpc.tls_probe import tls_problem
 from baton.rpc.v1 import worker_pb2, worker_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -28,6 +30,7 @@ log = structlog.get_logger(__name__)
 _BACKOFF_S = (0.05, 1.0)
 _REFUSED_S = 5.0
 _HELLO_S = 10.0
+_SUSPICIOUS_FAILURES = 4  # in a row
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 
 
@@ -59,13 +62,19 @@ class WorkerLink:
     """
 
     def __init__(
-        self, address: str, router_id: str, events: LinkEvents, is_wanted: Callable[[str], bool] = lambda _: True
+        self,
+        address: str,
+        router_id: str,
+        events: LinkEvents,
+        is_wanted: Callable[[str], bool] = lambda _: True,
+        tls: Tls | None = None,
     ) -> None:
         self.address = address
         self.was_described = False
         self._router_id = router_id
         self._events = events
         self._is_wanted = is_wanted
+        self._tls = tls
         self._entries: dict[int, _Entry] = {}
         self._outgoing: asyncio.Queue[worker_pb2.WorkerRequest | None] = asyncio.Queue()
         self._last_ref = 0
@@ -102,12 +111,26 @@ class WorkerLink:
     async def run(self) -> None:
         """Keep connected until cancelled or no longer wanted."""
         failures = 0
-        async with open_channel(self.address) as channel:
-            stub = worker_pb2_grpc.WorkerStub(channel)
-            while self._is_wanted(self.address):
-                failures = 0 if await self._connection(stub) else failures + 1
-                delay_s = min(_BACKOFF_S[0] * 2**failures, _BACKOFF_S[1])
-                await asyncio.sleep((_REFUSED_S if self._refused else delay_s) * random.uniform(0.5, 1.0))
+        while self._is_wanted(self.address):
+            failures = 0 if await self._connect() else failures + 1
+            if failures == _SUSPICIOUS_FAILURES:
+                await self._look_at_tls()
+            delay_s = min(_BACKOFF_S[0] * 2**failures, _BACKOFF_S[1])
+            await asyncio.sleep((_REFUSED_S if self._refused else delay_s) * random.uniform(0.5, 1.0))
+
+    async def _connect(self) -> bool:
+        """One connection, by a channel of its own: TLS files may have changed since the last one."""
+        try:
+            channel = open_channel(self.address, self._tls)
+        except ConfigError as error:
+            log.error("worker not reachable", address=self.address, reason=error.message)
+            return False
+        async with channel:
+            return await self._connection(worker_pb2_grpc.WorkerStub(channel))
+
+    async def _look_at_tls(self) -> None:
+        if problem := await tls_problem(self.address, self._tls):
+            log.warning("worker not reachable", address=self.address, reason=problem)
 
     async def _connection(self, stub: worker_pb2_grpc.WorkerStub) -> bool:
         """One connection, from its first event to its end. Returns whether the worker was taken on."""

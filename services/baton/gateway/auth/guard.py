@@ -5,7 +5,7 @@ Refusals come before the body is read. What is inside runs for the key's tenant 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -21,26 +21,22 @@ from baton.gateway.limits.headers import limit_headers
 from baton.gateway.limits.limiter import Limiter
 from baton.gateway.tenants import Caller, acting_for
 
+_OPEN = ("/health", "/ready", "/ui")
+
 
 class Guard:
-    """ASGI middleware, inside `WithContext`. Paths of `open_paths` need no key. `refuse` words an error for the API."""
+    """ASGI middleware, inside `WithContext`. `refuse` words an error for the API."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        ring: KeyRing,
-        limiter: Limiter,
-        open_paths: Collection[str],
-        refuse: Callable[[Request, BatonError], Response],
+        self, app: ASGIApp, ring: KeyRing, limiter: Limiter, refuse: Callable[[Request, BatonError], Response]
     ) -> None:
         self._app = app
         self._ring = ring
         self._limiter = limiter
-        self._open_paths = frozenset(open_paths)
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open_paths:
+        if scope["type"] != "http" or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         context = context_of(scope)
@@ -84,6 +80,11 @@ class Guard:
         if isinstance(error, Unauthenticated):
             response.headers["www-authenticate"] = "Bearer"
         await response(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    """Whether it needs no key: what load balancers ask, and the files of the page, which are the same for everybody."""
+    return path in _OPEN or path.startswith("/ui/")
 
 
 def _presented(headers: Headers) -> str:

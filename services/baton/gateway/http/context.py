@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,16 @@ class RequestContext:
     ticket: Ticket | None = None
 
 
+_current: ContextVar[RequestContext | None] = ContextVar("request", default=None)
+
+
+def note(**facts: Any) -> None:
+    """What the log shall tell of the request that is being answered, wherever that is found out; else nothing."""
+    context = _current.get()
+    if context is not None:
+        context.facts |= facts
+
+
 def context_of(scope: Scope) -> RequestContext:
     context: RequestContext = scope["state"]["context"]
     return context
@@ -65,6 +76,7 @@ class WithContext:
         context = _new_context(Headers(scope=scope).get("x-request-id", ""))
         scope.setdefault("state", {})["context"] = context
         structlog.contextvars.bind_contextvars(request_id=context.id)
+        _current.set(context)
         started = False
 
         async def send_with_id(message: Message) -> None:
