@@ -26,9 +26,11 @@ from baton.gateway.ollama.errors import error_response as ollama_error
 from baton.gateway.ollama.models import ModelPages, ShowRequest
 from baton.gateway.ollama.request import ChatRequest as OllamaChatRequest
 from baton.gateway.ollama.request import GenerateRequest
+from baton.gateway.openai.batches.endpoint import BatchesEndpoint, BatchRequest
 from baton.gateway.openai.chat import ChatEndpoint, ChatRequest
 from baton.gateway.openai.completions import CompletionEndpoint, CompletionRequest
 from baton.gateway.openai.errors import error_response
+from baton.gateway.openai.files.endpoint import FilesEndpoint
 from baton.gateway.openai.models import ModelsEndpoint
 from baton.gateway.openai.responses.endpoint import ResponsesEndpoint
 from baton.gateway.openai.responses.request import CountInputRequest, ResponseRequest
@@ -48,6 +50,7 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
     """The ASGI application of one service. `access`: whose keys it asks for; None = nobody's."""
     models, messages, status = ModelsEndpoint(service), MessagesEndpoint(service), StatusPages(service)
     tokens, responses = TokensEndpoint(service), ResponsesEndpoint(service)
+    files, batches = FilesEndpoint(service), BatchesEndpoint(service)
     ollama, pages = GenerationEndpoint(service), ModelPages(service)
     app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None)
     post: list[tuple[str, Endpoint, type[BaseModel]]] = [
@@ -55,6 +58,7 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
         ("/v1/completions", CompletionEndpoint(service).create, CompletionRequest),
         ("/v1/responses", responses.create, ResponseRequest),
         ("/v1/responses/input_tokens", responses.count, CountInputRequest),
+        ("/v1/batches", batches.create, BatchRequest),
         ("/tokenize", tokens.tokenize, TokenizeRequest),
         ("/detokenize", tokens.detokenize, DetokenizeRequest),
         ("/v1/messages", messages.create, MessagesRequest),
@@ -68,6 +72,11 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
         ("/v1/models/{model:path}", _either(models.retrieve, messages.retrieve_model)),
         ("/v1/responses/{response}", responses.retrieve),
         ("/v1/responses/{response}/input_items", responses.input_items),
+        ("/v1/files", files.list),
+        ("/v1/files/{file}", files.retrieve),
+        ("/v1/files/{file}/content", files.content),
+        ("/v1/batches", batches.list),
+        ("/v1/batches/{batch}", batches.retrieve),
         ("/api/tags", pages.tags),
         ("/api/ps", pages.running),
         ("/api/version", pages.version),
@@ -78,8 +87,15 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
         get += _operator_pages(service)
     for path, endpoint, _ in post:
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/responses/{response}", responses.delete, methods=["DELETE"], response_model=None)
-    app.add_api_route("/v1/responses/{response}/cancel", responses.cancel, methods=["POST"], response_model=None)
+    others: list[tuple[str, str, Endpoint]] = [
+        ("DELETE", "/v1/responses/{response}", responses.delete),
+        ("POST", "/v1/responses/{response}/cancel", responses.cancel),
+        ("POST", "/v1/files", files.create),
+        ("DELETE", "/v1/files/{file}", files.delete),
+        ("POST", "/v1/batches/{batch}/cancel", batches.cancel),
+    ]
+    for method, path, endpoint in others:
+        app.add_api_route(path, endpoint, methods=[method], response_model=None)
     for path in _EMBEDDINGS:
         app.add_api_route(path, pages.no_embeddings, methods=["POST"], include_in_schema=False)
     for path in _MODEL_MANAGEMENT:

@@ -102,6 +102,7 @@ class Generator:
             deadline_s=self.timeout_s,
             tenant=caller.tenant,
             cache_salt=caller.cache_salt,
+            priority=caller.priority,
         )
         output = self._output(choice)
         clock = metrics.TokenClock(started)

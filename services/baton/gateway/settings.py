@@ -65,4 +65,12 @@ class GatewaySettings(ServiceSettings):
         30 * 86400.0, "how long files and finished batches are kept, unless a client says it", unit="s", ge=3600
     )
     batch_concurrency: int = setting(8, "requests of batches that this gateway runs at a time", ge=1)
+    files_dir: str = setting(
+        "", "folder for uploaded files and batches, which gateways may share; empty = no files and no batches"
+    )
+    files_bytes: int = setting(4 << 30, "disk space for files of all tenants", unit="bytes", ge=1 << 20)
+    files_ttl_s: float = setting(
+        30 * 86400.0, "how long files and finished batches are kept, unless a client says it", unit="s", ge=3600
+    )
+    batch_concurrency: int = setting(8, "requests of batches that this gateway runs at a time", ge=1)
     drain_s: float = setting(5.0, "time that running requests get when the gateway is stopped", unit="s", ge=0)

@@ -17,11 +17,13 @@ from baton.gateway.auth.key import ApiKey
 @dataclass(frozen=True, slots=True)
 class Caller:
     """`tenant`: whose fair share the request uses. `cache_salt`: goes into the names of all blocks of its prompt, so
-    that cached prefixes are found only by requests of equal salt. `key`: None where no key is asked for."""
+    that cached prefixes are found only by requests of equal salt. `key`: None where no key is asked for. `priority`:
+    what is higher runs first."""
 
     tenant: str = ""
     cache_salt: str = ""
     key: ApiKey | None = None
+    priority: int = 0
 
     @classmethod
     def of(cls, key: ApiKey) -> Caller:

@@ -87,6 +87,16 @@ class KeyRing:
             raise Unauthenticated("This API key has expired.")
         return key
 
+    def known(self, id: str) -> ApiKey:
+        """The key of that id, for what it has asked for and now goes on alone. Raises Unauthenticated when it has been
+        revoked or has expired, and Unavailable."""
+        if self._keys is None:
+            raise Unavailable("the API keys cannot be read yet", retry_after_s=_POLL_S)
+        key = self._keys.get(id)
+        if key is None or (key.expires_at and key.expires_at <= time.time()):
+            raise Unauthenticated("The API key that asked for this has been revoked or has expired.")
+        return key
+
     def _replace(self, keys: Sequence[ApiKey]) -> None:
         before, self._keys = self._keys, {key.id: key for key in keys}
         metrics.KEYS.set(len(self._keys))

@@ -12,6 +12,7 @@ from baton.core.sampling import MAX_TOP_LOGPROBS
 from baton.core.structure import Structure
 from baton.gateway.conversation import Conversation, effort_variables
 from baton.gateway.http.fields import Body
+from baton.gateway.openai.metadata import Metadata
 from baton.gateway.openai.responses.items import Item, messages_of
 from baton.gateway.openai.tools import Function, FunctionTool, NamedChoice, NamedFunction, demanded, offered
 from baton.gateway.sampling import SamplingBuilder
@@ -19,7 +20,6 @@ from baton.gateway.structure_fields import json_text
 from baton.gateway.text_model import TextModel
 from baton.gateway.tool_fields import MAX_TOOLS
 
-MAX_METADATA = 16
 # Fields of OpenAI's that change the answer and are not supported, and their values that ask for nothing.
 UNSUPPORTED: dict[str, Sequence[Any]] = {
     "prompt": (),
@@ -133,10 +133,7 @@ class ResponseRequest(CountInputRequest):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     include: list[str] | None = None
-    metadata: Annotated[
-        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-        Field(max_length=MAX_METADATA),
-    ] | None = None  # fmt: skip
+    metadata: Metadata | None = None
     max_tool_calls: int | None = None
     user: str | None = None
     safety_identifier: str | None = None

@@ -1,0 +1,1 @@
+"""OpenAI's files: what batches read and write."""
