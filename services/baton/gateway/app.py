@@ -38,6 +38,7 @@ from baton.gateway.openai.tokens import DetokenizeRequest, TokenizeRequest, Toke
 from baton.gateway.openapi import describe_bodies
 from baton.gateway.service import Service
 from baton.gateway.status import StatusPages
+from baton.gateway.ui.pages import UiPages
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -103,6 +104,8 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
     for path, endpoint in get:
         app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
         app.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
+    for path, endpoint in UiPages().routes if service.settings.ui else ():
+        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_model=None, include_in_schema=False)
     describe_bodies(app, {path: body for path, _, body in post})
     _answer_errors(app)
     return surrounded(app, service.settings, access, _respond)
@@ -112,7 +115,8 @@ def create_admin_app(service: Service) -> ASGIApp:
     """The application of the operator's own port: no keys, no API."""
     app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None, openapi_url=None)
     status, drain = StatusPages(service), DrainEndpoint(service)
-    for path, endpoint in (("/health", status.health), ("/ready", status.ready), *_operator_pages(service)):
+    ui = UiPages().routes if service.settings.ui else ()
+    for path, endpoint in (("/health", status.health), ("/ready", status.ready), *_operator_pages(service), *ui):
         app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_model=None)
     app.add_api_route("/drain", drain.start, methods=["POST"], response_model=None)
     app.add_api_route("/drain", drain.end, methods=["DELETE"], response_model=None)

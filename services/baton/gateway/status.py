@@ -24,7 +24,7 @@ _PAGE = """<!doctype html>
 th{{text-align:left;padding-right:2rem}}pre{{overflow-x:auto}}</style></head>
 <body><h1>Baton</h1><table>{rows}</table>
 <p>OpenAI's and Anthropic's APIs at <code>/v1</code>, Ollama's at <code>/api</code>.
-See also <a href="health">health</a>,
+See also <a href="ui">chat and cluster</a>, <a href="health">health</a>,
 <a href="v1/models">models</a>, <a href="metrics">metrics</a>.</p></body></html>
 """
 

@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 _USABLE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _ID_HEADERS = (b"x-request-id", b"request-id")  # OpenAI's name and Anthropic's
-_QUIET_PATHS = ("/health", "/ready", "/metrics")
+_QUIET_PATHS = ("/health", "/ready", "/metrics", "/v1/loads")
 
 
 @dataclass(slots=True)
