@@ -15,6 +15,7 @@ from baton.gateway.access import open_access
 from baton.gateway.app import create_admin_app, create_app
 from baton.gateway.http.https import https_of
 from baton.gateway.http.protocol import ConnectionLimits
+from baton.gateway.openai.batches.runner import BatchRunner
 from baton.gateway.server import listen, serve
 from baton.gateway.service import Service
 from baton.gateway.settings import GatewaySettings
@@ -41,6 +42,8 @@ async def run(settings: GatewaySettings) -> None:
         stack.push_async_callback(cancel_and_wait, asyncio.create_task(service.catalog.run()))
         host, port = listener.getsockname()[:2]
         access = await stack.enter_async_context(open_access(settings))
+        if settings.files_dir:
+            stack.push_async_callback(cancel_and_wait, asyncio.create_task(BatchRunner(service, access).run()))
         if settings.metrics_port:
             await stack.enter_async_context(_operators_port(settings, service))
         scheme = "http" if https is None else "https"

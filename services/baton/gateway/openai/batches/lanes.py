@@ -31,8 +31,8 @@ class Lanes:
         self._access = access
 
     async def answer(self, batch: Batch, body: bytes, request_id: str) -> DirectAnswer:
-        """The answer to one request. While nobody can serve it, or a limit is reached, it makes room for others and asks
-        again later."""
+        """The answer to one request. While nobody can serve it, or a limit is reached, it makes room for others, and is
+        asked again."""
         wait_s, attempt = 1.0, 0
         while True:
             async with self._free:

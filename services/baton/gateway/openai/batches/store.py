@@ -43,12 +43,12 @@ class BatchStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open = folder / "open"
-        self._open.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._open.mkdir(exist_ok=True)
 
     @classmethod
     def of_gateway(cls, settings: GatewaySettings) -> BatchStore:
         """Raises NoFolder where the gateway was given none."""
-        return cls(folder_of(settings) / "batches")
+        return cls(folder_of(settings, "batches"))
 
     def create(self, batch: Batch, input: Path) -> None:
         """`input` stays where it is. The batch is on its way once this returns."""

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from baton.core.errors import InvalidRequest, RequestTooLarge
+from baton.core.errors import ConfigError, InvalidRequest, RequestTooLarge
 from baton.gateway.openai.errors import NotFound
 from baton.gateway.settings import GatewaySettings
 
@@ -53,12 +53,11 @@ class FileStore:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
         self._limit_bytes = limit_bytes
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @classmethod
     def of_gateway(cls, settings: GatewaySettings) -> FileStore:
         """Raises NoFolder where the gateway was given none."""
-        return cls(folder_of(settings) / "files", settings.files_bytes)
+        return cls(folder_of(settings, "files"), settings.files_bytes)
 
     def room_bytes(self) -> int:
         """What another file may have."""
@@ -78,7 +77,7 @@ class FileStore:
             path.unlink(missing_ok=True)
 
     def adopt(self, path: Path, *, id: str, tenant: str, filename: str, purpose: str, ttl_s: float) -> StoredFile:
-        """Make the finished file `path`, which lies on the same disk, the stored file `id`; doing so again is harmless."""
+        """Make the finished file `path`, which lies on the same disk, the stored file `id`; again does no harm."""
         now = int(time.time())
         stored = StoredFile(
             id=id,
@@ -135,11 +134,16 @@ class FileStore:
             return None  # another gateway has deleted it
 
 
-def folder_of(settings: GatewaySettings) -> Path:
-    """Where files and batches lie. Raises NoFolder."""
+def folder_of(settings: GatewaySettings, part: str) -> Path:
+    """Where files or batches lie, which is there then. Raises NoFolder, and ConfigError where it cannot be made."""
     if not settings.files_dir:
         raise NoFolder("This gateway keeps no files and no batches: it was started without --files-dir.")
-    return Path(settings.files_dir)
+    folder = Path(settings.files_dir) / part
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"files_dir {settings.files_dir!r} cannot be used: {error.strerror}") from error
+    return folder
 
 
 def new_file_id() -> str:
