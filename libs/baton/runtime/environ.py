@@ -6,9 +6,12 @@ Settings take `BATON_*` variables from here; terminals and caches follow the usu
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+_SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 _SPINS = "3000"  # looks at whether there is work, about 70 us in all
 
@@ -56,3 +59,18 @@ def set_defaults(values: Mapping[str, str]) -> None:
     """Set variables for libraries that read them when they are loaded; what the user has set stays."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def share_metrics(folder: Path) -> Iterator[None]:
+    """Have the metrics library keep its values in `folder`, in processes that are started while the context lasts."""
+    os.environ[_SHARED_METRICS] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[_SHARED_METRICS]
+
+
+def shared_metrics() -> str | None:
+    """The folder in which processes share the values of their metrics; None: this process's are its own."""
+    return os.environ.get(_SHARED_METRICS) or None

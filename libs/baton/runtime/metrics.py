@@ -7,8 +7,9 @@ they use. A metric may be written from any thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prometheus_client import (
@@ -23,8 +24,10 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from baton.core.errors import ConfigError
+from baton.runtime import environ
 
 disable_created_metrics()  # one more series per metric, of no use here
 
@@ -39,6 +42,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _REQUEST_TIMEOUT_S = 5.0
 _MAX_HEADER_BYTES = 16 << 10
 
+_NO_OPTIONS: Mapping[str, Any] = {}
 _made: dict[str, tuple[MetricWrapperBase, tuple[str, ...], tuple[float, ...]]] = {}
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -48,21 +52,27 @@ def counter(name: str, help: str, labels: Sequence[str] = ()) -> Counter:
     return _make(Counter, name, help, labels)
 
 
-def gauge(name: str, help: str, labels: Sequence[str] = ()) -> Gauge:
-    """A number that goes up and down."""
-    return _make(Gauge, name, help, labels)
+def gauge(name: str, help: str, labels: Sequence[str] = (), *, across: str = "livesum") -> Gauge:
+    """A number that goes up and down. `across` several processes: livesum, livemax, ... of prometheus_client."""
+    return _make(Gauge, name, help, labels, options={"multiprocess_mode": across})
 
 
 def histogram(
     name: str, help: str, labels: Sequence[str] = (), buckets: Sequence[float] = LATENCY_BUCKETS_S
 ) -> Histogram:
     """A distribution, counted in `buckets` (upper bounds, in the metric's unit)."""
-    return _make(Histogram, name, help, labels, tuple(buckets))
+    return _make(Histogram, name, help, labels, tuple(buckets), {"buckets": tuple(buckets)})
 
 
-def _make(cls: type[M], name: str, help: str, labels: Sequence[str], buckets: tuple[float, ...] = ()) -> M:
+def _make(
+    cls: type[M],
+    name: str,
+    help: str,
+    labels: Sequence[str],
+    buckets: tuple[float, ...] = (),
+    options: Mapping[str, Any] = _NO_OPTIONS,
+) -> M:
     if name not in _made:
-        options: dict[str, Any] = {"buckets": buckets} if buckets else {}
         _made[name] = (cls(name, help, tuple(labels), registry=REGISTRY, **options), tuple(labels), buckets)
     metric, known_labels, known_buckets = _made[name]
     if not isinstance(metric, cls) or (known_labels, known_buckets) != (tuple(labels), buckets):
@@ -71,8 +81,26 @@ def _make(cls: type[M], name: str, help: str, labels: Sequence[str], buckets: tu
 
 
 def render() -> bytes:
-    """All metrics in the Prometheus text format (`CONTENT_TYPE`)."""
-    return generate_latest(REGISTRY)
+    """All metrics in the Prometheus text format (`CONTENT_TYPE`), of all processes that share them."""
+    folder = environ.shared_metrics()
+    if folder is None:
+        return generate_latest(REGISTRY)
+    together = CollectorRegistry()
+    MultiProcessCollector(together, folder)
+    return generate_latest(together)
+
+
+def shared(folder: Path) -> AbstractContextManager[None]:
+    """Processes that are started while the context lasts keep their metrics in `folder`; each of them, and this one,
+    renders the sum. Those of this process stay its own, and are not rendered."""
+    return environ.share_metrics(folder)
+
+
+def forget_process(pid: int) -> None:
+    """It has ended: its counters stay part of the sum, its gauges do not."""
+    folder = environ.shared_metrics()
+    if folder is not None:
+        mark_process_dead(pid, folder)
 
 
 @asynccontextmanager

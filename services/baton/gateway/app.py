@@ -114,7 +114,7 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
 def create_admin_app(service: Service) -> ASGIApp:
     """The application of the operator's own port: no keys, no API."""
     app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None, openapi_url=None)
-    status, drain = StatusPages(service), DrainEndpoint(service)
+    status, drain = StatusPages(service), DrainEndpoint(service.drain)
     ui = UiPages().routes if service.settings.ui else ()
     for path, endpoint in (("/health", status.health), ("/ready", status.ready), *_operator_pages(service), *ui):
         app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_model=None)

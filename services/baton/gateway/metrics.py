@@ -26,11 +26,9 @@ BACKGROUND_RESPONSES = gauge("baton_gateway_background_responses", "Background r
 RESPONSES_NOT_KEPT = counter("baton_gateway_responses_not_kept_total", "Responses that could not be kept as asked")
 BATCHES = gauge("baton_gateway_batches", "Batches that this gateway runs")
 BATCH_LINES = counter("baton_gateway_batch_lines_total", "Requests of batches that are over", ("outcome",))
-BATCHES = gauge("baton_gateway_batches", "Batches that this gateway runs")
-BATCH_LINES = counter("baton_gateway_batch_lines_total", "Requests of batches that are over", ("outcome",))
 TOKENIZE_SECONDS = counter("baton_gateway_tokenize_seconds_total", "Time spent on templates and tokenizing")
 DETOKENIZE_SECONDS = counter("baton_gateway_detokenize_seconds_total", "Time spent from tokens to parsed text")
-KEYS = gauge("baton_gateway_api_keys", "API keys that open this gateway")
+KEYS = gauge("baton_gateway_api_keys", "API keys that open this gateway", across="livemax")
 REFUSED_KEYS = counter("baton_gateway_refused_api_keys_total", "Requests with an API key that is unknown or expired")
 LIMITED = counter("baton_gateway_limited_requests_total", "Requests refused by a limit of their API key", ("limit",))
 REFUSED_CONNECTIONS = counter(

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from baton.core.errors import InvalidRequest, ModelNotFound, PromptTooLong, Unavailable
 from baton.gateway.catalog import Catalog
+from baton.gateway.drain import DrainFlag
 from baton.gateway.generation import Generator, RouterClient
 from baton.gateway.http.context import note
 from baton.gateway.jobs import Jobs
@@ -29,7 +30,14 @@ T = TypeVar("T")
 class Service:
     """One served model behind any number of APIs."""
 
-    def __init__(self, client: RouterClient, model: TextModel, name: str, settings: GatewaySettings) -> None:
+    def __init__(
+        self,
+        client: RouterClient,
+        model: TextModel,
+        name: str,
+        settings: GatewaySettings,
+        drain: DrainFlag | None = None,
+    ) -> None:
         self.settings = settings
         self.model = model
         template = model.template.source if model.template is not None else ""
@@ -38,7 +46,7 @@ class Service:
         self.generator = Generator(client, model, name, settings.request_timeout_s)
         self._names = (name, *(alias for alias in settings.aliases if alias != name))
         self.started_at = int(time.time())
-        self.draining = False  # set by the operator: no new requests, please
+        self.drain = drain or DrainFlag()
         self.records = open_records(settings.redis_url, settings.responses_memory_bytes)
         self.jobs = Jobs()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="requests")

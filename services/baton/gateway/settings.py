@@ -25,9 +25,15 @@ class GatewaySettings(ServiceSettings):
         "format of the model's reasoning; auto = what its chat template shows",
         choices=(AUTO, NONE, *REASONING_FORMATS),
     )
+    reranker: str = setting(
+        AUTO,
+        "how the model ranks documents; auto = as its checkpoint says; qwen3 = by Qwen3-Reranker's prompt, yes or no",
+        choices=(AUTO, "qwen3"),
+    )
     routers: tuple[str, ...] = setting(("127.0.0.1:7000",), "addresses of the routers", unit="host:port")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all interfaces")
     port: int = setting(8000, "port to listen on; 0 = any free one", ge=0, le=65535)
+    workers: int = setting(1, "processes that serve the port; each can use one core", ge=1, le=256)
     api_keys: str = setting("", "who may ask: a file that `baton keys` writes, or redis; empty = everybody")
     limits_outage: str = setting(
         LOCAL,
@@ -57,14 +63,6 @@ class GatewaySettings(ServiceSettings):
     responses_memory_bytes: int = setting(
         64 << 20, "memory for stored responses where there is no Redis; the oldest make room", unit="bytes", ge=1 << 20
     )
-    files_dir: str = setting(
-        "", "folder for uploaded files and batches, which gateways may share; empty = no files and no batches"
-    )
-    files_bytes: int = setting(4 << 30, "disk space for files of all tenants", unit="bytes", ge=1 << 20)
-    files_ttl_s: float = setting(
-        30 * 86400.0, "how long files and finished batches are kept, unless a client says it", unit="s", ge=3600
-    )
-    batch_concurrency: int = setting(8, "requests of batches that this gateway runs at a time", ge=1)
     files_dir: str = setting(
         "", "folder for uploaded files and batches, which gateways may share; empty = no files and no batches"
     )

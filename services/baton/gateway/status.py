@@ -50,7 +50,7 @@ class StatusPages:
 
     async def ready(self, request: Request) -> Response:
         """200 when the model can be served now, else 503 with the reason."""
-        if self._service.draining:
+        if self._service.drain.is_set:
             return error_response(Unavailable("draining: the operator wants no new requests here", retry_after_s=1.0))
         name = self._service.catalog.name
         try:
