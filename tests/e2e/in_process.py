@@ -91,12 +91,16 @@ async def cluster(
     decode: int = 1,
     unified: int = 0,
     gateway: bool = False,
+    gateway_options: dict[str, Any] | None = None,
     transport: str = "tcp",
     worker: dict[str, Any] | None = None,
     agent: dict[str, Any] | None = None,
     router: dict[str, Any] | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Start everything, wait until all workers and their agents are connected, and end everything."""
+    """Start everything, wait until all workers and their agents are connected, and end everything.
+
+    `{worker}` in texts of `agent` stands for the name of the agent's worker.
+    """
     tasks: dict[str, asyncio.Task[None]] = {}
     async with contextlib.AsyncExitStack() as stack:
         binary = find_redis_server()
@@ -117,7 +121,11 @@ async def cluster(
                 from baton.kv_agent.settings import KvAgentSettings
 
                 listen = f"127.0.0.1:{free_port()}"
-                own_agent = KvAgentSettings(socket=agent_socket, listen=listen, transport=transport, **(agent or {}))
+                texts = {
+                    key: value.format(worker=name) for key, value in (agent or {}).items() if isinstance(value, str)
+                }
+                options_of_agent = {"transport": transport, **(agent or {}), **texts}
+                own_agent = KvAgentSettings(socket=agent_socket, listen=listen, **options_of_agent)
                 start(f"agent-{name}", run_agent, own_agent)
             settings = WorkerSettings(
                 model=str(checkpoint), served_name=MODEL, worker_id=name, redis_url=redis.url,
@@ -140,7 +148,9 @@ async def cluster(
             start(
                 "gateway",
                 run_gateway,
-                GatewaySettings(model=str(checkpoint), served_name=MODEL, routers=(address,), port=port),
+                GatewaySettings(
+                    model=str(checkpoint), served_name=MODEL, routers=(address,), port=port, **(gateway_options or {})
+                ),
             )
         await _ready(running, prefill + decode + unified)
         yield running

@@ -34,6 +34,7 @@ from baton.gateway.text_model import TextModel
 from baton.runtime.lifecycle import cancel_and_wait
 from baton.testing.redis_server import RedisServer, find_redis_server
 
+ANTHROPIC = {"anthropic-version": "2023-06-01"}
 HELLO = [{"role": "user", "content": "Hello there."}]
 CHAT = {"model": "toy", "messages": HELLO, "max_tokens": 3}
 
@@ -265,12 +266,12 @@ async def test_a_key_for_some_models(router: FakeRouterClient, model: TextModel)
             "/v1/chat/completions": CHAT, "/v1/messages": CHAT, "/api/chat": CHAT, "/v1/completions":
             {"model": "toy", "prompt": "x"}, "/tokenize": {"model": "toy", "prompt": "x"},
         }.items():  # fmt: skip
-            refused = await http.post(path, json=body)
+            refused = await http.post(path, json=body, headers=ANTHROPIC if "messages" in path else {})
             assert refused.status_code == 403 and "access to the model 'toy'" in refused.text, refused.text
         assert (await http.post("/v1/chat/completions", json=long)).status_code == 403
         unknown = await http.post("/v1/chat/completions", json={**CHAT, "model": "secret"})
         assert unknown.status_code == 404 and "'toy'" not in unknown.text
-        anthropics = await http.post("/v1/messages", json=CHAT)
+        anthropics = await http.post("/v1/messages", json=CHAT, headers=ANTHROPIC)
         assert anthropics.json()["error"]["type"] == "permission_error"
     assert len(router.requests) == 1
 

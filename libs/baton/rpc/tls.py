@@ -51,7 +51,9 @@ class Tls:
         watched = _WatchedFiles(self)
         initial = watched.read()
         return grpc.dynamic_ssl_server_credentials(
-            _configuration(*initial), watched.configuration, require_client_authentication=True
+            _configuration(*initial),
+            watched.configuration,  # type: ignore[arg-type]  # the stubs forget that None is an answer
+            require_client_authentication=True,
         )
 
     def channel_credentials(self) -> grpc.ChannelCredentials:

@@ -18,6 +18,7 @@ from baton.runtime.sources import nearest
 
 WIDTH, LINES = 100, 29
 MOST_FLAGS = 18
+_LEAST_MEANING = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,9 @@ class Given:
     config: str | None
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would end the process."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} ({self.prog} --help shows all flags)")
 
@@ -39,7 +42,7 @@ def parse(command: str, summary: str, cls: type[Settings], argv: list[str]) -> G
     if any(argument in ("-h", "--help") for argument in argv):
         print(help_text(command, summary, list(shown.values())))
         sys.exit(0)
-    parser = _Parser(prog=f"baton {command}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(prog=f"baton {command}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config")
     for name, spec in shown.items():
         optional_value = {"nargs": "?", "const": "true"} if spec.type_name == "bool" else {}
@@ -54,7 +57,13 @@ def parse(command: str, summary: str, cls: type[Settings], argv: list[str]) -> G
 
 
 def help_text(command: str, summary: str, shown: list[Spec]) -> str:
-    common = [spec for spec in shown if not spec.rare][:MOST_FLAGS]
+    """As many flags as fit the screen with their meanings; the others are named."""
+    texts = (_help_text(command, summary, shown, most) for most in range(MOST_FLAGS, 0, -1))
+    return next((text for text in texts if text.count("\n") <= LINES), _help_text(command, summary, shown, 1))
+
+
+def _help_text(command: str, summary: str, shown: list[Spec], most: int) -> str:
+    common = [spec for spec in shown if not spec.rare][:most]
     others = [spec.flag for spec in shown if spec not in common]
     head = [f"usage: baton {command} [--config FILE] [flags]", "", f"{summary[0].upper()}{summary[1:]}.", ""]
     also = "also: " + " ".join(others) if others else ""
@@ -73,7 +82,8 @@ def _flag_lines(shown: list[Spec], most: int) -> list[str]:
         if sum(map(len, meanings)) <= most:
             break
         tail = _meaning(spec).removeprefix(spec.description)
-        meanings[number] = [textwrap.shorten(spec.description, WIDTH - column - len(tail), placeholder="…") + tail]
+        if (width := WIDTH - column - len(tail)) >= _LEAST_MEANING:
+            meanings[number] = [textwrap.shorten(spec.description, width, placeholder="…") + tail]
     return [
         f"  {_usage_of(spec) if number == 0 else ''}".ljust(column) + line
         for spec, lines in zip(shown, meanings, strict=True)

@@ -41,8 +41,10 @@ class GatewaySettings(ServiceSettings):
         choices=(LOCAL, REFUSE),
         rare=True,
     )
-    cors_origins: tuple[str, ...] = setting((), "web pages that may ask: https://host,...; * = all; empty = none")
-    audit_log: str = setting("", "file that gets a JSON line for every request: who, what, how it ended; empty = none")
+    cors_origins: tuple[str, ...] = setting(
+        (), "web pages that may ask: https://host,...; * = all; empty = none", rare=True
+    )
+    audit_log: str = setting("", "file that gets a JSON line for every request; empty = none", rare=True)
     audit_bodies: bool = setting(False, "write what clients send, prompts included, to the audit log too", rare=True)
     https_cert: str = setting("", "certificate of the HTTP API (PEM), which then is HTTPS", rare=True)
     https_key: str = setting("", "its key (PEM)", rare=True)

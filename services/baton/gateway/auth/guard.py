@@ -56,23 +56,24 @@ class Guard:
         self, key: ApiKey, context: RequestContext, scope: Scope, receive: Receive, send: Send
     ) -> None:
         dialect = dialect_of(scope["path"], Headers(scope=scope))
+        context.ticket = ticket = self._limiter.ticket(key, context.unique_id)
 
         async def send_with_limits(message: Message) -> None:
-            if message["type"] == "http.response.start" and context.ticket is not None:
-                told = limit_headers(dialect, key, context.ticket.standing)
+            if message["type"] == "http.response.start":
+                told = limit_headers(dialect, key, ticket.standing)
                 pairs = [(name.encode(), value.encode()) for name, value in told.items()]
                 message["headers"] = [*message.get("headers", []), *pairs]
             await send(message)
 
         try:
-            context.ticket = await self._limiter.enter(key, context.unique_id)
+            await ticket.enter()
         except BatonError as error:
-            await self._answer(error, scope, receive, send)
+            await self._answer(error, scope, receive, send_with_limits)
             return
         try:
             await self._app(scope, receive, send_with_limits)
         finally:
-            context.ticket.leave()
+            ticket.leave()
 
     async def _answer(self, error: BatonError, scope: Scope, receive: Receive, send: Send) -> None:
         context_of(scope).facts["error"] = error.message

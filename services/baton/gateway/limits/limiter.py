@@ -61,12 +61,24 @@ class Limiter:
             await asyncio.wait(self._leaving, timeout=_CLOSE_S)
 
     async def enter(self, key: ApiKey, request_id: str) -> Ticket:
-        """Raises LimitReached, and Unavailable while nobody can count."""
-        store, standing = await self._ask(lambda store: store.enter(key, request_id))
-        ticket = Ticket(self, store, key, request_id)
-        ticket.take(standing)
-        self._tickets.add(ticket)
+        """A ticket that is in. Raises LimitReached, and Unavailable while nobody can count."""
+        ticket = self.ticket(key, request_id)
+        await ticket.enter()
         return ticket
+
+    def ticket(self, key: ApiKey, request_id: str) -> Ticket:
+        """A ticket that is not in yet."""
+        return Ticket(self, self._local, key, request_id)
+
+    async def let_in(self, ticket: Ticket) -> Standing:
+        async def ask(store: LimitStore) -> Standing:
+            return await store.enter(ticket.key, ticket.request_id)
+
+        ticket.place, standing = await self._ask(ask)
+        ticket.book = ticket.place
+        if standing.refusal is None:
+            self._tickets.add(ticket)
+        return standing
 
     async def reserve(self, ticket: Ticket, tokens: int) -> Standing:
         async def ask(store: LimitStore) -> Standing:
@@ -109,7 +121,7 @@ class Limiter:
 
 
 class Ticket:
-    """A request that was let in. `place`: who counts it as running; `book`: who counts its tokens, another one where
+    """A request. `place`: who counts it as running; `book`: who counts its tokens, another one where
     Redis went or came meanwhile. `standing`: what the client is told."""
 
     def __init__(self, limiter: Limiter, store: LimitStore, key: ApiKey, request_id: str) -> None:
@@ -127,6 +139,10 @@ class Ticket:
         if standing.refusal is not None:
             metrics.LIMITED.labels(standing.refusal.value).inc()
             raise error_of(standing.refusal, self.key, standing.retry_s)
+
+    async def enter(self) -> None:
+        """Ask to be let in; then `leave` must follow. Raises LimitReached, and Unavailable while nobody can count."""
+        self.take(await self._limiter.let_in(self))
 
     async def reserve(self, tokens: int) -> None:
         """Book the most that the request may cost. It counts as used until `settle`. Raises LimitReached."""

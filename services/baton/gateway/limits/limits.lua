@@ -39,7 +39,7 @@ end
 
 local function left(key, limit)
   if limit == 0 then return 0 end
-  return math.max(0, math.floor((MINUTE - ahead(key)) / MINUTE * limit + 0.000001))
+  return math.max(0, math.floor((MINUTE - ahead(key)) / MINUTE * limit + 0.001))
 end
 
 local function answer(refusal, after)

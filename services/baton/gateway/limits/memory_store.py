@@ -12,7 +12,7 @@ from baton.gateway.auth.key import ApiKey
 from baton.gateway.limits.standing import Refusal, Standing
 from baton.gateway.limits.store import CONCURRENT_RETRY_S, MINUTE_S, booked
 
-_ROUNDING_S = 1e-6
+_ROUNDING_S, _ROUNDING_TOKENS = 1e-6, 1e-3
 
 
 @dataclass(slots=True)
@@ -33,7 +33,8 @@ class _Bucket:
         self.until = now + max(0.0, self.ahead_s(now) + cost * MINUTE_S / limit)
 
     def left(self, now: float, limit: int) -> int:
-        return int((MINUTE_S - self.ahead_s(now)) / MINUTE_S * limit + _ROUNDING_S) if limit else 0
+        left = (MINUTE_S - self.ahead_s(now)) / MINUTE_S * limit
+        return max(0, int(left + _ROUNDING_TOKENS)) if limit else 0
 
 
 @dataclass(slots=True)
