@@ -1,4 +1,4 @@
-"""A working set larger than the pools: what left them comes back from host memory, and is not computed again."""
+"""A working set larger than the pools: what left them comes back from memory or disk, and is not computed again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from in_process import cluster
 from test_equality import Reference, prompts
 from test_pull import count
 
+from baton.kv_agent import metrics as agent_metrics
 from baton.router.policy_pull import Holders
 from baton.testing.checkpoints import make_checkpoint
 from baton.worker import metrics
@@ -48,3 +49,39 @@ async def test_a_working_set_that_no_pool_holds(checkpoint, tmp_path, monkeypatc
         assert computed[1] <= 0.5 * computed[0], "an LRU cache of 98 pages would have helped with none of them"
         assert restored() >= 40
         await running.quiet()
+
+
+def from_disk() -> float:
+    return agent_metrics.tier_restored.labels(tier="disk")._value.get()
+
+
+async def test_a_working_set_that_no_memory_holds_and_a_restart(checkpoint, tmp_path, monkeypatch):
+    """20 conversations of 7 pages, with pools and memory for 98 pages each: nothing is in either when its turn comes.
+    Then all agents, workers and the index start anew, and find the disks."""
+    monkeypatch.setattr(Holders, "best", lambda self, worker, cached: None)
+    reference = Reference(checkpoint)
+    batch = [(prompt, reference.tokens(prompt, NEW_TOKENS)) for prompt in prompts(501, [100] * 20)]
+    computed, before = [], from_disk()
+    for name, rounds in (("first", 2), ("second", 1)):
+        (tmp_path / name).mkdir()
+        async with cluster(
+            tmp_path / name,
+            checkpoint,
+            worker={"kv_memory_bytes": (POOL_PAGES + 2) * BLOCK},
+            agent={
+                "host_tier_bytes": 24 * BLOCK,
+                "disk_tier_path": str(tmp_path / "disk-{worker}"),
+                "disk_tier_bytes": 600 * BLOCK,
+            },
+            router={"local_extend_tokens": 0},
+        ) as running:
+            for _ in range(rounds):
+                extended = count(metrics.extend_tokens)
+                for prompt, expected in batch:
+                    tokens, _ = await running.tokens(prompt, NEW_TOKENS)
+                    assert tokens == expected
+                computed.append(extended())
+            await running.quiet()
+    assert computed[0] == 100 * 20
+    assert computed[1] <= 0.6 * computed[0] and computed[2] <= 0.8 * computed[0], computed
+    assert from_disk() - before >= 80

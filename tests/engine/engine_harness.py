@@ -66,7 +66,8 @@ class Harness:
         self.cached: dict[Attempt, int] = {}
         self.pulled: dict[Attempt, int] = {}
         self.reserved: dict[Attempt, Reserved] = {}
-        self.blocks: set[bytes] = set()
+        self.blocks: set[bytes] = set()  # announced, in any tier
+        self.tiered: set[bytes] = set()  # those that are not in the pool
         self.preempted = 0
         self.steps: list[StepOutput] = []
 
@@ -120,9 +121,11 @@ class Harness:
             self.pulled[admitted.attempt] = admitted.pulled_tokens
         for reserved in output.reserved:
             self.reserved[reserved.attempt] = reserved
-        assert not self.blocks & set(output.stored_blocks)
-        assert set(output.removed_blocks) <= self.blocks
-        self.blocks = (self.blocks | set(output.stored_blocks)) - set(output.removed_blocks)
+        stored, removed, tiered = set(output.stored_blocks), set(output.removed_blocks), dict(output.tiered_blocks)
+        assert not (self.blocks - self.tiered) & stored
+        assert removed <= self.blocks
+        self.tiered = (self.tiered | tiered.keys()) - stored - removed
+        self.blocks = (self.blocks | tiered.keys() | stored) - removed
         return output
 
     def run(self, limit: int = 5_000) -> None:

@@ -10,6 +10,7 @@ from engine_harness import LOOPS, ROOT, Harness, Loop
 
 from baton.core.attempt import Attempt
 from baton.core.hashing import block_hashes
+from baton.core.tiers import Tier
 from baton.engine.api import StepOutput
 from baton.engine.radix import RadixCache
 from baton.testing.toy_model import TOY_LAYOUT, TOY_VOCAB_SIZE, toy_reference
@@ -47,7 +48,7 @@ class Tiered(Harness):
             for block_hash in dropped:
                 del self.kept[block_hash]
             self.engine.moved(batch.number)
-            self.engine.tier_lost(dropped)
+            self.engine.tiered(dropped, None)
         return output
 
     def restore(self, attempt: Attempt, most: int = 1000) -> None:
@@ -72,8 +73,8 @@ class Tiered(Harness):
     def assert_announced(self) -> None:
         """What the index was told is what cache and tier hold."""
         cache = self.engine._ledger.cache
-        assert self.blocks == set(cache._nodes) | cache.elsewhere
-        assert cache.elsewhere == set(self.kept)
+        assert self.blocks == set(cache._nodes) | set(cache.elsewhere)
+        assert set(cache.elsewhere) == set(self.kept)
 
 
 def test_what_leaves_the_pool_comes_back() -> None:
@@ -159,9 +160,10 @@ def test_any_order_of_moves_and_restores(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_announcements_follow_blocks_that_are_here_or_elsewhere(seed: int) -> None:
-    """The cache alone: whatever moves, is dropped or comes again, a block is told to be stored and removed in turn."""
+    """The cache alone: whatever moves, is dropped or comes again, each change of a block's place is told, once."""
     choose = random.Random(seed)
-    cache, told, page = RadixCache(), set(), 2
+    cache, page = RadixCache(), 2
+    told: dict[bytes, Tier] = {}
     chains = [block_hashes(ROOT, prompt(40, seed=n), PAGE) for n in range(4)]
     for _ in range(400):
         action = choose.random()
@@ -178,9 +180,12 @@ def test_announcements_follow_blocks_that_are_here_or_elsewhere(seed: int) -> No
         elif action < 0.75:
             cache.evict(choose.randint(1, 3))
         elif cache.elsewhere:
-            cache.forget(choose.sample(sorted(cache.elsewhere), min(2, len(cache.elsewhere))))
+            known = choose.sample(sorted(cache.elsewhere), min(2, len(cache.elsewhere)))
+            cache.place(known, choose.choice([Tier.HOST, Tier.DISK, None]))
         if choose.random() < 0.3:
-            stored, removed = (set(names) for names in cache.drain_events())
-            assert not stored & told and removed <= told and not stored & removed
-            told = (told | stored) - removed
-            assert told == set(cache._nodes) | cache.elsewhere
+            stored, removed, tiered = cache.drain_events()
+            changes = {**dict.fromkeys(stored, Tier.POOL), **dict.fromkeys(removed), **dict(tiered)}
+            assert len(changes) == len(stored) + len(removed) + len(tiered)
+            assert all(told.get(block_hash) != tier for block_hash, tier in changes.items())
+            told = {name: tier for name, tier in (told | changes).items() if tier is not None}
+            assert told == cache.elsewhere | dict.fromkeys(cache._nodes, Tier.POOL)

@@ -86,16 +86,16 @@ def test_use_of_an_evicted_leaf_counts_for_its_parent() -> None:
 def test_events_are_net() -> None:
     cache = RadixCache()
     cached(cache, [1, 2], 10)
-    assert cache.drain_events() == (chain(1, 2), [])
+    assert cache.drain_events() == (chain(1, 2), [], [])
     cached(cache, [7], 30)
     cache.evict(3)
-    assert cache.drain_events() == ([], [chain(1, 2)[1], chain(1)[0]])
+    assert cache.drain_events() == ([], [chain(1, 2)[1], chain(1)[0]], [])
     assert not cache.has_events
     cached(cache, [1], 10)
     cache.drain_events()
     cache.evict(1)
     cached(cache, [1], 11)
-    assert cache.drain_events() == ([], [])
+    assert cache.drain_events() == ([], [], [])
 
 
 def test_unlocking_twice_is_a_defect() -> None:
@@ -211,7 +211,7 @@ class CacheAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def drain(self) -> None:
-        stored, removed = self.cache.drain_events()
+        stored, removed, _ = self.cache.drain_events()
         assert not self.known & set(stored)
         assert set(removed) <= self.known
         self.known = (self.known | set(stored)) - set(removed)

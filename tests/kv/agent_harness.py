@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from baton.core.attempt import Attempt, new_epoch
+from baton.core.hashing import HASH_BYTES
 from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.core.tiers import Tier
 from baton.kv.link import AgentLink
 from baton.kv.local import (
     Abort,
@@ -29,6 +31,7 @@ from baton.kv.local import (
     Hello,
     MovedOut,
     Offer,
+    Placed,
     Produced,
     Wanted,
     Welcome,
@@ -56,6 +59,8 @@ class FakeWorker:
         self.words = np.frombuffer(self.pool.buffer, np.int64).reshape(layout.layers, pages, -1)
         self.welcome: Welcome | None = None
         self._moved_out: asyncio.Queue[MovedOut] = asyncio.Queue()
+        self.placed: dict[bytes, Tier] = {}  # where the agent says that blocks are
+        self._placed_more = asyncio.Event()
         self._messages: dict[Attempt, asyncio.Queue[AgentMessage]] = {}
         self._connection = asyncio.Condition()
         hello = Hello(name, self.epoch, "any", layout, pages)
@@ -88,9 +93,28 @@ class FakeWorker:
         """The agent's next answer to a MoveOut."""
         return await asyncio.wait_for(self._moved_out.get(), WAIT_S)
 
+    async def until_placed(self, condition: Callable[[dict[bytes, Tier]], bool]) -> None:
+        """Wait until what the agent has said of its blocks meets the condition."""
+        async with asyncio.timeout(WAIT_S):
+            while not condition(self.placed):
+                self._placed_more.clear()
+                await self._placed_more.wait()
+
+    def _on_placed(self, message: Placed) -> None:
+        data = message.block_hashes
+        for block_hash in (data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)):
+            if message.tier is None:
+                self.placed.pop(block_hash, None)
+            else:
+                self.placed[block_hash] = message.tier
+        self._placed_more.set()
+
     def _on_message(self, message: AgentMessage) -> None:
         if isinstance(message, MovedOut):
             self._moved_out.put_nowait(message)
+            return
+        if isinstance(message, Placed):
+            self._on_placed(message)
             return
         self._queue(message.attempt).put_nowait(message)  # type: ignore[union-attr]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from baton.core.errors import ConfigError
 from baton.core.layout import RESERVED_PAGES, KvLayout
@@ -58,7 +59,7 @@ class Model:
             if len(self.kept) == self.capacity:
                 dropped.append(self.kept.pop(0))
             self.kept.append(number)
-        return dropped
+        return [number for number in dropped if number not in self.kept]
 
     def load(self, numbers: list[int]) -> int:
         loaded = next((at for at, number in enumerate(numbers) if number not in self.kept), len(numbers))
@@ -101,7 +102,7 @@ def test_a_block_that_changed_does_not_come_back(pool):
     for number, page in ((1, 2), (2, 3), (3, 4)):
         fill(pool, page, number)
     tier.store([(name(1), 2), (name(2), 3), (name(3), 4)])
-    tier._memory[BLOCK + 7] ^= 1
+    tier._slots.reshape(-1)[BLOCK + 7] ^= 1
     assert tier.load([(name(1), 5), (name(2), 6), (name(3), 7)]) == 1
     assert name(2) not in tier and name(3) in tier
     fill(pool, 3, 2)
@@ -121,3 +122,54 @@ def test_it_takes_no_memory_before_it_is_used(pool):
     assert tier.capacity == (1 << 34) // BLOCK
     tier.close()
     tier.close()
+
+
+def test_leaving_blocks_can_be_read_until_they_have_left(pool):
+    tier = HostTier(pool, 8 * BLOCK)
+    blocks = [(name(number), 2 + number) for number in range(8)]
+    for number, (_, page) in enumerate(blocks):
+        fill(pool, page, number)
+    for block in blocks:
+        tier.store([block])
+    assert tier.leave(0) == []
+    (leaving,) = tier.leave(5)
+    assert leaving.block_hash == name(0), "the oldest, and room for one is enough: so many came at once"
+    assert tier.leave(5) == [], "what is leaving counts"
+    tier.drop(name(0))
+    assert tier.load([(name(0), 12)]) == 1 and holds(pool, 12, 0), "it is here until it has left"
+    layers = [bytes(pool.page(layer, 12)) for layer in range(LAYOUT.layers)]
+    assert bytes(leaving.body) == b"".join(layers) and leaving.checksum == xxh3_64_intdigest(leaving.body)
+    tier.stay([name(0), name(5)])
+    (leaving,) = tier.leave(5)
+    assert leaving.block_hash == name(1), "the first was used since"
+    tier.stay([name(1)])
+    tier.drop(name(1))
+    tier.store(blocks[1:2])
+    (leaving,) = tier.leave(5)
+    assert leaving.block_hash == name(2)
+    tier.left([name(2), name(5)])
+    assert name(2) not in tier and name(5) in tier
+    assert tier.store([(name(9), 12)]) == [], "its slot is free"
+
+
+@pytest.mark.parametrize(("at_once", "leaving"), [(1, 1), (3, 3), (7, 4)])
+def test_room_is_made_for_as_many_as_come_at_once(pool, at_once, leaving):
+    tier = HostTier(pool, 8 * BLOCK)
+    blocks = [(name(number), 2) for number in range(8)]
+    tier.store(blocks[:at_once])
+    for block in blocks[at_once:]:
+        tier.store([block])
+    assert [block.block_hash for block in tier.leave(9)] == [name(number) for number in range(leaving)]
+
+
+def test_blocks_without_room_are_lost_rather_than_wait(pool):
+    tier = HostTier(pool, 2 * BLOCK)
+    fill(pool, 2, 1)
+    tier.store([(name(1), 2), (name(2), 2)])
+    (leaving,) = tier.leave(1)
+    assert tier.store([(name(3), 2)]) == [name(2)], "the oldest one that is not leaving"
+    tier.drop(name(3))
+    assert tier.leave(5) == [] and len(tier) == 1
+    assert tier.store([(name(3), 2)]) == []
+    fill(pool, 2, 9)
+    assert bytes(leaving.body[:2]) == bytes([1, 0]), "nobody has written into its slot"

@@ -11,6 +11,7 @@ from baton.core.attempt import Attempt
 from baton.core.errors import HandoffFailed
 from baton.core.hashing import HASH_BYTES
 from baton.core.layout import KvLayout
+from baton.core.tiers import Tier
 from baton.engine.api import Admitted, Loan, MovedOut, Reserved, Stage, StepOutput
 from baton.kv import local
 from baton.kv.local import (
@@ -24,6 +25,8 @@ from baton.kv.local import (
     Produced,
     Released,
     Restore,
+    Restored,
+    RestoredPart,
     Wanted,
 )
 from baton.rpc.v1 import worker_pb2 as pb
@@ -50,8 +53,8 @@ class Engine(FakeEngine):
         self.calls.append(("lend", attempt, block_hashes))
         return self.loan
 
-    def tier_lost(self, block_hashes: list[bytes]) -> None:
-        self.calls.append(("tier_lost", block_hashes))
+    def tiered(self, block_hashes: list[bytes], tier: Tier | None) -> None:
+        self.calls.append(("tiered", block_hashes, tier))
 
     def moved(self, batch: int) -> None:
         self.calls.append(("moved", batch))
@@ -73,6 +76,11 @@ def counter() -> FakeCounter:
 def assign(worker_id: str = "p1", address: str = "127.0.0.1:7") -> pb.Assign:
     agent = pb.AgentDescription(address=address, epoch=3, transport="tcp")
     return pb.Assign(pull=pb.Pull(worker_id=worker_id, worker_epoch=9, agent=agent, tokens=16))
+
+
+def restored(tokens: int) -> Restored:
+    parts = (RestoredPart(Tier.HOST, 512, 10.0, 10.1), RestoredPart(Tier.DISK, 256, 10.1, 10.3))
+    return Restored(A, tokens, parts)
 
 
 def fetched(tokens: int) -> Fetched:
@@ -174,40 +182,72 @@ class TestRestores:
         return pulls
 
     def reserve(self, pulls: Pulls, extend_tokens_per_s: float = 0.0) -> None:
-        reserved = Reserved(A, 1, [5, 9, 6], HASHES, from_tier=True)
+        reserved = Reserved(A, 1, [5, 9, 6], HASHES, [Tier.HOST, Tier.HOST, Tier.DISK])
         pulls.on_step(StepOutput(reserved=[reserved]), extend_tokens_per_s)
 
     def test_it_is_asked_for_then_used(self, pulls, counter):
         self.reserve(pulls)
         (sent,) = counter.sent
         assert sent == Restore(A, 1, np.array([5, 9, 6], "<u4").tobytes(), b"".join(HASHES))
-        assert pulls.on_agent_message(fetched(16))
+        assert pulls.on_agent_message(restored(16))
         assert counter.engine.calls == [("pulled", A, 16)]
-        assert pulls.restores.bytes_per_s > 0 and pulls.meter.bytes_per_s == 0
+        assert pulls.meter.bytes_per_s == 0
+        rates = {tier: meter.bytes_per_s for tier, meter in pulls.prices.meters.items()}
+        assert rates == {Tier.HOST: pytest.approx(5120), Tier.DISK: pytest.approx(1280)}
 
-    @pytest.mark.parametrize(
-        ("message", "tokens", "missing"), [(fetched(12), 12, 2), (FetchFailed(A, "not_held: none"), 0, 0)]
-    )
-    def test_what_the_tier_lacks_is_computed_and_not_asked_for_again(self, pulls, counter, message, tokens, missing):
+    @pytest.mark.parametrize(("message", "tokens"), [(restored(12), 12), (FetchFailed(A, "not_held: none"), 0)])
+    def test_what_the_agent_lacks_is_computed(self, pulls, counter, message, tokens):
         self.reserve(pulls)
         pulls.on_agent_message(message)
-        assert counter.engine.calls == [("tier_lost", [HASHES[missing]]), ("pulled", A, tokens)]
+        assert counter.engine.calls == [("pulled", A, tokens)]
 
-    def test_computing_is_chosen_when_it_is_faster(self, pulls, counter):
-        """12 tokens: 3 ms of computing; a block of 256 bytes: 3 of them in 3.1 ms."""
-        pulls.restores.came(248_000, 0.0, 1.0)
+    def measured(self, pulls: Pulls, host: float, disk: float) -> None:
+        """So many bytes per second, without a wait; a block has 256 bytes and 4 tokens."""
+        pulls.prices.meters[Tier.HOST].came(1000, 0.0, 1000 / host)
+        pulls.prices.meters[Tier.DISK].came(1000, 0.0, 1000 / disk)
+
+    @pytest.mark.parametrize(
+        ("host", "disk", "pages"),
+        [
+            (1e6, 1e6, 3),
+            (1e6, 300_000, 3),
+            (1e6, 200_000, 2),
+            (250_000, 1e6, 3),
+            (100_000, 1e6, 0),
+            (200_000, 200_000, 0),
+        ],
+    )
+    def test_only_what_comes_sooner_than_it_is_computed_is_brought(self, pulls, counter, host, disk, pages):
+        """Computing a block takes 1 ms, and so does bringing it at 256,000 bytes per second. Two are in memory, the
+        third is on disk."""
+        self.measured(pulls, host, disk)
         self.reserve(pulls, 4000.0)
-        assert counter.sent == [] and counter.engine.calls == [("pulled", A, 0)]
-        counter.engine.calls.clear()
-        self.reserve(pulls, 3800.0)
-        assert len(counter.sent) == 1
+        if not pages:
+            assert counter.sent == [] and counter.engine.calls == [("pulled", A, 0)]
+            return
+        (sent,) = counter.sent
+        assert sent.block_hashes == b"".join(HASHES[:pages]) and len(sent.page_ids) == 4 * pages
+        pulls.on_agent_message(restored(4 + 4 * pages))
+        assert counter.engine.calls == [("pulled", A, 4 + 4 * pages)]
+
+    def test_waiting_counts_too(self, pulls, counter):
+        pulls.prices.came(10.0, [RestoredPart(Tier.HOST, 1 << 20, 10.4, 10.5)])
+        assert pulls.prices.meters[Tier.HOST].wait_s == pytest.approx(0.4)
+        self.reserve(pulls, 4000.0)
+        assert counter.sent == []
+
+    def test_each_tier_waits_for_itself(self, pulls):
+        parts = [RestoredPart(Tier.HOST, 100, 10.1, 10.5), RestoredPart(Tier.DISK, 100, 10.7, 10.9)]
+        pulls.prices.came(10.0, parts)
+        waits = [pulls.prices.meters[tier].wait_s for tier in (Tier.HOST, Tier.DISK)]
+        assert waits == [pytest.approx(0.1), pytest.approx(0.2)]
 
     def test_a_cancelled_one_just_ends(self, pulls, counter):
         self.reserve(pulls)
         counter.done(A)
         pulls.cancelled(A)
         assert len(counter.sent) == 1 and counter.engine.calls == []
-        pulls.on_agent_message(fetched(16))
+        pulls.on_agent_message(restored(16))
         assert counter.engine.calls == [("pulled", A, 16)]
 
 
@@ -226,15 +266,21 @@ class TestTiering:
         tiering.on_step(StepOutput(moved_out=[self.BATCH]))
         assert counter.sent == [local.MoveOut(4, np.array([7, 3, 5], "<u4").tobytes(), b"".join(HASHES))]
         assert counter.engine.calls == []
-        assert tiering.on_agent_message(local.MovedOut(4, HASHES[1]))
-        assert counter.engine.calls == [("moved", 4), ("tier_lost", [HASHES[1]])]
-        assert tiering.on_agent_message(local.MovedOut(4, b"")), "and once only"
-        assert len(counter.engine.calls) == 2
+        assert tiering.on_agent_message(local.Placed(Tier.DISK, HASHES[1] + HASHES[0]))
+        assert tiering.on_agent_message(local.Placed(None, HASHES[2]))
+        assert tiering.on_agent_message(local.MovedOut(4))
+        assert counter.engine.calls == [
+            ("tiered", [HASHES[1], HASHES[0]], Tier.DISK),
+            ("tiered", [HASHES[2]], None),
+            ("moved", 4),
+        ]
+        assert tiering.on_agent_message(local.MovedOut(4)), "and once only"
+        assert len(counter.engine.calls) == 3
 
     def test_without_an_agent_the_blocks_are_lost(self, tiering, counter):
         counter.connected = False
         tiering.on_step(StepOutput(moved_out=[self.BATCH]))
-        assert counter.engine.calls == [("moved", 4), ("tier_lost", HASHES)]
+        assert counter.engine.calls == [("moved", 4), ("tiered", HASHES, None)]
 
     def test_a_lost_agent_keeps_pages_until_it_is_quiet(self, tiering, counter):
         tiering.on_step(StepOutput(moved_out=[self.BATCH]))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError
 from baton.core.sampling import SamplingParams
+from baton.core.tiers import Tier
 
 if TYPE_CHECKING:
     from baton.engine.grammar.compiler import Grammar
@@ -94,15 +95,19 @@ class Admitted:
 class Reserved:
     """The worker may fetch, or pull. Pages before `first_page` are held; `page_ids` are to be filled, in order.
 
-    `block_hashes` name what goes into them when it is a pull, one per page; empty: it is a handoff. `from_tier`: the
-    host tier should have them all.
+    `block_hashes` name what goes into them when it is a pull, one per page; empty: it is a handoff. `tiers`: where the
+    own agent should have each of them; empty: they are elsewhere.
     """
 
     attempt: Attempt
     first_page: int
     page_ids: list[int]
     block_hashes: list[bytes] = field(default_factory=list)
-    from_tier: bool = False
+    tiers: list[Tier] = field(default_factory=list)
+
+    @property
+    def from_tier(self) -> bool:
+        return bool(self.tiers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,7 @@ class StepOutput:
     failed: list[Failed] = field(default_factory=list)
     stored_blocks: list[bytes] = field(default_factory=list)
     removed_blocks: list[bytes] = field(default_factory=list)
+    tiered_blocks: list[tuple[bytes, Tier]] = field(default_factory=list)  # not in the pool, but there
     moved_out: list[MovedOut] = field(default_factory=list)
     extend_tokens: int = 0  # prompt tokens computed in this step
     decode_rows: int = 0
@@ -213,13 +219,13 @@ class StepEngine(Protocol):
 
     def use_tier(self, free_pages: int) -> None:
         """There is a host tier: keep so many pages free by moving blocks there that would be evicted. 0: there is none
-        any more, and what it held is lost. Blocks there are announced as stored, like those in the cache."""
+        any more, and what it held is lost. Blocks there are announced with their tier."""
 
     def moved(self, batch: int) -> None:
         """The pages of a batch of `StepOutput.moved_out` are copied, or never will be: they may be reused."""
 
-    def tier_lost(self, block_hashes: Sequence[bytes]) -> None:
-        """These blocks are not in the host tier any more."""
+    def tiered(self, block_hashes: Sequence[bytes], tier: Tier | None) -> None:
+        """The agent has these blocks in `tier` now, or not any more (None)."""
 
     def take_back(self, attempt: Attempt) -> None:
         """Nobody reads a loan any more. No effect when there is none."""

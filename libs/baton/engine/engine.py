@@ -25,6 +25,7 @@ import torch
 
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, ConfigError, InternalError, InvalidRequest
+from baton.core.tiers import Tier
 from baton.engine.announce import Announcer
 from baton.engine.api import (
     EngineLoad,
@@ -215,9 +216,9 @@ class EngineCore:
         """See StepEngine.moved. No effect on an unknown batch."""
         self._scheduler.moved(batch)
 
-    def tier_lost(self, block_hashes: Sequence[bytes]) -> None:
-        """See StepEngine.tier_lost."""
-        self._ledger.cache.forget(block_hashes)
+    def tiered(self, block_hashes: Sequence[bytes], tier: Tier | None) -> None:
+        """See StepEngine.tiered."""
+        self._ledger.cache.place(block_hashes, tier)
 
     def take_back(self, attempt: Attempt) -> None:
         """See StepEngine.take_back."""
@@ -232,7 +233,7 @@ class EngineCore:
         self._flight = self._turn(self._flight, output)
         if moved_out := self._ledger.move_out():
             output.moved_out.append(moved_out)
-        output.stored_blocks, output.removed_blocks = self._ledger.cache.drain_events()
+        output.stored_blocks, output.removed_blocks, output.tiered_blocks = self._ledger.cache.drain_events()
         return output
 
     def _turn(self, last: Flight | None, output: StepOutput) -> Flight | None:

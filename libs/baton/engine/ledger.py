@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from baton.core.attempt import Attempt
 from baton.core.errors import InternalError
+from baton.core.tiers import Tier
 from baton.engine.api import Loan, MovedOut, Stage
 from baton.engine.pool import PageAllocator
 from baton.engine.radix import Node, RadixCache
@@ -82,6 +83,10 @@ class PageLedger:
                 high = middle - 1
         return low
 
+    def tiers(self, block_hashes: Sequence[bytes]) -> list[Tier]:
+        """Where the agent should have each of the blocks."""
+        return [self.cache.elsewhere.get(block_hash, Tier.HOST) for block_hash in block_hashes]
+
     def reserve(self, request: RequestState, headroom: int) -> bool:
         """Give a request that has no pages the cached prefix and fresh pages for the rest of its tokens.
 
@@ -150,15 +155,14 @@ class PageLedger:
         """See StepEngine.use_tier."""
         self._free_target = free_pages
         if not free_pages:
-            self.cache.forget(list(self.cache.elsewhere))
+            self.cache.place(list(self.cache.elsewhere), None)
 
     def move_out(self) -> MovedOut | None:
         """Choose cached blocks for the host tier when pages run short; their pages are nobody's until `moved`."""
         lacking = self._free_target - self.allocator.free_pages - sum(map(len, self._moving.values()))
         if lacking <= self._free_target // 4:  # a few larger batches rather than one with every step
             return None
-        moved, spare = self.cache.move_out(lacking)
-        self._free(spare)
+        moved = self.cache.move_out(lacking)
         if not moved:
             return None
         self._batches += 1

@@ -30,6 +30,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from baton.core.errors import InternalError
+from baton.core.tiers import Tier
 
 _ROOT_PAGE = -1
 
@@ -69,15 +70,14 @@ class RadixCache:
 
     def __init__(self) -> None:
         self.root = Node(b"", _ROOT_PAGE, None)
-        self.elsewhere: set[bytes] = set()  # blocks that the host tier holds: announced as stored, here or not
+        self.elsewhere: dict[bytes, Tier] = {}  # blocks that the worker's agent holds, whether they are here or not
         self._nodes: dict[bytes, Node] = {}
         self._protected = 0
         self._leaves = 0  # evictable leaves = valid heap entries
         self._heap: list[tuple[int, int, Node]] = []
         self._tick = 0
         self._ticket = 0
-        self._stored: dict[bytes, None] = {}
-        self._removed: dict[bytes, None] = {}
+        self._told: dict[bytes, Tier | None] = {}  # of blocks that have changed since: where they were said to be
 
     @property
     def cached_pages(self) -> int:
@@ -157,38 +157,46 @@ class RadixCache:
             pages.append(node.page)
         return pages
 
-    def move_out(self, count: int) -> tuple[list[tuple[bytes, int]], list[int]]:
-        """As `evict`, but the blocks count as held elsewhere from now on. Returns (hash, page) of those that were not
-        there before, and the pages of the others."""
+    def move_out(self, count: int) -> list[tuple[bytes, int]]:
+        """As `evict`, but the blocks are held elsewhere from now on: (hash, page) of each. Those that had been there
+        are among them, so that whoever holds them knows what was used last."""
         moved: list[tuple[bytes, int]] = []
-        spare: list[int] = []
-        while len(moved) + len(spare) < count and (node := self._oldest()) is not None:
-            if node.block_hash in self.elsewhere:
-                spare.append(node.page)
-            else:
-                self.elsewhere.add(node.block_hash)
-                moved.append((node.block_hash, node.page))
+        while len(moved) < count and (node := self._oldest()) is not None:
+            self._note(node.block_hash)
+            self.elsewhere[node.block_hash] = Tier.HOST
             self._remove(node)
-        return moved, spare
+            moved.append((node.block_hash, node.page))
+        return moved
 
-    def forget(self, block_hashes: Iterable[bytes]) -> None:
-        """These blocks are not held elsewhere any more, or never were."""
+    def place(self, block_hashes: Iterable[bytes], tier: Tier | None) -> None:
+        """These blocks are held elsewhere in `tier`; None: not any more, or never were."""
         for block_hash in block_hashes:
-            if block_hash in self.elsewhere:
-                self.elsewhere.discard(block_hash)
-                if block_hash not in self._nodes:
-                    self._tell_removed(block_hash)
+            self._note(block_hash)
+            if tier is None:
+                self.elsewhere.pop(block_hash, None)
+            else:
+                self.elsewhere[block_hash] = tier
 
     @property
     def has_events(self) -> bool:
-        return bool(self._stored or self._removed)
+        return bool(self._told)
 
-    def drain_events(self) -> tuple[list[bytes], list[bytes]]:
-        """Hashes of the blocks (stored, removed) since the last call; a block that came and went is in neither."""
-        stored, removed = list(self._stored), list(self._removed)
-        self._stored.clear()
-        self._removed.clear()
-        return stored, removed
+    def drain_events(self) -> tuple[list[bytes], list[bytes], list[tuple[bytes, Tier]]]:
+        """What has changed since the last call: blocks (stored here, removed, held elsewhere only). A block that is
+        where it was is in none of them."""
+        stored: list[bytes] = []
+        removed: list[bytes] = []
+        tiered: list[tuple[bytes, Tier]] = []
+        for block_hash, told in self._told.items():
+            tier = self._tier(block_hash)
+            if tier is Tier.POOL and told is not tier:
+                stored.append(block_hash)
+            elif tier is None and told is not None:
+                removed.append(block_hash)
+            elif tier is not None and tier is not told:
+                tiered.append((block_hash, tier))
+        self._told.clear()
+        return stored, removed, tiered
 
     def audit(self, locks: Mapping[Node, int]) -> list[int]:
         """Check the tree against the locks its users say they hold; return all cached pages.
@@ -216,14 +224,11 @@ class RadixCache:
         return [node.page for node in self._nodes.values()]
 
     def _add(self, block_hash: bytes, page: int, parent: Node) -> Node:
+        self._note(block_hash)
         node = Node(block_hash, page, parent)
         self._nodes[block_hash] = node
         parent.children += 1
         self._retract(parent)
-        if block_hash in self._removed:
-            del self._removed[block_hash]
-        elif block_hash not in self.elsewhere:
-            self._stored[block_hash] = None
         return node
 
     def _oldest(self) -> Node | None:
@@ -235,20 +240,20 @@ class RadixCache:
         return None
 
     def _remove(self, node: Node) -> None:
+        self._note(node.block_hash)
         node.ticket = 0
         self._leaves -= 1
         del self._nodes[node.block_hash]
-        if node.block_hash not in self.elsewhere:
-            self._tell_removed(node.block_hash)
         parent = _parent(node)
         parent.children -= 1
         self._offer(parent)
 
-    def _tell_removed(self, block_hash: bytes) -> None:
-        if block_hash in self._stored:
-            del self._stored[block_hash]
-        else:
-            self._removed[block_hash] = None
+    def _tier(self, block_hash: bytes) -> Tier | None:
+        return Tier.POOL if block_hash in self._nodes else self.elsewhere.get(block_hash)
+
+    def _note(self, block_hash: bytes) -> None:
+        """The block's place is about to change."""
+        self._told.setdefault(block_hash, self._tier(block_hash))
 
     def _lock(self, node: Node) -> None:
         self._tick += 1

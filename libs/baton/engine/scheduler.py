@@ -327,7 +327,8 @@ class Scheduler:
         wanted = request.pages.view[request.held_blocks :].tolist()
         wanted = wanted[: len(block_hashes)] if block_hashes else wanted
         from_tier = bool(block_hashes) and self._ledger.restorable_blocks(request) >= request.pull_blocks
-        plan.reserved.append(Reserved(request.attempt, request.held_blocks, wanted, block_hashes, from_tier))
+        tiers = self._ledger.tiers(block_hashes) if from_tier else []
+        plan.reserved.append(Reserved(request.attempt, request.held_blocks, wanted, block_hashes, tiers))
 
     def _enqueue(self, request: RequestState) -> None:
         request.phase = Phase.WAITING

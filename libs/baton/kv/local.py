@@ -1,5 +1,7 @@
 """Messages between a worker and its own agent, over a Unix socket.
 
+`traceparent` (W3C Trace Context) is empty where an attempt is not traced.
+
 Frames are a little-endian uint32 length and a msgpack-encoded tagged union. `Hello` travels with the pool's
 memfd as ancillary data. Page ids and generations are little-endian uint32 arrays, one per page of the request.
 
@@ -12,7 +14,8 @@ A pull is a handoff of pages that a worker has cached. The reading worker's `Fet
 agent passes that on as `Wanted`, and its worker answers with Offer, Produced and Commit at once, or with Abort.
 
 An agent may have a host tier, as `Welcome` says. The worker moves cached pages there before it gives them up
-(`MoveOut`, answered by `MovedOut`), and has them back by `Restore`, which is answered as a `Fetch` is.
+(`MoveOut`, answered by `MovedOut`), and has them back by `Restore`, answered by `Restored` or `FetchFailed`. `Placed`
+tells where blocks are, whenever that changes: some may be on a disk, from an earlier agent even.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import msgspec
 
 from baton.core.attempt import Attempt
 from baton.core.layout import KvLayout
+from baton.core.tiers import Tier
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -42,7 +46,7 @@ class Hello(Message, frozen=True):
 class Welcome(Message, frozen=True):
     """Agent -> worker: the pool is registered. `address` is the agent's gRPC address as peers reach it.
 
-    `tier_blocks`: how many blocks its host tier has room for; it is empty now. 0 = it has none. `version`: of Baton.
+    `tier_blocks`: how many blocks its host tier has room for; 0 = it has none. `version`: of Baton.
     """
 
     address: str
@@ -57,6 +61,7 @@ class Offer(Message, frozen=True):
 
     attempt: Attempt
     tokens: int
+    traceparent: str = ""
 
 
 class Produced(Message, frozen=True):
@@ -127,6 +132,7 @@ class Fetch(Message, frozen=True):
     page_ids: bytes
     timeout_s: float
     block_hashes: bytes = b""
+    traceparent: str = ""
 
 
 class MoveOut(Message, frozen=True):
@@ -138,22 +144,45 @@ class MoveOut(Message, frozen=True):
 
 
 class MovedOut(Message, frozen=True):
-    """Agent -> worker: the batch's pages may be reused. `dropped`: blocks that are not in the host tier any more."""
+    """Agent -> worker: the batch's pages may be reused. What became of its blocks was said by `Placed`."""
 
     batch: int
-    dropped: bytes
+
+
+class Placed(Message, frozen=True):
+    """Agent -> worker: these blocks are in `tier` of the agent now, HOST or DISK, or nowhere (None)."""
+
+    tier: Tier | None
+    block_hashes: bytes
 
 
 class Restore(Message, frozen=True):
-    """Worker -> agent: fill `page_ids` of the own pool with the blocks `block_hashes`, pages `first_page ...`.
-
-    Answered by `Fetched`, whose `tokens` may be fewer, by whole pages, or by `FetchFailed`.
-    """
+    """Worker -> agent: fill `page_ids` of the own pool with the blocks `block_hashes`, pages `first_page ...`."""
 
     attempt: Attempt
     first_page: int
     page_ids: bytes
     block_hashes: bytes
+
+
+class RestoredPart(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes that one tier has brought, and when (wall clock)."""
+
+    tier: Tier
+    bytes_read: int
+    started_at: float
+    done_at: float
+
+
+class Restored(Message, frozen=True):
+    """Agent -> worker: the first `tokens` of the attempt are there, verified; whole pages, maybe fewer than asked for.
+
+    `parts`: what came, in order.
+    """
+
+    attempt: Attempt
+    tokens: int
+    parts: tuple[RestoredPart, ...]
 
 
 class CancelFetch(Message, frozen=True):
@@ -184,4 +213,4 @@ class FetchFailed(Message, frozen=True):
 
 
 WorkerMessage: TypeAlias = Hello | Offer | Produced | Commit | Abort | Fetch | CancelFetch | MoveOut | Restore
-AgentMessage: TypeAlias = Welcome | Released | Wanted | Fetched | FetchFailed | MovedOut
+AgentMessage: TypeAlias = Welcome | Released | Wanted | Fetched | FetchFailed | MovedOut | Placed | Restored

@@ -250,8 +250,9 @@ class Dispatcher:
                 self._book.remove(row.attempt)
         for failed in output.failed:
             self.fail(failed.attempt, failed.error)
-        if self._blocks is not None and (output.stored_blocks or output.removed_blocks):
-            self._blocks.record(output.stored_blocks, output.removed_blocks)
+        if self._blocks is not None and (output.stored_blocks or output.removed_blocks or output.tiered_blocks):
+            elsewhere = [block_hash for block_hash, _ in output.tiered_blocks]
+            self._blocks.record([*output.stored_blocks, *elsewhere], output.removed_blocks)
 
     def _send_frames(self, output: StepOutput) -> None:
         rows = {row.attempt: row for row in output.rows}

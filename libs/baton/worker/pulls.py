@@ -1,7 +1,7 @@
 """Prefixes that this worker takes from elsewhere instead of computing them, in any role.
 
-They come from another worker's cache (a pull; the router names the source with the assignment), or from the host tier
-of this worker's own agent (the engine knows what that holds). The engine reserves pages for what is not here
+They come from another worker's cache (a pull; the router names the source with the assignment), or from the tiers of
+this worker's own agent (the engine knows what those hold). The engine reserves pages for what is not here
 (`Reserved`), the agent fills them, and whatever came, the request goes on with it: what did not come is computed. The
 pages go back to the engine only when the agent has said that no operation is in flight on them.
 """
@@ -19,11 +19,12 @@ from baton.core.errors import HandoffFailed
 from baton.core.layout import KvLayout
 from baton.engine.api import EngineRequest, Reserved, Stage, StepOutput
 from baton.kv.handoff import Failure
-from baton.kv.local import AgentMessage, CancelFetch, Fetch, Fetched, FetchFailed, Restore
+from baton.kv.local import AgentMessage, CancelFetch, Fetch, Fetched, FetchFailed, Restore, Restored
 from baton.rpc.v1 import worker_pb2 as pb
 from baton.worker import metrics
 from baton.worker.desk import Counter
 from baton.worker.pull_meter import PullMeter
+from baton.worker.tiering import RestorePrices
 
 log = structlog.get_logger(__name__)
 
@@ -42,13 +43,13 @@ class _Asked:
 class Pulls:
     """All pulls of one worker; all state is touched on the asyncio loop only.
 
-    `timeout_s` bounds a pull; afterwards its request computes what it wanted. `meter` and `restores` are the measured
+    `timeout_s` bounds a pull; afterwards its request computes what it wanted. `meter` and `prices` are the measured
     prices of the two sources: the router decides by the first, `Pulls` itself by the second.
     """
 
     def __init__(self, counter: Counter, layout: KvLayout, worker_id: str, timeout_s: float) -> None:
         self.meter = PullMeter()
-        self.restores = PullMeter()
+        self.prices = RestorePrices()
         self._counter = counter
         self._layout = layout
         self._worker_id = worker_id
@@ -78,35 +79,35 @@ class Pulls:
 
     def _begin(self, reserved: Reserved, source: pb.Pull | None, extend_tokens_per_s: float) -> None:
         attempt = reserved.attempt
-        tokens = (reserved.first_page + len(reserved.page_ids)) * self._layout.page_size
+        pages = len(reserved.page_ids)
         if not self._counter.is_live(attempt):
             asked = False
         elif reserved.from_tier:
-            asked = self._is_faster(reserved, extend_tokens_per_s) and self._restore(reserved)
+            pages = self._worth(reserved, extend_tokens_per_s)
+            asked = pages > 0 and self._restore(reserved, pages)
         else:
-            asked = source is not None and self._pull(reserved, source, tokens)
+            asked = source is not None and self._pull(reserved, source)
         if asked:
+            tokens = (reserved.first_page + pages) * self._layout.page_size
             self._asked[attempt] = _Asked(reserved, tokens, time.time())
         else:
             self._over(attempt, 0)
 
-    def _is_faster(self, reserved: Reserved, extend_tokens_per_s: float) -> bool:
-        """Whether the host tier brings the pages sooner than they are computed, as far as both are measured."""
-        rate, pages = self.restores.bytes_per_s, len(reserved.page_ids)
-        if not rate or not extend_tokens_per_s:
-            return True
-        restore_s = self.restores.wait_s + pages * self._layout.layers * self._layout.page_bytes / rate
-        if restore_s < pages * self._layout.page_size / extend_tokens_per_s:
-            return True
-        metrics.restores.labels(outcome="slower").inc()
-        return False
+    def _worth(self, reserved: Reserved, extend_tokens_per_s: float) -> int:
+        """How many pages the agent's tiers bring sooner than they are computed, as far as that is measured."""
+        block_bytes = self._layout.layers * self._layout.page_bytes
+        pages = self.prices.worth(reserved.tiers, block_bytes, self._layout.page_size, extend_tokens_per_s)
+        if pages < len(reserved.page_ids):
+            metrics.restores.labels(outcome="slower").inc()
+        return pages
 
-    def _restore(self, reserved: Reserved) -> bool:
-        """Have the agent fill the pages from its host tier; False: it does not hear."""
-        pages, hashes = np.asarray(reserved.page_ids, dtype="<u4").tobytes(), b"".join(reserved.block_hashes)
-        return self._counter.send(Restore(reserved.attempt, reserved.first_page, pages, hashes))
+    def _restore(self, reserved: Reserved, pages: int) -> bool:
+        """Have the agent fill the first `pages` from its tiers; False: it does not hear."""
+        ids = np.asarray(reserved.page_ids[:pages], dtype="<u4").tobytes()
+        hashes = b"".join(reserved.block_hashes[:pages])
+        return self._counter.send(Restore(reserved.attempt, reserved.first_page, ids, hashes))
 
-    def _pull(self, reserved: Reserved, source: pb.Pull, tokens: int) -> bool:
+    def _pull(self, reserved: Reserved, source: pb.Pull) -> bool:
         """Have the agent fill the pages from the source's pool; False: it does not hear."""
         fetch = Fetch(
             attempt=reserved.attempt,
@@ -114,53 +115,56 @@ class Pulls:
             source_agent_epoch=source.agent.epoch,
             source_worker_id=source.worker_id,
             source_worker_epoch=source.worker_epoch,
-            tokens=tokens,
+            tokens=(reserved.first_page + len(reserved.page_ids)) * self._layout.page_size,
             first_page=reserved.first_page,
             page_ids=np.asarray(reserved.page_ids, dtype="<u4").tobytes(),
             timeout_s=self._timeout_s,
             block_hashes=b"".join(reserved.block_hashes),
+            traceparent=self._counter.traceparent(reserved.attempt),
         )
         return self._counter.send(fetch)
 
     def on_agent_message(self, message: AgentMessage) -> bool:
         """True when the message is about a pull."""
-        if not isinstance(message, Fetched | FetchFailed) or message.attempt not in self._asked:
+        if not isinstance(message, Fetched | Restored | FetchFailed) or message.attempt not in self._asked:
             return False
         asked = self._asked.pop(message.attempt)
-        tokens = min(message.tokens, asked.tokens) if isinstance(message, Fetched) else 0
-        if isinstance(message, Fetched):
-            self._came(asked, message, tokens)
-        else:
+        tokens = 0
+        if isinstance(message, FetchFailed):
             self._failed(asked, message)
-        if asked.reserved.from_tier and tokens < asked.tokens:
-            missing = asked.reserved.block_hashes[max(0, tokens // self._layout.page_size - asked.reserved.first_page)]
-            self._counter.post(lambda engine: engine.tier_lost([missing]))
+        else:
+            tokens = min(message.tokens, asked.tokens)
+            outcome = "fetched" if tokens == asked.tokens else "in_part"
+            pages = tokens // self._layout.page_size - asked.reserved.first_page
+            if isinstance(message, Fetched):
+                self._pulled(asked, message, outcome, pages)
+            else:
+                self._restored(asked, message, outcome, pages)
+            log.debug("prefix fetched", request_id=message.attempt.request_id, tokens=tokens, outcome=outcome)
         self._over(message.attempt, tokens)
         return True
 
-    def _came(self, asked: _Asked, message: Fetched, tokens: int) -> None:
-        reserved, outcome = asked.reserved, "fetched" if tokens == asked.tokens else "in_part"
-        pages, took_s = tokens // self._layout.page_size - reserved.first_page, message.done_at - asked.asked_at
-        if reserved.from_tier:
-            metrics.restores.labels(outcome=outcome).inc()
-            metrics.restored_pages.inc(pages)
-            metrics.restore_s.observe(took_s)
-        else:
-            metrics.pulls.labels(outcome=outcome).inc()
-            metrics.pulled_pages.inc(pages)
-            metrics.pulled_bytes.inc(message.bytes_read)
-            metrics.pull_s.observe(took_s)
-        meter = self.restores if reserved.from_tier else self.meter
+    def _pulled(self, asked: _Asked, message: Fetched, outcome: str, pages: int) -> None:
+        metrics.pulls.labels(outcome=outcome).inc()
+        metrics.pulled_pages.inc(pages)
+        metrics.pulled_bytes.inc(message.bytes_read)
+        metrics.pull_s.observe(message.done_at - asked.asked_at)
         wait_s = max(0.0, message.first_read_at - asked.asked_at)
-        meter.came(message.bytes_read, wait_s, message.done_at - message.first_read_at)
-        log.debug("prefix fetched", request_id=message.attempt.request_id, tokens=tokens, tier=reserved.from_tier)
+        self.meter.came(message.bytes_read, wait_s, message.done_at - message.first_read_at)
+
+    def _restored(self, asked: _Asked, message: Restored, outcome: str, pages: int) -> None:
+        metrics.restores.labels(outcome=outcome).inc()
+        metrics.restored_pages.inc(pages)
+        metrics.restore_s.observe(message.parts[-1].done_at - asked.asked_at)
+        self.prices.came(asked.asked_at, message.parts)
 
     def _failed(self, asked: _Asked, message: FetchFailed) -> None:
         attempt, kind = message.attempt, message.reason.partition(":")[0]
         outcomes = metrics.restores if asked.reserved.from_tier else metrics.pulls
         outcomes.labels(outcome=kind if kind in _KINDS else "other").inc()
         if kind != Failure.CANCELLED:
-            (self.restores if asked.reserved.from_tier else self.meter).failed(time.time() - asked.asked_at)
+            if not asked.reserved.from_tier:
+                self.meter.failed(time.time() - asked.asked_at)
             log.info("prefix not fetched", request_id=attempt.request_id, attempt=attempt.n, reason=message.reason)
 
     def on_agent_connected(self) -> None:

@@ -27,7 +27,7 @@ from baton.kv_agent.peers import Identity
 from baton.kv_agent.reader import Reader
 from baton.kv_agent.settings import KvAgentSettings
 from baton.kv_agent.source import ReaderStream, Source
-from baton.kv_agent.tier import Tier
+from baton.kv_agent.tier import BlockTiers
 from baton.rpc.convert import layout_from_pb, layout_to_pb
 from baton.rpc.tls import Tls
 from baton.rpc.v1 import kv_pb2 as pb
@@ -43,12 +43,12 @@ OWN_CONNECTION = 0  # connections to other agents are numbered from 1
 class Session:
     """One registered worker."""
 
-    def __init__(self, hello: Hello, pool: PoolMemory, source: Source, reader: Reader, tier: Tier) -> None:
+    def __init__(self, hello: Hello, pool: PoolMemory, source: Source, reader: Reader, tiers: BlockTiers) -> None:
         self.hello = hello
         self.pool = pool
         self.source = source
         self.reader = reader
-        self.tier = tier
+        self.tiers = tiers
         self.task = asyncio.current_task()
         self.ending = False
 
@@ -58,7 +58,7 @@ class Session:
         if isinstance(message, Fetch | CancelFetch):
             self.reader.on_worker(message)
         elif isinstance(message, MoveOut | Restore):
-            self.tier.on_worker(message)
+            self.tiers.on_worker(message)
         else:
             self.source.on_worker(message)
 
@@ -84,6 +84,7 @@ class KvAgent:
         tls: Tls | None = None,
     ) -> None:
         self._settings = settings
+        self._tier_limits = settings.tier_limits()
         self._transport = transport
         self._agent_id = agent_id
         self._epoch = epoch
@@ -104,8 +105,9 @@ class KvAgent:
         reason = "the worker's connection ended"
         timer = asyncio.create_task(session.keep_time())
         try:
-            tier_blocks = session.tier.capacity
+            tier_blocks = session.tiers.capacity
             connection.send(Welcome(self._address, self._epoch, self._transport.name, tier_blocks, VERSION))
+            session.tiers.start()
             await self._set_ready(True)
             async for message in connection.messages():
                 session.on_message(message)
@@ -156,16 +158,16 @@ class KvAgent:
             if not pool.holds_canary(hello.worker_epoch):
                 raise ConfigError(f"the pool's canary is not that of worker epoch {hello.worker_epoch}")
             await self._replace(hello)
-            tier = Tier(pool, self._settings.host_tier_bytes, connection.send)
             await self._transport.register(pool)
             own = (f"{self._address}#{self._epoch}", OWN_CONNECTION)
             await check_own_pool(self._transport, pool, own, self._settings.connect_timeout_s)
+            tiers = BlockTiers(pool, self._tier_limits, connection.send)
         except BaseException:
             await self._transport.unregister()
             pool.close()
             raise
         source, reader = self._make_source(connection, pool), self._make_reader(connection, pool)
-        self._session = Session(hello, pool, source, reader, tier)
+        self._session = Session(hello, pool, source, reader, tiers)
         metrics.worker_connected.set(1)
         log.info("worker registered", worker=hello.worker_id, epoch=hello.worker_epoch, pages=hello.pages)
         return self._session
@@ -191,7 +193,7 @@ class KvAgent:
         await self._set_ready(False)
         session.source.stop(reason)
         await session.reader.stop(reason)
-        await session.tier.stop()
+        await session.tiers.stop()
         await cancel_and_wait(timer)
         await self._transport.unregister()
         session.pool.close()

@@ -30,10 +30,27 @@ transport_info = metrics.gauge(
 faults_injected = metrics.counter(
     "baton_kv_agent_injected_faults_total", "Faults carried out to order (fault_injection)", labels=("fault",)
 )
-tier_blocks = metrics.gauge("baton_kv_agent_tier_blocks", "Blocks in the host tier")
-tier_stored = metrics.counter("baton_kv_agent_tier_stored_blocks_total", "Blocks that moved into the host tier")
-tier_dropped = metrics.counter("baton_kv_agent_tier_dropped_blocks_total", "Blocks that left the host tier for others")
-tier_restored = metrics.counter("baton_kv_agent_tier_restored_blocks_total", "Blocks that came back into the pool")
+tier_blocks = metrics.gauge(
+    "baton_kv_agent_tier_blocks", "Blocks below the pool, by tier: host, disk", labels=("tier",)
+)
+tier_stored = metrics.counter(
+    "baton_kv_agent_tier_stored_blocks_total",
+    "Blocks that moved into a tier, or again while they were there",
+    labels=("tier",),
+)
+tier_dropped = metrics.counter(
+    "baton_kv_agent_tier_dropped_blocks_total",
+    "Blocks that left a tier for others, or for the next tier",
+    labels=("tier",),
+)
+tier_restored = metrics.counter(
+    "baton_kv_agent_tier_restored_blocks_total", "Blocks that came back into the pool", labels=("tier",)
+)
+disk_tier_up = metrics.gauge(
+    "baton_kv_agent_disk_tier_up", "1 while blocks go to the disk; 0: none is set, or it failed"
+)
+disk_tier_errors = metrics.counter("baton_kv_agent_disk_tier_errors_total", "Errors that turned the disk tier off")
+disk_tier_bytes = metrics.gauge("baton_kv_agent_disk_tier_bytes", "Size of the disk tier's files")
 routed_bytes = metrics.counter(
     "baton_kv_agent_routed_bytes_total",
     "Bytes read where the transport is chosen by peer: mapped on this host, the other one between hosts",

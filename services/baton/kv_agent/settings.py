@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from baton.kv.handoff import ReaderLimits, SourceLimits
+from baton.kv.tier.limits import TierLimits
 from baton.runtime.settings import ServiceSettings, setting
 
 
@@ -27,6 +28,10 @@ class KvAgentSettings(ServiceSettings):
     host_tier_bytes: int = setting(
         0, "host memory for cached pages that leave the worker's pool; 0 = they are computed again", unit="bytes", ge=0
     )
+    disk_tier_path: str = setting(
+        "", "folder of this agent alone for blocks that leave the host tier, which outlive the agent; empty = none"
+    )
+    disk_tier_bytes: int = setting(0, "disk space for them; the oldest ones are deleted", unit="bytes", ge=0)
     credits: int = setting(4, "announcements of one handoff that may be unanswered", ge=1, le=1024, rare=True)
     announce_bytes: int = setting(8 << 20, "largest range of one announcement", unit="bytes", ge=1, rare=True)
     pair_bytes: int = setting(64 << 20, "bytes in flight from one source", unit="bytes", ge=1, rare=True)
@@ -34,6 +39,9 @@ class KvAgentSettings(ServiceSettings):
     fault_injection: bool = setting(
         False, "take orders to fail at the Unix socket SOCKET.faults: for tests of Baton only", rare=True
     )
+
+    def tier_limits(self) -> TierLimits:
+        return TierLimits(self.host_tier_bytes, self.disk_tier_path, self.disk_tier_bytes)
 
     def source_limits(self) -> SourceLimits:
         return SourceLimits(
