@@ -30,7 +30,7 @@ from baton.engine.cpu import panels, quantized
 from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cpu.library import Kernels, kernels
 from baton.engine.cpu.linear import int4, int8, packed
-from baton.engine.model.weights import Linear, MakeProjection, Projection
+from baton.engine.model.projection import Linear, MakeProjection, Projection
 
 PAGE_SIZE = 16
 # (name, query heads, key/value heads, head_dim): the 100 M Llama and the 600 M Qwen3 of the engine's benchmark.

@@ -21,6 +21,8 @@ def paged_attention(
     indices: torch.Tensor,
     last_page_len: torch.Tensor,
     window_left: int,
+    sm_scale: float,
+    logits_soft_cap: float,
 ) -> torch.Tensor:
     """One operation, as a kernel is: it reads lengths and pages when it runs. `cache`: [pages, 2, page_size, K, D]."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -31,7 +33,9 @@ def paged_attention(
         k, v = (cache[pages, part].flatten(0, 1)[:kv_len].double() for part in (0, 1))
         own = q[q_indptr[row] : q_indptr[row + 1]].double()
         groups = q.shape[1] // k.shape[1]
-        scores = torch.einsum("qhd,shd->hqs", own, k.repeat_interleave(groups, 1)) * q.shape[2] ** -0.5
+        scores = torch.einsum("qhd,shd->hqs", own, k.repeat_interleave(groups, 1)) * sm_scale
+        if logits_soft_cap:
+            scores = logits_soft_cap * (scores / logits_soft_cap).tanh()
         at, positions = torch.arange(kv_len - len(own), kv_len)[:, None], torch.arange(kv_len)
         hidden = positions > at
         if window_left >= 0:
@@ -62,6 +66,8 @@ class BatchPrefillWithPagedKVCacheWrapper:
         *,
         causal=False,
         window_left=-1,
+        logits_soft_cap=None,
+        sm_scale=None,
         q_data_type="float16",
         kv_data_type=None,
     ) -> None:
@@ -71,12 +77,14 @@ class BatchPrefillWithPagedKVCacheWrapper:
         self.arrays = [t.clone() for t in (qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len)]
         self.expected = (num_qo_heads, num_kv_heads, head_dim_qk, page_size, q_data_type, kv_data_type)
         self.window_left = window_left
+        scale = head_dim_qk**-0.5 if sm_scale is None else sm_scale
+        self.scoring = (float(scale), float(logits_soft_cap or 0.0))
 
     def run(self, q, paged_kv_cache):
         _, parts, page_size, kv_heads, head_dim = paged_kv_cache.shape
         assert parts == 2 and len(q) == self.arrays[0][-1] and q.is_contiguous()
         assert self.expected == (q.shape[1], kv_heads, head_dim, page_size, q.dtype, paged_kv_cache.dtype)
-        return paged_attention(q, paged_kv_cache, *self.arrays, self.window_left)
+        return paged_attention(q, paged_kv_cache, *self.arrays, self.window_left, *self.scoring)
 
 
 class BatchDecodeWithPagedKVCacheWrapper(BatchPrefillWithPagedKVCacheWrapper):

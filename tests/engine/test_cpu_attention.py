@@ -7,9 +7,10 @@ import random
 import pytest
 import torch
 from paged_rows import make_batch
+from test_attention import scorings, softmax, unseen
 
 from baton.core.layout import KvLayout
-from baton.engine.attention import TorchAttention
+from baton.engine.attention import PLAIN, Chunks, TorchAttention
 from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cpu.build import COMPILERS, runnable_variants
 from baton.engine.cpu.library import open_kernels, torch_team
@@ -37,10 +38,11 @@ class Case:
     """Random ragged rows over a pool of one layer, which holds K and V of their cached tokens and NaN elsewhere."""
 
     def __init__(
-        self, lengths, *, page_size=16, heads=6, kv_heads=2, head_dim=16, window=None, dtype="float32", seed=0
-    ):
+        self, lengths, *, page_size=16, heads=6, kv_heads=2, head_dim=16, window=None, dtype="float32", seed=0,
+        scoring=PLAIN,
+    ):  # fmt: skip
         self.layout = KvLayout("r", dtype, 1, page_size, kv_heads, head_dim)
-        self.window = window
+        self.window, self.scoring = window, scoring
         generator = torch.Generator().manual_seed(seed)
         counts = [self.layout.pages_for(sum(length)) for length in lengths]
         free = random.Random(seed).sample(range(2, sum(counts) + 9), sum(counts))
@@ -74,26 +76,48 @@ class Case:
     def exact(self, i: int) -> torch.Tensor:
         q, k, v = self.q[i].double(), self.k[i].double(), self.v[i].double()
         groups = q.shape[1] // k.shape[1]
-        scores = torch.einsum("qhd,shd->hqs", q, k.repeat_interleave(groups, 1)) * q.shape[2] ** -0.5
+        scores = torch.einsum("qhd,shd->hqs", q, k.repeat_interleave(groups, 1)) * self.scoring.scale_of(q.shape[2])
+        if self.scoring.soft_cap is not None:
+            scores = self.scoring.soft_cap * (scores / self.scoring.soft_cap).tanh()
         at, positions = torch.arange(len(k) - len(q), len(k))[:, None], torch.arange(len(k))
         hidden = positions > at
-        if self.window is not None:
-            hidden |= positions <= at - self.window
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        hidden |= unseen(at, positions, self.window)
+        weights = softmax(scores.masked_fill(hidden, -torch.inf), self.scoring)
         return torch.einsum("hqs,shd->qhd", weights, v.repeat_interleave(groups, 1))
 
     def check(self, kernels, **options) -> None:
         dtype = self.layout.dtype
-        got = self.run(CpuAttention(kernels, self.layout, [self.window], **options))
+        got = self.run(CpuAttention(kernels, self.layout, [self.window], scoring=self.scoring, **options))
         for i, row in enumerate(got):
             torch.testing.assert_close(row.double(), self.exact(i), **TOLERANCE[dtype], msg=lambda m, i=i: f"{i}: {m}")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("window", [None, 1, 3, 16, 150, 1000])
+@pytest.mark.parametrize("window", [None, 1, 3, 16, 150, 1000, Chunks(10), Chunks(130)])
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4), (7, 1), (8, 1), (20, 2)])
 def test_ragged_rows(kernels, window, heads, dtype: str) -> None:
     Case(LENGTHS, window=window, heads=heads[0], kv_heads=heads[1], dtype=dtype).check(kernels)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("one_way", [False, True])
+@pytest.mark.parametrize("kind", scorings(1))
+def test_scoring(kernels, kind, one_way: bool, window, dtype: str) -> None:
+    case = Case(LENGTHS, heads=10, kv_heads=2, window=window, dtype=dtype, scoring=scorings(10)[kind])
+    case.check(kernels, one_way=one_way)
+
+
+def test_a_cap_bends_scores_of_any_size(kernels) -> None:
+    case = Case(LENGTHS, scoring=scorings(6)["cap"])
+    for q in case.q:
+        q *= 1e4
+    case.q[8][:] = float("nan")
+    for i, got in enumerate(case.run(CpuAttention(kernels, case.layout, [None], scoring=case.scoring))):
+        if i == 8:
+            assert got.isnan().all()
+        else:
+            torch.testing.assert_close(got.double(), case.exact(i), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -148,7 +172,7 @@ def test_torch_lends_its_threads() -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("window", [None, 100, Chunks(50)])
 def test_one_way_does_not_see_how_a_prompt_was_cut(kernels, dtype: str, window) -> None:
     whole = Case([(0, 301)], dtype=dtype, window=window)
     backend = CpuAttention(kernels, whole.layout, [window], one_way=True)

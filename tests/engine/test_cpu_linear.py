@@ -15,7 +15,7 @@ from baton.engine.cpu import panels, quantized
 from baton.engine.cpu.build import COMPILERS, processor_flags, runnable_variants
 from baton.engine.cpu.library import open_kernels
 from baton.engine.cpu.linear import PackedLinear, int4, int8, packed
-from baton.engine.model.weights import Linear
+from baton.engine.model.projection import Linear
 from baton.engine.runner import TorchModelRunner
 from baton.runtime import environ
 from baton.testing.checkpoints import make_checkpoint

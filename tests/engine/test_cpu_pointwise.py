@@ -11,7 +11,7 @@ import torch
 from baton.engine.cpu.build import COMPILERS, runnable_variants
 from baton.engine.cpu.library import open_kernels
 from baton.engine.cpu.pointwise import CpuPointwise, supports
-from baton.engine.model.pointwise import TorchPointwise
+from baton.engine.model.pointwise import Norm, TorchPointwise
 from baton.runtime import environ
 
 torch.set_num_threads(1)
@@ -28,11 +28,19 @@ def kernels(request):
 
 
 def shape(head_dim: int = 64) -> SimpleNamespace:
-    return SimpleNamespace(hidden_size=96, intermediate_size=160, head_dim=head_dim, heads=6, kv_heads=2, norm_eps=1e-5)
+    return SimpleNamespace(
+        hidden_size=96, mlp_sizes=(160,), head_dim=head_dim, heads=6, kv_heads=2, norm_eps=1e-5, qk_norm="head",
+        activation="silu", gated=True, clamped_swiglu=None,
+    )  # fmt: skip
 
 
 def both(kernels, dtype, head_dim: int = 64):
     return CpuPointwise(kernels, shape(head_dim), dtype), TorchPointwise(shape(head_dim))
+
+
+def norm_of(size: int, dtype: torch.dtype, kind: str, seed: int) -> Norm:
+    weight = randn(size, dtype=dtype, seed=seed)
+    return Norm(weight.float(), centred=kind == "centred") if kind != "narrow" else Norm(weight)
 
 
 def randn(*size: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -42,14 +50,16 @@ def randn(*size: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [0, 1, 40])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_norms(kernels, dtype, tokens: int, threads: int) -> None:
+@pytest.mark.parametrize("kind", ["narrow", "wide", "centred"])
+def test_norms(kernels, dtype, tokens: int, threads: int, kind: str) -> None:
     ours, reference = both(kernels, dtype)
-    x, added, weight = (randn(n, 96, dtype=dtype, seed=n) for n in (tokens, tokens, 1))
+    x, added = (randn(tokens, 96, dtype=dtype, seed=seed) for seed in (1, 2))
+    norm = norm_of(96, dtype, kind, seed=3)
     torch.set_num_threads(threads)
     try:
-        torch.testing.assert_close(ours.norm(x, weight[0]), reference.norm(x, weight[0]), **TOLERANCE[dtype])
-        expected = reference.add_norm(x, added, weight[0])
-        total, normed = ours.add_norm(x.clone(), added, weight[0])
+        torch.testing.assert_close(ours.norm(x, norm), reference.norm(x, norm), **TOLERANCE[dtype])
+        expected = reference.add_norm(x, added, norm)
+        total, normed = ours.add_norm(x.clone(), added, norm)
     finally:
         torch.set_num_threads(1)
     assert torch.equal(total, expected[0])
@@ -58,23 +68,25 @@ def test_norms(kernels, dtype, tokens: int, threads: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 128])
-@pytest.mark.parametrize("normed", [False, True])
-def test_rotation(kernels, dtype, head_dim: int, normed: bool) -> None:
+@pytest.mark.parametrize("normed", [None, "narrow", "wide", "centred"])
+def test_rotation(kernels, dtype, head_dim: int, normed: str | None) -> None:
     ours, reference = both(kernels, dtype, head_dim)
     qkv = randn(21, 10 * head_dim, dtype=dtype)
     angles = randn(21, 1, head_dim // 2, dtype=torch.float32, seed=1)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    weights = (randn(head_dim, dtype=dtype, seed=2), randn(head_dim, dtype=dtype, seed=3)) if normed else (None, None)
-    expected = reference.rotate(qkv.clone(), cos, sin, *weights)
+    norms = (None, None) if normed is None else tuple(norm_of(head_dim, dtype, normed, seed) for seed in (2, 3))
+    expected = reference.rotate(qkv.clone(), cos, sin, *norms)
     tolerance = {"atol": 0.04 if normed and dtype == torch.bfloat16 else 1e-5, "rtol": TOLERANCE[dtype]["rtol"]}
-    for got, wanted in zip(ours.rotate(qkv.clone(), cos, sin, *weights), expected, strict=True):
+    for got, wanted in zip(ours.rotate(qkv.clone(), cos, sin, *norms), expected, strict=True):
         assert got.shape == wanted.shape
         torch.testing.assert_close(got, wanted, **tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gate(kernels, dtype) -> None:
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
+def test_gate(kernels, dtype, activation: str) -> None:
     ours, reference = both(kernels, dtype)
+    ours._config.activation = reference._config.activation = ours._torch._config.activation = activation
     x = randn(33, 320, dtype=dtype)
     x[0, :6] = torch.tensor([0.0, -0.0, 200.0, -200.0, 3e4, -3e4])
     torch.testing.assert_close(ours.gate(x), reference.gate(x), atol=1e-6, rtol=2**-7)

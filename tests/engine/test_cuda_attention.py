@@ -7,10 +7,10 @@ import pytest
 import torch
 from flashinfer_double import Passed
 from paged_rows import make_batch
-from test_attention import LENGTHS, Case
+from test_attention import LENGTHS, Case, scorings
 
 from baton.core.layout import KvLayout
-from baton.engine.attention import TorchAttention
+from baton.engine.attention import Chunks, TorchAttention
 from baton.engine.cuda import attention
 from baton.engine.cuda.attention import FlashInferAttention
 
@@ -29,7 +29,8 @@ def run(case: Case, picked: list[int], backend: FlashInferAttention) -> list[tor
 
 
 def backend_of(case: Case, record=Passed) -> FlashInferAttention:
-    return FlashInferAttention(flashinfer_double, case.layout, case.q[0].shape[1], [case.window], CPU, record)
+    heads = case.q[0].shape[1]
+    return FlashInferAttention(flashinfer_double, case.layout, heads, [case.window], CPU, record, case.scoring)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, DECODES], ids=["mixed", "decode"])
@@ -38,6 +39,14 @@ def test_ragged_rows(lengths, window) -> None:
     case = Case(lengths, window=window)
     got = run(case, list(range(len(lengths))), backend_of(case))
     for i, each in enumerate(got):
+        torch.testing.assert_close(each.double(), case.exact(i), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, DECODES], ids=["mixed", "decode"])
+@pytest.mark.parametrize("kind", ["scale", "cap"])
+def test_scoring(lengths, kind) -> None:
+    case = Case(lengths, scoring=scorings(4)[kind])
+    for i, each in enumerate(run(case, list(range(len(lengths))), backend_of(case))):
         torch.testing.assert_close(each.double(), case.exact(i), atol=2e-6, rtol=1e-5)
 
 
@@ -94,3 +103,6 @@ def test_without_flashinfer_torch_attends(monkeypatch) -> None:
     assert isinstance(attention.backend(layout, 4, [None], CPU), TorchAttention)
     monkeypatch.setattr(attention, "import_flashinfer", lambda: flashinfer_double)
     assert isinstance(attention.backend(layout, 4, [None], CPU), FlashInferAttention)
+    sinks = scorings(4)["sinks"]
+    assert isinstance(attention.backend(layout, 4, [None], CPU, sinks), TorchAttention)
+    assert isinstance(attention.backend(layout, 4, [None, Chunks(8)], CPU), TorchAttention)

@@ -31,6 +31,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+QWEN_MOE = {"num_experts": 16, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
 ROPES = {
     "theta": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 3.0},
@@ -53,13 +54,13 @@ def write(folder, generation: object = None, **fields: object) -> object:
 
 def test_what_is_absent_means_what_the_family_says(tmp_path) -> None:
     llama = load_config(write(tmp_path, num_key_value_heads="absent"))
-    assert (llama.kv_heads, llama.head_dim, llama.context_tokens, llama.rope.theta) == (8, 8, 2048, 10000.0)
+    assert (llama.kv_heads, llama.head_dim, llama.context_tokens, llama.ropes[0].theta) == (8, 8, 2048, 10000.0)
     assert llama.eos_token_ids == {2}
     qwen2 = load_config(write(tmp_path, architectures=["Qwen2ForCausalLM"], num_key_value_heads=2))
     assert (qwen2.qkv_bias, qwen2.output_bias, qwen2.windows) == (True, False, (None,) * 3)
     assert qwen2.eos_token_ids == frozenset()
     qwen3 = load_config(write(tmp_path, architectures=["Qwen3ForCausalLM"], num_key_value_heads=None))
-    assert (qwen3.head_dim, qwen3.kv_heads, qwen3.qk_norm) == (128, 8, True)
+    assert (qwen3.head_dim, qwen3.kv_heads, qwen3.qk_norm) == (128, 8, "head")
     mistral = load_config(write(tmp_path, architectures=["MistralForCausalLM"]))
     assert mistral.windows == (4096,) * 3
     by_type = load_config(write(tmp_path, architectures="absent", model_type="mistral", sliding_window=None))
@@ -91,16 +92,39 @@ def test_eos(tmp_path, generation, config, expected) -> None:
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"num_key_value_heads": 3}, "num_attention_heads 8 is not a multiple of num_key_value_heads 3"),
         ({"head_dim": 7}, "head_dim is 7; it must be even"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; silu"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported are silu"),
         ({"quantization_config": {"bits": 4}}, "quantized"),
-        ({"rope_scaling": {"type": "longrope", "factor": 2}}, "rope type 'longrope' is not supported; supported are"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quant_method 'awq'.*bf16, fp16 and fp32 are supported"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4 for the experts of GptOssForCausalLM"),
+        ({"architectures": ["MixtralForCausalLM"]}, "num_experts is missing"),
+        (
+            {"architectures": ["MixtralForCausalLM"], "num_local_experts": 2, "num_experts_per_tok": 3},
+            "num_experts_per_tok is 3; there are 2 experts",
+        ),
+        (
+            {"architectures": ["Qwen2MoeForCausalLM"], "use_sliding_window": True, **QWEN_MOE},
+            "Qwen2MoeForCausalLM needs layer_types",
+        ),
+        ({"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 31}, "must be even together"),
+        (
+            {"architectures": ["DeepseekV3ForCausalLM"], "n_routed_experts": 12, **QWEN_MOE},
+            "n_group is 8, topk_group 4",
+        ),
+        ({"rope_scaling": {"type": "spiral", "factor": 2}}, "rope type 'spiral' is not supported; supported are"),
+        ({"rope_scaling": {"type": "longrope"}}, "longrope needs short_factor, a list of positive numbers"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}},
+            "longrope has factors for 1 pairs of dimensions; 4 are rotated",
+        ),
         ({"rope_scaling": {"type": "linear"}}, "linear rope needs factor"),
         ({"rope_scaling": {"type": "linear", "factor": "two"}}, "linear rope needs factor, a positive number"),
         ({"rope_parameters": {**LLAMA3, "high_freq_factor": 1}}, "must be less than high_freq_factor"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type; this architecture"),
         ({"rope_parameters": [1]}, "must be an object"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"rms_norm_eps": "tiny"}, "of the wrong kind .*tiny"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is set, which this architecture does not know"),
+        ({"architectures": ["Glm4ForCausalLM"], "head_dim": 10}, "partial_rotary_factor 0.5 of head_dim 10 is no even"),
+        ({"architectures": ["Glm4ForCausalLM"], "partial_rotary_factor": 1.5}, "must be between 0 and 1"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny', of the wrong kind"),
         ({"rope_theta": [1]}, "of the wrong kind"),
         ({"architectures": 5}, "of the wrong kind"),
         ({"eos_token_id": ["</s>"]}, "eos_token_id is"),

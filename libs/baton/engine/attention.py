@@ -28,6 +28,39 @@ _QUERY_BLOCK = 128
 _DecodeRow = tuple[int, int, int, int]  # row, its token's place in T, first page to gather, pages to gather
 
 
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Positions are cut into chunks of `size`; a token attends to its own chunk only (Llama 4)."""
+
+    size: int
+
+
+# What a token attends to, of the positions up to its own: all, so many of the latest, its own among them, or its chunk.
+Window = int | Chunks | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How scores become weights. The defaults are those of most models.
+
+    A score is q . k * `scale` (None: head_dim ** -0.5), bent to c * tanh(score / c) where there is a `soft_cap` c
+    (Gemma 2). `sinks`, per layer float32 [H], are scores that take part in the softmax and bring no value (GPT-OSS).
+    With a `latent_dim` K and V of a token are the halves of one vector, which is both: its key, and, as far as that
+    many elements, its value (DeepSeek-V2).
+    """
+
+    scale: float | None = None
+    soft_cap: float | None = None
+    sinks: tuple[torch.Tensor, ...] | None = None
+    latent_dim: int | None = None
+
+    def scale_of(self, head_dim: int) -> float:
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+PLAIN = Scoring()
+
+
 class AttentionBackend(Protocol):
     """Causal attention over the pool. One step at a time; calls come in the order plan, then per layer write, run."""
 
@@ -91,11 +124,16 @@ class TorchAttention:
     queries. A row's result does not depend on its companions, apart from rounding.
     """
 
-    def __init__(self, layout: KvLayout, windows: Sequence[int | None]) -> None:
-        """`windows`: per layer, the number of latest positions that a token attends to, or None for all."""
+    def __init__(self, layout: KvLayout, windows: Sequence[Window], scoring: Scoring = PLAIN) -> None:
+        """`windows`: per layer, what a token attends to."""
         self._layout = layout
+        self._latent_dim = scoring.latent_dim
         self._windows = tuple(windows)
-        self._plans: dict[int | None, _Plan] = {}
+        self._scale = scoring.scale_of(layout.head_dim)
+        self._soft_cap = scoring.soft_cap
+        sinks = scoring.sinks
+        self._sinks_KG = None if sinks is None else [each.view(layout.kv_heads, -1) for each in sinks]
+        self._plans: dict[Window, _Plan] = {}
         self._pages: list[torch.Tensor] = []  # per layer [pages * 2, page_size * K * D]: K of page p at 2 p, V after it
         self._slots: list[torch.Tensor] = []  # per layer [pages * 2 * page_size, K, D]
         self._scratch = torch.empty(0)
@@ -120,21 +158,21 @@ class TorchAttention:
         self._slots[layer].index_copy_(0, self._v_slots_T, v_TKD)
 
     def run(self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> torch.Tensor:
-        out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
+        out_THD = q_THD.new_empty((*q_THD.shape[:2], self._latent_dim or q_THD.shape[2]))
         window = self._windows[layer]
         for group in self._plans[window].decode:
             out_THD.index_copy_(0, group.tokens_B, self._run_decode(layer, group, q_THD))
         for row in self._plans[window].extend:
             new = slice(row.token_start, row.token_start + row.q_len)
             if row.k_pages is None:
-                k_SKD, v_SKD = k_TKD[new], v_TKD[new]
+                k_SKD, v_SKD = self._joined(k_TKD[new], v_TKD[new])
             else:
                 k_1SKD, v_1SKD = self._gather(layer, row.k_pages, 1)
                 k_SKD, v_SKD = k_1SKD[0], v_1SKD[0]
-            self._run_extend(row, window, q_THD[new], k_SKD, v_SKD, out_THD[new])
+            self._run_extend(row, layer, q_THD[new], k_SKD, v_SKD, out_THD[new])
         return out_THD
 
-    def _plan_window(self, batch: StepBatch, window: int | None) -> _Plan:
+    def _plan_window(self, batch: StepBatch, window: Window) -> _Plan:
         decode, extend, start = [], [], 0
         for row, (q_len, seq_len) in enumerate(zip(batch.q_lens_host, batch.seq_lens_host, strict=True)):
             cached_len = seq_len - q_len
@@ -164,7 +202,7 @@ class TorchAttention:
         if group:
             yield group
 
-    def _plan_group(self, batch: StepBatch, window: int | None, members: list[_DecodeRow]) -> _DecodeGroup:
+    def _plan_group(self, batch: StepBatch, window: Window, members: list[_DecodeRow]) -> _DecodeGroup:
         device, page_size, longest = batch.page_table.device, self._layout.page_size, members[0][3]
         rows, tokens, first_pages, counts = (
             torch.tensor(column, dtype=torch.int64, device=device) for column in zip(*members, strict=True)
@@ -184,7 +222,8 @@ class TorchAttention:
         positions_BS = first_pages[:, None] * page_size + torch.arange(longest * page_size, device=device)
         hidden_BS = positions_BS >= seq_lens_B1
         if window is not None:
-            hidden_BS |= positions_BS < seq_lens_B1 - window
+            firsts = [_first_visible(seq_len - 1, window) for seq_len in seq_lens]
+            hidden_BS |= positions_BS < torch.tensor(firsts, device=device)[:, None]
         mask_BS = torch.zeros(hidden_BS.shape, dtype=self._scratch.dtype, device=device)
         mask_BS.masked_fill_(hidden_BS, float("-inf"))
         return _DecodeGroup(
@@ -198,18 +237,19 @@ class TorchAttention:
         v_BSKD.flatten(0, 1).index_fill_(0, group.tail, 0.0)
         q_BHD = q_THD[group.tokens_B]
         q_BKGD = q_BHD.unflatten(1, (self._layout.kv_heads, -1))
-        return _attend(q_BKGD, k_BSKD, v_BSKD, group.mask_B11S).reshape(q_BHD.shape)
+        return self._attend(layer, q_BKGD, k_BSKD, v_BSKD, group.mask_B11S).reshape(*q_BHD.shape[:2], -1)
 
     def _run_extend(
         self,
         row: _ExtendRow,
-        window: int | None,
+        layer: int,
         q_QHD: torch.Tensor,
         k_SKD: torch.Tensor,
         v_SKD: torch.Tensor,
         out_QHD: torch.Tensor,
     ) -> None:
         """Attend Q new tokens to S positions, of which the first stands at `row.first_page`."""
+        window = self._windows[layer]
         first = row.first_page * self._layout.page_size if row.k_pages is not None else 0
         for begin in range(0, row.q_len, _QUERY_BLOCK):
             end = min(begin + _QUERY_BLOCK, row.q_len)
@@ -217,16 +257,31 @@ class TorchAttention:
             low, high = _first_visible(row.cached_len + begin, window), row.cached_len + end
             positions = torch.arange(low, high, device=q_QHD.device)
             visible_QS = positions <= q_positions
-            if window is not None:
+            if isinstance(window, Chunks):
+                visible_QS &= positions >= torch.div(q_positions, window.size, rounding_mode="floor") * window.size
+            elif window is not None:
                 visible_QS &= positions > q_positions - window
             seen = slice(low - first, high - first)
             q_QKGD = q_QHD[begin:end].unflatten(1, (self._layout.kv_heads, -1))
             groups = q_QKGD.shape[2]
             stacked_1KND = q_QKGD.transpose(0, 1).flatten(1, 2)[None]
-            attended = _attend(
-                stacked_1KND, k_SKD[None, seen], v_SKD[None, seen], visible_QS.repeat_interleave(groups, 0)
-            )
+            visible_NS = visible_QS.repeat_interleave(groups, 0)
+            attended = self._attend(layer, stacked_1KND, k_SKD[None, seen], v_SKD[None, seen], visible_NS)
             out_QHD[begin:end] = attended[0].unflatten(1, (-1, groups)).transpose(0, 1).flatten(1, 2)
+
+    def _attend(
+        self,
+        layer: int,
+        q_BKND: torch.Tensor,
+        k_BSKD: torch.Tensor,
+        v_BSKD: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """N queries per key/value head over S positions. Returns [B, K, N, D]; `mask` broadcasts over [B, K, N, S]."""
+        if self._soft_cap is None and self._sinks_KG is None:
+            return _attend(q_BKND, k_BSKD, v_BSKD, mask, self._scale)
+        sinks_KG = None if self._sinks_KG is None else self._sinks_KG[layer]
+        return _attend_otherwise(q_BKND, k_BSKD, v_BSKD, mask, self._scale, self._soft_cap, sinks_KG)
 
     def _gather(self, layer: int, k_pages: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V, each [rows, S, K, D], of the named pages. The memory is the backend's, until the next gather."""
@@ -238,20 +293,56 @@ class TorchAttention:
         torch.index_select(source, 0, k_pages, out=k)
         torch.index_select(source, 0, k_pages + 1, out=v)
         shape = (rows, -1, layout.kv_heads, layout.head_dim)
-        return k.view(shape), v.view(shape)
+        return self._joined(k.view(shape), v.view(shape))
+
+    def _joined(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of what the cache has as K and V."""
+        if self._latent_dim is None:
+            return k, v
+        latents = torch.cat((k, v), dim=-1)
+        return latents, latents[..., : self._latent_dim]
 
 
-def _first_visible(position: int, window: int | None) -> int:
+def _first_visible(position: int, window: Window) -> int:
     """The first position that a token at `position` attends to."""
+    if isinstance(window, Chunks):
+        return position // window.size * window.size
     return 0 if window is None else max(0, position - window + 1)
 
 
-def _attend(q_BKND: torch.Tensor, k_BSKD: torch.Tensor, v_BSKD: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """N queries per key/value head over S positions. Returns [B, K, N, D]; `mask` broadcasts over [B, K, N, S]."""
+def _attend(
+    q_BKND: torch.Tensor, k_BSKD: torch.Tensor, v_BSKD: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
     alone = q_BKND.shape[2] == 1
     if alone:
         # One query per head falls to a matrix-vector product that takes five times longer in bf16; two do not.
         q_BKND = q_BKND.expand(-1, -1, 2, -1)
     mask = mask.expand(*mask.shape[:-2], q_BKND.shape[2], -1)
-    attended = F.scaled_dot_product_attention(q_BKND, k_BSKD.transpose(1, 2), v_BSKD.transpose(1, 2), attn_mask=mask)
+    attended = F.scaled_dot_product_attention(
+        q_BKND, k_BSKD.transpose(1, 2), v_BSKD.transpose(1, 2), attn_mask=mask, scale=scale
+    )
     return attended[:, :, :1] if alone else attended
+
+
+def _attend_otherwise(
+    q_BKND: torch.Tensor,
+    k_BSKD: torch.Tensor,
+    v_BSKD: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+    soft_cap: float | None,
+    sinks_KG: torch.Tensor | None,
+) -> torch.Tensor:
+    """As `_attend`, with a soft cap, sinks or both: scores are computed in float32."""
+    scores_BKNS = q_BKND.float() @ k_BSKD.permute(0, 2, 3, 1).float() * scale
+    if soft_cap is not None:
+        scores_BKNS = (scores_BKNS / soft_cap).tanh() * soft_cap
+    scores_BKNS = scores_BKNS.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores_BKNS + mask
+    if sinks_KG is None:
+        weights_BKNS = scores_BKNS.softmax(-1)
+    else:
+        # The heads of a query lie side by side in N.
+        sinks_KN1 = sinks_KG.repeat(1, scores_BKNS.shape[2] // sinks_KG.shape[1])[:, :, None]
+        sunk = torch.cat((scores_BKNS, sinks_KN1.expand(*scores_BKNS.shape[:3], 1)), dim=-1)
+        weights_BKNS = sunk.softmax(-1)[..., :-1]
+    return weights_BKNS.to(v_BSKD.dtype) @ v_BSKD.transpose(1, 2)

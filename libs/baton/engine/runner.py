@@ -13,7 +13,7 @@ import torch
 
 from baton.core.errors import ConfigError
 from baton.core.layout import DTYPE_BYTES, KvLayout
-from baton.engine.attention import AttentionBackend, TorchAttention
+from baton.engine.attention import AttentionBackend, Scoring, TorchAttention
 from baton.engine.batch import StepBatch
 from baton.engine.cpu import attention as cpu_attention
 from baton.engine.cpu import panels, quantized
@@ -30,7 +30,9 @@ from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.model.decoder import Decoder
 from baton.engine.model.files import model_revision
 from baton.engine.model.pointwise import Pointwise, TorchPointwise
-from baton.engine.model.weights import DecoderWeights, Linear, Progress, load_weights, stored_dtype
+from baton.engine.model.projection import Linear
+from baton.engine.model.tensors import Progress
+from baton.engine.model.weights import DecoderWeights, load_weights, stored_dtype
 
 BACKENDS = ("auto", "torch")
 
@@ -61,12 +63,15 @@ class TorchModelRunner:
         self.max_context_tokens = max_context_tokens or limit
         self.eos_token_ids = config.eos_token_ids
         dtype = weights.embedding_VE.dtype
-        self._attention: AttentionBackend = TorchAttention(layout, config.windows)
-        if kernels is not None and cpu_attention.supports(layout):
-            self._attention = CpuAttention(kernels, layout, config.windows, one_way=deterministic)
+        latent_dim = None if config.latent is None else config.latent.rank
+        sinks = tuple(layer.sinks_H for layer in weights.layers if layer.sinks_H is not None)
+        scoring = Scoring(config.attention_scale, config.attention_soft_cap, sinks or None, latent_dim)
+        self._attention: AttentionBackend = TorchAttention(layout, config.windows, scoring)
+        if kernels is not None and cpu_attention.supports(layout) and latent_dim is None:
+            self._attention = CpuAttention(kernels, layout, config.windows, deterministic, scoring)
         elif weights.embedding_VE.device.type == "cuda":
             device = weights.embedding_VE.device
-            self._attention = cuda_attention.backend(layout, config.heads, config.windows, device)
+            self._attention = cuda_attention.backend(layout, config.heads, config.windows, device, scoring)
         pointwise: Pointwise = TorchPointwise(config)
         if kernels is not None and cpu_pointwise.supports(config, dtype):
             pointwise = CpuPointwise(kernels, config, dtype)
@@ -75,8 +80,12 @@ class TorchModelRunner:
                 "deterministic = true needs Baton's kernels: a CPU, a C++ compiler, float32 or bfloat16, and sizes of "
                 f"heads and layers that are multiples of {ALIGNMENT}"
             )
+        if deterministic and not cpu_pointwise.covers(config):
+            raise ConfigError(
+                f"deterministic = true is not to be had for {config.architecture}: Baton's kernels lack a part of it"
+            )
         self.device = weights.embedding_VE.device
-        self._decoder = Decoder(config, weights, self._attention, pointwise)
+        self._decoder = Decoder(config, weights, self._attention, pointwise, self.max_context_tokens)
         self._pool: torch.Tensor | None = None
         self._graphs: DecodeGraphs | None = None
 
@@ -126,7 +135,7 @@ class TorchModelRunner:
             if dtype == "float16" and on_cpu:
                 dtype = "float32"
         layout = KvLayout(
-            model_revision=model_revision(path),
+            model_revision=model_revision(path) + config.cache_variant(max_context_tokens or config.context_tokens),
             dtype=dtype,
             layers=config.layers,
             page_size=page_size,
@@ -159,8 +168,8 @@ class TorchModelRunner:
 
     @property
     def can_capture(self) -> bool:
-        """Whether decode steps can be CUDA graphs, which needs FlashInfer."""
-        return isinstance(self._attention, FlashInferAttention)
+        """Whether decode steps can be CUDA graphs, which needs FlashInfer, and no experts: these count on the host."""
+        return isinstance(self._attention, FlashInferAttention) and self.config.moe is None
 
     def capture(self, sizes: Sequence[int], progress: Progress, recorder: Recorder | None = None) -> None:
         """Make CUDA graphs of decode steps of up to the greatest of `sizes` rows. The bound pool's last page becomes

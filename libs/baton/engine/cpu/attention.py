@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from baton.core.layout import KvLayout
-from baton.engine.attention import check_pool
+from baton.engine.attention import PLAIN, Chunks, Scoring, Window, check_pool
 from baton.engine.batch import StepBatch
 from baton.engine.cpu.library import ALIGNMENT, AttentionCall, Kernels
 
@@ -30,14 +30,20 @@ class CpuAttention:
     """Use from one thread at a time; spreads its work over `torch.get_num_threads()` threads."""
 
     def __init__(
-        self, kernels: Kernels, layout: KvLayout, windows: Sequence[int | None], one_way: bool = False
+        self,
+        kernels: Kernels,
+        layout: KvLayout,
+        windows: Sequence[Window],
+        one_way: bool = False,
+        scoring: Scoring = PLAIN,
     ) -> None:
-        """`windows`: per layer, the number of latest positions that a token attends to, or None for all."""
+        """`windows`: per layer, what a token attends to."""
         if not supports(layout):
             raise ValueError(f"heads of {layout.head_dim} {layout.dtype} need another attention backend")
         self._kernels = kernels
         self._layout = layout
-        self._windows = [window or 0 for window in windows]
+        # Per layer, latest positions and size of chunks, of which one is 0: not so.
+        self._windows = [(0, window.size) if isinstance(window, Chunks) else (window or 0, 0) for window in windows]
         self._bits = 32 if layout.dtype == "float32" else 16
         self._row_size = layout.kv_heads * layout.head_dim
         self._layers: list[int] = []
@@ -45,8 +51,10 @@ class CpuAttention:
         self._batch: StepBatch | None = None
         self._slots = 0
         self._call = AttentionCall(
-            page_size=layout.page_size, kv_heads=layout.kv_heads, head_dim=layout.head_dim, one_way=one_way
-        )
+            page_size=layout.page_size, kv_heads=layout.kv_heads, head_dim=layout.head_dim, one_way=one_way,
+            scale=scoring.scale_of(layout.head_dim), soft_cap=scoring.soft_cap or 0.0,
+        )  # fmt: skip
+        self._sinks = scoring.sinks  # keeps alive what the addresses point to
 
     def bind_pool(self, pool: torch.Tensor) -> None:
         check_pool(self._layout, pool)
@@ -75,7 +83,9 @@ class CpuAttention:
         q_THD, call = _by_token(q_THD), self._call
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
         call.pool, call.q, call.out = self._layers[layer], q_THD.data_ptr(), out_THD.data_ptr()
-        call.q_stride, call.heads, call.window = q_THD.stride(0), q_THD.shape[1], self._windows[layer]
+        call.q_stride, call.heads, (call.window, call.chunk) = q_THD.stride(0), q_THD.shape[1], self._windows[layer]
+        if self._sinks is not None:
+            call.sinks = self._sinks[layer].data_ptr()
         self._kernels.attend(self._bits, ctypes.byref(call))
         return out_THD
 

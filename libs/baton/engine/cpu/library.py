@@ -27,12 +27,13 @@ class AttentionCall(ctypes.Structure):
     """Arguments of `attend`: `Attention` of source/attention.h, field by field."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("pool", "q", "out", "page_table", "q_starts", "seq_lens")),
+        *((name, c_void_p) for name in ("pool", "q", "out", "page_table", "q_starts", "seq_lens", "sinks")),
+        *((name, c_double) for name in ("scale", "soft_cap")),
         *(
             (name, c_int64)
             for name in (
-                "q_stride", "table_width", "rows", "page_size", "heads", "kv_heads", "head_dim", "window", "one_way",
-                "threads",
+                "q_stride", "table_width", "rows", "page_size", "heads", "kv_heads", "head_dim", "window", "chunk",
+                "one_way", "threads",
             )
         ),
     ]  # fmt: skip
@@ -72,11 +73,11 @@ class Kernels:
         self.multiply_panels = library.baton_multiply_panels
         self.attend.argtypes = [c_int64, ctypes.POINTER(AttentionCall)]
         self.write.argtypes = [c_int64, *[c_void_p] * 4, *[c_int64] * 5]
-        self.norm.argtypes = [c_int64, *[c_void_p] * 4, c_int64, c_int64, c_double, c_int64]
-        self.rotate.argtypes = [c_int64, *[c_void_p] * 5, *[c_int64] * 5, c_double, c_int64]
+        self.norm.argtypes = [c_int64, c_int64, *[c_void_p] * 4, c_int64, c_int64, c_double, c_int64]
+        self.rotate.argtypes = [c_int64, c_int64, *[c_void_p] * 5, *[c_int64] * 5, c_double, c_int64]
         self.multiply.argtypes = [c_int64, ctypes.POINTER(QuantizedCall)]
         self.multiply_panels.argtypes = [ctypes.POINTER(PanelsCall)]
-        self.gate.argtypes = [c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
+        self.gate.argtypes = [c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
         for function in (
             self.attend, self.write, self.norm, self.rotate, self.gate, self.multiply, self.multiply_panels,
         ):  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from baton.core.errors import ConfigError
-from baton.engine.model.weights import Linear, MakeProjection, Projection
+from baton.engine.model.projection import Linear, MakeProjection, Projection
 
 # So many weights side by side in a row share one scale and zero point in int4.
 INT4_GROUP = 32

@@ -13,7 +13,7 @@ import torch
 
 from baton.engine.cpu.build import processor_flags
 from baton.engine.cpu.library import ALIGNMENT, Kernels, PanelsCall
-from baton.engine.model.weights import MakeProjection, Projection
+from baton.engine.model.projection import MakeProjection, Projection
 
 _PANEL_OUTS = 64  # outputs side by side, PANEL_OUTS of source/panels.h
 

@@ -8,15 +8,26 @@ import torch
 
 from baton.engine.cpu.library import ALIGNMENT, Kernels
 from baton.engine.model.config import DecoderConfig
-from baton.engine.model.pointwise import Heads, split_heads
+from baton.engine.model.pointwise import Heads, Norm, TorchPointwise, split_heads
 
 DTYPES = (torch.float32, torch.bfloat16)
+_GATES = {"silu": 0, "gelu_tanh": 1}  # Gate of source/elementwise.h
 
 
 def supports(config: DecoderConfig, dtype: torch.dtype) -> bool:
     """Whether the kernels know tensors of these sizes."""
-    sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
+    sizes = (config.hidden_size, config.head_dim, *config.mlp_sizes)
     return dtype in DTYPES and all(size % ALIGNMENT == 0 for size in sizes)
+
+
+def covers(config: DecoderConfig) -> bool:
+    """Whether the kernels do everything that a model of this kind needs."""
+    plain = not config.norm.centred and config.qk_norm in ("none", "head", "unit") and config.moe is None
+    return plain and _gates(config)
+
+
+def _gates(config: DecoderConfig) -> bool:
+    return config.activation in _GATES and config.gated and config.clamped_swiglu is None
 
 
 class CpuPointwise:
@@ -28,47 +39,58 @@ class CpuPointwise:
         self._kernels = kernels
         self._config = config
         self._bits = dtype.itemsize * 8
+        self._torch = TorchPointwise(config)  # for what some families do otherwise
 
-    def norm(self, x_TE: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
-        return self._norm(x_TE, None, weight_E)
+    def norm(self, x_TE: torch.Tensor, norm: Norm) -> torch.Tensor:
+        return self._torch.norm(x_TE, norm) if norm.centred else self._norm(x_TE, None, norm)
 
-    def add_norm(
-        self, x_TE: torch.Tensor, added_TE: torch.Tensor, weight_E: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return x_TE, self._norm(x_TE, added_TE.contiguous(), weight_E)
+    def add_norm(self, x_TE: torch.Tensor, added_TE: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        if norm.centred:
+            return self._torch.add_norm(x_TE, added_TE, norm)
+        return x_TE, self._norm(x_TE, added_TE.contiguous(), norm)
 
     def rotate(
         self,
         qkv_TN: torch.Tensor,
         cos_T1D: torch.Tensor,
         sin_T1D: torch.Tensor,
-        q_norm_D: torch.Tensor | None,
-        k_norm_D: torch.Tensor | None,
+        q_norm: Norm | None,
+        k_norm: Norm | None,
     ) -> Heads:
         config = self._config
+        if config.qk_norm == "all" or (q_norm is not None and q_norm.centred):
+            return self._torch.rotate(qkv_TN, cos_T1D, sin_T1D, q_norm, k_norm)
         assert qkv_TN.stride(1) == 1
         self._kernels.rotate(
-            self._bits, qkv_TN.data_ptr(), cos_T1D.data_ptr(), sin_T1D.data_ptr(),
-            None if q_norm_D is None else q_norm_D.data_ptr(), None if k_norm_D is None else k_norm_D.data_ptr(),
+            self._bits, self._bits if q_norm is None else _bits(q_norm), qkv_TN.data_ptr(), cos_T1D.data_ptr(),
+            sin_T1D.data_ptr(), None if q_norm is None else q_norm.weight.data_ptr(),
+            None if k_norm is None else k_norm.weight.data_ptr(),
             len(qkv_TN), qkv_TN.stride(0), config.heads, config.kv_heads, config.head_dim, config.norm_eps,
             torch.get_num_threads(),
         )  # fmt: skip
         return split_heads(config, qkv_TN)
 
     def gate(self, gate_up_T2F: torch.Tensor) -> torch.Tensor:
+        if not _gates(self._config):
+            return self._torch.gate(gate_up_T2F)
         gate_up_T2F = gate_up_T2F.contiguous()
         tokens, size = len(gate_up_T2F), gate_up_T2F.shape[1] // 2
         out_TF = gate_up_T2F.new_empty((tokens, size))
         threads = torch.get_num_threads()
-        self._kernels.gate(self._bits, gate_up_T2F.data_ptr(), out_TF.data_ptr(), tokens, size, threads)
+        kind = _GATES[self._config.activation]
+        self._kernels.gate(self._bits, kind, gate_up_T2F.data_ptr(), out_TF.data_ptr(), tokens, size, threads)
         return out_TF
 
-    def _norm(self, x_TE: torch.Tensor, added_TE: torch.Tensor | None, weight_E: torch.Tensor) -> torch.Tensor:
+    def _norm(self, x_TE: torch.Tensor, added_TE: torch.Tensor | None, norm: Norm) -> torch.Tensor:
         assert x_TE.is_contiguous()
         out_TE = torch.empty_like(x_TE)
         added = None if added_TE is None else added_TE.data_ptr()
         self._kernels.norm(
-            self._bits, x_TE.data_ptr(), added, weight_E.data_ptr(), out_TE.data_ptr(), *x_TE.shape,
+            self._bits, _bits(norm), x_TE.data_ptr(), added, norm.weight.data_ptr(), out_TE.data_ptr(), *x_TE.shape,
             self._config.norm_eps, torch.get_num_threads(),
         )  # fmt: skip
         return out_TE
+
+
+def _bits(norm: Norm) -> int:
+    return norm.weight.dtype.itemsize * 8

@@ -13,7 +13,7 @@ import torch
 
 from baton.engine.cpu import linear
 from baton.engine.cpu.library import Kernels, QuantizedCall
-from baton.engine.model.weights import MakeProjection, Projection
+from baton.engine.model.projection import MakeProjection, Projection
 
 _GROUP = 16  # outputs side by side, GROUP of source/quantized.h
 _STEP_GROUP = 32  # inputs that share a step in 4 bits

@@ -21,7 +21,7 @@ import structlog
 import torch
 
 from baton.core.layout import KvLayout
-from baton.engine.attention import AttentionBackend, TorchAttention, check_pool
+from baton.engine.attention import PLAIN, AttentionBackend, Chunks, Scoring, TorchAttention, Window, check_pool
 from baton.engine.batch import StepBatch
 from baton.engine.cuda.lane import Event, record
 from baton.engine.cuda.support import import_flashinfer
@@ -39,17 +39,26 @@ def supports(layout: KvLayout) -> bool:
     return layout.dtype in _DTYPES and layout.head_dim in _HEAD_DIMS
 
 
-def backend(layout: KvLayout, heads: int, windows: Sequence[int | None], device: torch.device) -> AttentionBackend:
+def backend(
+    layout: KvLayout,
+    heads: int,
+    windows: Sequence[Window],
+    device: torch.device,
+    scoring: Scoring = PLAIN,
+) -> AttentionBackend:
     """FlashInfer's where it can be had, else the slow reference of torch operations; says so."""
     if not supports(layout):
         why = f"heads of {layout.head_dim} {layout.dtype}; it has {_HEAD_DIMS} of {', '.join(_DTYPES)}"
+    elif scoring.sinks or scoring.latent_dim or any(isinstance(window, Chunks) for window in windows):
+        why = "its paged kernels know neither sinks nor chunks nor latents"
     else:
+        sliding = [window for window in windows if not isinstance(window, Chunks)]
         try:
-            return FlashInferAttention(import_flashinfer(), layout, heads, windows, device)
+            return FlashInferAttention(import_flashinfer(), layout, heads, sliding, device, scoring=scoring)
         except ImportError as error:
             why = str(error)
     log.warning("attention by plain torch operations, which is slow: FlashInfer cannot be used", why=why)
-    return TorchAttention(layout, windows)
+    return TorchAttention(layout, windows, scoring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +137,23 @@ class FlashInferAttention:
         windows: Sequence[int | None],
         device: torch.device,
         record: Callable[[], Event] = record,
+        scoring: Scoring = PLAIN,
     ) -> None:
-        """`windows`: per layer, the number of latest positions that a token attends to, or None for all."""
+        """`windows`: per layer, the number of latest positions that a token attends to, or None for all.
+
+        `scoring` has neither sinks nor latents."""
+        assert scoring.sinks is None and scoring.latent_dim is None
         self._api = flashinfer
         self._layout = layout
         self._windows = tuple(windows)
         self._sizes = (heads, layout.kv_heads, layout.head_dim, layout.page_size)
         dtype = getattr(torch, layout.dtype)
-        self._dtypes = {"q_data_type": dtype, "kv_data_type": dtype}
+        self._options = {
+            "q_data_type": dtype,
+            "kv_data_type": dtype,
+            "sm_scale": scoring.scale_of(layout.head_dim),
+            "logits_soft_cap": scoring.soft_cap,
+        }
         self._device = device
         self._record = record
         self._workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
@@ -164,7 +182,7 @@ class FlashInferAttention:
         for wrapper in self._current.values():
             wrapper.plan(
                 pages.q_starts, pages.starts, pages.indices, pages.last_page_tokens, *self._sizes, causal=True,
-                **self._dtypes,
+                **self._options,
             )  # fmt: skip
 
     def reserve_static(self, rows: int, pages: int) -> None:
@@ -194,7 +212,7 @@ class FlashInferAttention:
 
     def _plan_decode(self, pages: _Pages) -> None:
         for wrapper in self._current.values():
-            wrapper.plan(pages.starts, pages.indices, pages.last_page_tokens, *self._sizes, **self._dtypes)
+            wrapper.plan(pages.starts, pages.indices, pages.last_page_tokens, *self._sizes, **self._options)
 
     def _slots_of(self, batch: StepBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Places of the new tokens' K and V in a layer seen as slots."""

@@ -1,7 +1,7 @@
 """What a decoder looks like, read from a checkpoint's config.json and generation_config.json.
 
-One description for the Llama, Mistral, Qwen2 and Qwen3 families: the decoder and the weights know no family, only
-these fields. Values that a config.json leaves out mean what the family's modelling code takes them to mean.
+One description for all families: the decoder and the weights know no family, only these fields. Values that a
+config.json leaves out mean what the family's modelling code takes them to mean (baton.engine.model.families).
 """
 
 from __future__ import annotations
@@ -12,19 +12,78 @@ from pathlib import Path
 from typing import Any
 
 from baton.core.errors import CheckpointError
+from baton.engine.attention import Window
+from baton.engine.model.families import FAMILIES, Family, Mixture, Names, NormKind
+from baton.engine.model.fields import Fields
 from baton.engine.model.files import read_config, read_json
-from baton.engine.model.rope import Rope, parse_rope
+from baton.engine.model.layer_rules import QueryScaling, query_scaling_of, ropes_of, windows_of
+from baton.engine.model.rope import Rope
+
+SUPPORTED_ARCHITECTURES = tuple(FAMILIES)
+MULTIMODAL = "ForConditionalGeneration"
+_OUTER_KEYS = ("eos_token_id", "tie_word_embeddings", "dtype", "torch_dtype", "quantization_config")
+CAUSAL, CLASSIFIER, HEADLESS = "ForCausalLM", "ForSequenceClassification", "Model"  # ends of architectures' names
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "relu": "relu", "relu2": "relu2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How a token's experts are chosen: the `active` ones with the best scores, weighted by these scores.
+
+    Scores are shares of all (softmax), or `sigmoid`s. Of `groups` of experts only the `active_groups` best are looked
+    at, each judged by its `group_judges` best experts. Weights of the chosen are `normalized` to a sum of one, then
+    multiplied by `scale`. `weighs_input`: they weigh what an expert gets instead of what it makes.
+    """
+
+    active: int
+    sigmoid: bool = False
+    groups: int = 1
+    active_groups: int = 1
+    group_judges: int = 1
+    normalized: bool = False
+    scale: float = 1.0
+    weighs_input: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MoeConfig:
+    """A mixture of experts. `layers`: those that have one; the others have an MLP. Sizes are intermediate sizes."""
+
+    mixture: Mixture
+    layers: frozenset[int]
+    experts: int
+    size: int
+    shared_size: int  # 0: there is no shared expert
+    routing: Routing
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """Sizes of multi-head latent attention: of the latents of queries (None: there are none) and of keys and values, of
+    the parts of a query or key that are not rotated and that are, and of a value."""
+
+    q_rank: int | None
+    rank: int
+    plain: int
+    rotated: int
+    value: int
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
     """Shape and variant of a decoder-only transformer. Sizes are counts of elements, `context_tokens` of positions.
 
-    `windows` has one entry per layer: None when a token attends to all before it, else the number of latest
-    positions, its own included, that it attends to. `dtype` is what the checkpoint says it is stored in, if it does.
+    `ropes`, `windows` and `query_scalings` have one entry per layer. `qk_norm` is none, head (each head by itself),
+    heads (so, with weights of its own), all (a token's heads together), or unit (as head, without weights, in layers
+    that rotate). `kv_heads` and `head_dim` are those of the cache: with `latent` one head, of half a latent. Without a
+    head for tokens the model embeds or classifies. `dtype` is what the checkpoint says it is stored in, if it does.
     """
 
     architecture: str
+    names: Names
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -32,54 +91,63 @@ class DecoderConfig:
     heads: int
     kv_heads: int
     head_dim: int
+    norm: NormKind
     norm_eps: float
-    rope: Rope
-    windows: tuple[int | None, ...]
+    ropes: tuple[Rope, ...]
+    interleaved: bool
+    windows: tuple[Window, ...]
+    query_scalings: tuple[QueryScaling | None, ...]
     context_tokens: int
     eos_token_ids: frozenset[int]
+    attention_scale: float
     tied_embeddings: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str = "none"
+    activation: str = "silu"
+    gated: bool = True
+    parallel: bool = False
+    attention_soft_cap: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    logit_soft_cap: float | None = None
+    has_head: bool = True
+    sinks: str | None = None  # name of a layer's attention sinks
+    clamped_swiglu: tuple[float, float] | None = None  # alpha and limit of GPT-OSS's gate
+    moe: MoeConfig | None = None
+    latent: LatentConfig | None = None
     dtype: str | None = None
 
+    @property
+    def rotary_dim(self) -> int:
+        """Size of what is rotated of a head, or of which a part is."""
+        return self.head_dim if self.latent is None else self.latent.rotated
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """What distinguishes a family, and what its code assumes where config.json is silent (None: derived or absent)."""
+    @property
+    def mlp_sizes(self) -> tuple[int, ...]:
+        """Intermediate sizes of all MLPs and experts."""
+        if self.moe is None:
+            return (self.intermediate_size,)
+        dense = (self.intermediate_size,) if len(self.moe.layers) < self.layers else ()
+        return (*dense, self.moe.size, *((self.moe.shared_size,) if self.moe.shared_size else ()))
 
-    model_type: str
-    max_position: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    eos_token_id: int | None = None
-    qkv_bias: bool | None = None  # None: as `attention_bias` says
-    output_bias: bool | None = None
-    has_mlp_bias: bool = False
-    qk_norm: bool = False
-    window: int | None = None
-
-
-_FAMILIES: Mapping[str, _Family] = {
-    "LlamaForCausalLM": _Family("llama", 2048, eos_token_id=2, has_mlp_bias=True),
-    "MistralForCausalLM": _Family(
-        "mistral", 131_072, kv_heads=8, eos_token_id=2, qkv_bias=False, output_bias=False, window=4096
-    ),
-    "Qwen2ForCausalLM": _Family("qwen2", 32_768, kv_heads=32, qkv_bias=True, output_bias=False, window=4096),
-    "Qwen3ForCausalLM": _Family("qwen3", 32_768, kv_heads=32, head_dim=128, qk_norm=True, window=4096),
-}
-SUPPORTED_ARCHITECTURES = tuple(_FAMILIES)
+    def cache_variant(self, context_tokens: int) -> str:
+        """What K depends on beside the checkpoint, as the end of a revision: longrope turns by how long requests may
+        get. Caches of different variants must not be mixed."""
+        short = any(rope.divisors is not None and context_tokens <= rope.original_tokens for rope in self.ropes)
+        return "-short" if short else ""
 
 
 def load_config(path: str | Path) -> DecoderConfig:
     """Read the configuration of the checkpoint folder `path`.
 
     Raises CheckpointError for an unknown architecture, and for whatever would make its logits differ from those of
-    the family's own code: quantized weights, other activations, unknown rotations, sizes that do not fit together.
+    the family's own code: quantized weights, unknown activations and rotations, sizes that do not fit together.
     """
     folder = Path(path)
-    raw = read_config(folder)
+    raw = _text_part(read_config(folder))
     eos = _eos_token_ids(folder, raw)
     try:
         return _parse(raw, eos)
@@ -91,91 +159,170 @@ def load_config(path: str | Path) -> DecoderConfig:
 
 def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
     architecture, family = _family(raw)
-    if raw.get("quantization_config"):
-        raise CheckpointError("the checkpoint is quantized (quantization_config); bf16, fp16 and fp32 are supported")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"hidden_act is {raw['hidden_act']!r}; silu is supported")
-    heads = _size(raw, "num_attention_heads")
-    hidden_size = _size(raw, "hidden_size")
-    kv_heads = _size(raw, "num_key_value_heads", heads if "num_key_value_heads" in raw else family.kv_heads or heads)
-    head_dim = _size(raw, "head_dim", family.head_dim or hidden_size // heads)
+    fields = Fields(raw, family)
+    _check_quantization(family, raw.get("quantization_config"))
+    activation = fields.get(family.activation_key)
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(f"{family.activation_key} is {activation!r}; supported are {', '.join(ACTIVATIONS)}")
+    heads, hidden_size = fields.size("num_attention_heads"), fields.size("hidden_size")
+    latent = _latent(fields) if family.latent else None
+    if latent is None:
+        kv_heads = fields.size("num_key_value_heads", heads)
+        head_dim = rotary_dim = fields.size("head_dim", hidden_size // heads)
+    else:
+        kv_heads, head_dim, rotary_dim = 1, (latent.rank + latent.rotated) // 2, latent.rotated
     if heads % kv_heads:
         raise CheckpointError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    if head_dim % 2:
-        raise CheckpointError(f"head_dim is {head_dim}; it must be even")
-    layers = _size(raw, "num_hidden_layers")
-    rope = parse_rope(raw, _size(raw, "max_position_embeddings", family.max_position))
-    attention_bias = bool(raw.get("attention_bias", False))
+    if rotary_dim % 2:
+        key = "head_dim" if latent is None else "qk_rope_head_dim"
+        raise CheckpointError(f"{key} is {rotary_dim}; it must be even")
+    layers = fields.size("num_hidden_layers")
+    windows = windows_of(architecture, family, fields, layers)
+    ropes = ropes_of(family, fields, windows, rotary_dim)
     dtype = raw.get("dtype") or raw.get("torch_dtype")
     if eos is None:
-        eos = frozenset() if family.eos_token_id is None else frozenset((family.eos_token_id,))
+        default = fields.get("eos_token_id")
+        eos = frozenset() if default is None else frozenset(default if isinstance(default, tuple) else (default,))
     return DecoderConfig(
         architecture=architecture,
-        vocab_size=_size(raw, "vocab_size"),
+        names=family.names,
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=_size(raw, "intermediate_size"),
+        intermediate_size=fields.size("intermediate_size" if family.mixture is None else family.mixture.dense_size_key),
         layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope=rope,
-        windows=_windows(raw, family, layers),
-        context_tokens=rope.context_tokens,
+        norm=family.norm,
+        norm_eps=fields.number(family.eps_key),
+        ropes=ropes,
+        interleaved=fields.told(family.interleaved),
+        windows=windows,
+        query_scalings=tuple(query_scaling_of(fields, rope) for rope in ropes),
+        context_tokens=max(rope.context_tokens for rope in ropes),
         eos_token_ids=eos,
-        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
-        output_bias=attention_bias if family.output_bias is None else family.output_bias,
-        mlp_bias=family.has_mlp_bias and bool(raw.get("mlp_bias", False)),
-        qk_norm=family.qk_norm,
+        attention_scale=_attention_scale(fields, head_dim) if latent is None else _latent_scale(latent, ropes[0]),
+        tied_embeddings=bool(raw.get("tie_word_embeddings", fields.get("tie_word_embeddings"))),
+        qkv_bias=fields.told(family.qkv_bias),
+        output_bias=fields.told(family.output_bias),
+        mlp_bias=fields.told(family.mlp_bias),
+        qk_norm="none" if fields.get("use_qk_norm") is False else family.qk_norm,
+        activation=ACTIVATIONS[activation],
+        gated=family.gated,
+        parallel=family.parallel,
+        attention_soft_cap=fields.optional("attn_logit_softcapping"),
+        embedding_multiplier=hidden_size**0.5 if family.embedding_scaled else fields.number("embedding_multiplier", 1),
+        residual_multiplier=fields.number("residual_multiplier", 1),
+        logit_multiplier=fields.number("logit_scale", 1) / fields.number("logits_scaling", 1),
+        logit_soft_cap=fields.optional("final_logit_softcapping"),
+        has_head=architecture.endswith(CAUSAL),
+        sinks=family.sinks,
+        clamped_swiglu=_clamped_swiglu(fields),
+        moe=None if family.mixture is None else _moe(family.mixture, fields, layers),
+        latent=latent,
         dtype=str(dtype).removeprefix("torch.") if dtype else None,
     )
 
 
-def _family(raw: Mapping[str, Any]) -> tuple[str, _Family]:
+def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
+    """The config of the text model of one that sees or hears as well: it is run as if there were nothing else."""
+    text = raw.get("text_config")
+    if not isinstance(text, Mapping) or not any(
+        str(name).endswith(MULTIMODAL) for name in raw.get("architectures") or ()
+    ):
+        return raw
+    outer = {key: raw[key] for key in _OUTER_KEYS if key in raw}
+    return {**outer, **text, "architectures": None}
+
+
+def _family(raw: Mapping[str, Any]) -> tuple[str, Family]:
     named = raw.get("architectures") or [
-        name for name, family in _FAMILIES.items() if family.model_type == raw.get("model_type")
+        name for name, family in FAMILIES.items() if family.model_type == raw.get("model_type")
     ]
-    for architecture in named:
-        if architecture in _FAMILIES:
-            return architecture, _FAMILIES[architecture]
+    for architecture in map(str, named):
+        # A base model, which may have been saved with its head or without it, is known by its causal name.
+        causal = architecture.removesuffix(HEADLESS) + CAUSAL if architecture.endswith(HEADLESS) else architecture
+        family = FAMILIES.get(causal.replace(CLASSIFIER, CAUSAL))
+        if family is not None:
+            return causal, family
     what = ", ".join(map(str, named)) or f"of model_type {raw.get('model_type')!r}"
     raise CheckpointError(f"architecture {what} is not supported; supported are {', '.join(SUPPORTED_ARCHITECTURES)}")
 
 
-def _size(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = raw.get(name)
-    if value is None:
-        value = default
-    if value is None:
-        raise CheckpointError(f"{name} is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise CheckpointError(f"{name} is {value!r}; it must be a positive integer")
-    return value
+def _check_quantization(family: Family, found: Any) -> None:
+    method = found.get("quant_method") if isinstance(found, Mapping) else found
+    if not found or (method == "mxfp4" and family.mixture is not None and "{}" not in family.mixture.names.down):
+        return
+    raise CheckpointError(
+        f"the checkpoint is quantized (quantization_config, quant_method {method!r}); bf16, fp16 and fp32 are supported"
+        ", and mxfp4 for the experts of GptOssForCausalLM"
+    )
 
 
-def _windows(raw: Mapping[str, Any], family: _Family, layers: int) -> tuple[int | None, ...]:
-    """Sliding windows by layer. Mistral slides everywhere or nowhere; Qwen by `layer_types` or `max_window_layers`."""
-    if family.window is None:
-        return (None,) * layers
-    by_layer_type = family.model_type != "mistral"
-    slides = bool(raw.get("use_sliding_window", False)) if by_layer_type else True
-    slides = slides and raw.get("sliding_window", family.window) is not None
-    window = _size(raw, "sliding_window", family.window) if slides else None
-    kinds = raw.get("layer_types")
-    if kinds is None:
-        first = int(raw.get("max_window_layers", 28)) if by_layer_type else 0
-        return tuple(window if layer >= first else None for layer in range(layers))
-    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
-        raise CheckpointError(
-            f"layer_types must name full_attention or sliding_attention for each of the {layers} layers; it is {kinds}"
-        )
-    windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    if not by_layer_type and windows != (window,) * layers:
-        raise CheckpointError("layer_types mixes full and sliding attention, which MistralForCausalLM does not define")
-    if "sliding_attention" in kinds and window is None and by_layer_type:
-        raise CheckpointError("layer_types has sliding_attention, but use_sliding_window is off")
-    return windows
+def _attention_scale(fields: Fields, head_dim: int) -> float:
+    return fields.number("attention_multiplier", fields.number("query_pre_attn_scalar", head_dim) ** -0.5)
+
+
+def _latent(fields: Fields) -> LatentConfig:
+    latent = LatentConfig(
+        q_rank=None if fields.get("q_lora_rank") is None else fields.size("q_lora_rank"),
+        rank=fields.size("kv_lora_rank"),
+        plain=fields.size("qk_nope_head_dim"),
+        rotated=fields.size("qk_rope_head_dim"),
+        value=fields.size("v_head_dim"),
+    )
+    if (latent.rank + latent.rotated) % 2:
+        raise CheckpointError(f"kv_lora_rank {latent.rank} and qk_rope_head_dim {latent.rotated} must be even together")
+    return latent
+
+
+def _latent_scale(latent: LatentConfig, rope: Rope) -> float:
+    """Scores of a model with a stretched context are sharpened, where YaRN leaves that to them (`mscale_all_dim`)."""
+    return float((latent.plain + latent.rotated) ** -0.5 * rope.score_factor**2)
+
+
+def _clamped_swiglu(fields: Fields) -> tuple[float, float] | None:
+    alpha = fields.optional("swiglu_alpha")
+    return None if alpha is None else (alpha, fields.number("swiglu_limit"))
+
+
+def _moe(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig:
+    named = [key for key in mixture.experts_keys if key in fields.raw]
+    experts, size = fields.size((named or mixture.experts_keys)[0]), fields.size(mixture.size_key)
+    grouped = mixture.group_judges and fields.get("topk_method") != "greedy"
+    groups = fields.size("n_group", 1) if grouped else 1
+    routing = Routing(
+        active=fields.size("num_experts_per_tok"),
+        sigmoid=mixture.sigmoid,
+        groups=groups,
+        active_groups=fields.size("topk_group", groups) if groups > 1 else 1,
+        group_judges=mixture.group_judges,
+        normalized=fields.told(mixture.normalized),
+        scale=fields.number("routed_scaling_factor", 1),
+        weighs_input=mixture.weighs_input,
+    )
+    if routing.active > experts:
+        raise CheckpointError(f"num_experts_per_tok is {routing.active}; there are {experts} experts")
+    if experts % groups or routing.active_groups > groups:
+        raise CheckpointError(f"n_group is {groups}, topk_group {routing.active_groups}; there are {experts} experts")
+    shared_size = 0
+    if mixture.shared_size_key is not None:
+        shared_size = fields.size(mixture.shared_size_key)
+    elif mixture.shared_count_key is not None and fields.get(mixture.shared_count_key):
+        shared_size = size * fields.size(mixture.shared_count_key)
+    return MoeConfig(mixture, _moe_layers(mixture, fields, layers), experts, size, shared_size, routing)
+
+
+def _moe_layers(mixture: Mixture, fields: Fields, layers: int) -> frozenset[int]:
+    if mixture.layers == "first":
+        return frozenset(range(int(fields.get("first_k_dense_replace")), layers))
+    if mixture.layers == "listed":
+        step, listed = fields.size("interleave_moe_layer_step"), fields.get("moe_layers")
+        return frozenset(range(step - 1, layers, step) if listed is None else map(int, listed))
+    if mixture.layers == "step":
+        step, dense = fields.size("decoder_sparse_step"), fields.get("mlp_only_layers") or ()
+        return frozenset(layer for layer in range(layers) if (layer + 1) % step == 0 and layer not in dense)
+    return frozenset(range(layers))
 
 
 def _eos_token_ids(folder: Path, raw: Mapping[str, Any]) -> frozenset[int] | None:

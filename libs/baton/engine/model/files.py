@@ -28,9 +28,11 @@ _SAMPLES_PER_TENSOR = 3
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor lies: its bytes are `[start, end)` of `file`. `dtype` is the format's name, such as "BF16"."""
+    """Where one tensor lies: its bytes are `[start, end)` of `file`, where it is called `name`. `dtype` is the format's
+    name, such as "BF16"."""
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
@@ -53,6 +55,17 @@ def read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} holds a JSON {type(value).__name__}; a JSON object is needed")
+    return value
+
+
+def read_json_list(file: Path) -> list[dict[str, Any]]:
+    """The list of JSON objects in `file`. Raises CheckpointError naming the file when it is something else."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise CheckpointError(f"{file} must hold a list of JSON objects")
     return value
 
 
@@ -139,7 +152,8 @@ def _read_header(file: Path) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{file} is truncated: its header has {length} bytes, the whole file {size}")
     try:
         header = json.loads(text)
-        entries = {name: _entry(file, 8 + length, fields) for name, fields in header.items() if name != "__metadata__"}
+        header.pop("__metadata__", None)
+        entries = {name: _entry(file, name, 8 + length, fields) for name, fields in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{file} is corrupt: its safetensors header cannot be parsed ({error})") from None
     expected = max((entry.end for entry in entries.values()), default=8 + length)
@@ -150,9 +164,9 @@ def _read_header(file: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def _entry(file: Path, data_start: int, fields: Mapping[str, Any]) -> TensorEntry:
+def _entry(file: Path, name: str, data_start: int, fields: Mapping[str, Any]) -> TensorEntry:
     start, end = (int(offset) for offset in fields["data_offsets"])
     if not 0 <= start <= end:
         raise ValueError(f"data_offsets {start}, {end}")
     shape = tuple(int(extent) for extent in fields["shape"])
-    return TensorEntry(file, str(fields["dtype"]), shape, data_start + start, data_start + end)
+    return TensorEntry(file, name, str(fields["dtype"]), shape, data_start + start, data_start + end)

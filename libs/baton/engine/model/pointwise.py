@@ -7,6 +7,8 @@ Rounding follows `transformers`: normalization in float32, everything else in th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,15 +20,26 @@ from baton.engine.model.rope import rotate
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """One normalization: by root mean square, or `centred`, by the deviation from the mean; then times `weight`.
+
+    The product with a float32 weight is made in float32, and rounded then; with one of the dtype of what comes in,
+    both factors are rounded. The weight of heads may be [D], or [heads, D].
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None  # float32
+    centred: bool = False
+
+
 class Pointwise(Protocol):
     """Operations token by token: a token's result does not depend on its companions."""
 
-    def norm(self, x_TE: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
-        """Each token scaled to unit root mean square, times `weight_E`: a new tensor."""
+    def norm(self, x_TE: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Each token normalized: a new tensor."""
 
-    def add_norm(
-        self, x_TE: torch.Tensor, added_TE: torch.Tensor, weight_E: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def add_norm(self, x_TE: torch.Tensor, added_TE: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
         """x + added, and the norm of that. The caller gives up `x_TE`: the first result may be its memory."""
 
     def rotate(
@@ -34,8 +47,8 @@ class Pointwise(Protocol):
         qkv_TN: torch.Tensor,
         cos_T1D: torch.Tensor,
         sin_T1D: torch.Tensor,
-        q_norm_D: torch.Tensor | None,
-        k_norm_D: torch.Tensor | None,
+        q_norm: Norm | None,
+        k_norm: Norm | None,
     ) -> Heads:
         """Queries [T, H, D], keys and values [T, K, D] of [T, (H + 2 K) D].
 
@@ -44,7 +57,7 @@ class Pointwise(Protocol):
         """
 
     def gate(self, gate_up_T2F: torch.Tensor) -> torch.Tensor:
-        """silu(gate) * up, a new [T, F]."""
+        """activation(gate) * up, a new [T, F]; of a model without gates, activation(up) of [T, F]."""
 
 
 class TorchPointwise:
@@ -53,31 +66,50 @@ class TorchPointwise:
     def __init__(self, config: DecoderConfig) -> None:
         self._config = config
 
-    def norm(self, x_TE: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x_TE, weight_E, self._config.norm_eps)
+    def norm(self, x_TE: torch.Tensor, norm: Norm) -> torch.Tensor:
+        return normalize(x_TE, norm, self._config.norm_eps)
 
-    def add_norm(
-        self, x_TE: torch.Tensor, added_TE: torch.Tensor, weight_E: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def add_norm(self, x_TE: torch.Tensor, added_TE: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
         total_TE = x_TE + added_TE
-        return total_TE, self.norm(total_TE, weight_E)
+        return total_TE, self.norm(total_TE, norm)
 
     def rotate(
         self,
         qkv_TN: torch.Tensor,
         cos_T1D: torch.Tensor,
         sin_T1D: torch.Tensor,
-        q_norm_D: torch.Tensor | None,
-        k_norm_D: torch.Tensor | None,
+        q_norm: Norm | None,
+        k_norm: Norm | None,
     ) -> Heads:
         q_THD, k_TKD, v_TKD = split_heads(self._config, qkv_TN)
-        if q_norm_D is not None and k_norm_D is not None:
-            q_THD, k_TKD = self.norm(q_THD, q_norm_D), self.norm(k_TKD, k_norm_D)
+        if q_norm is not None and k_norm is not None:
+            q_THD, k_TKD = self._norm_heads(q_THD, q_norm), self._norm_heads(k_TKD, k_norm)
         return rotate(q_THD, cos_T1D, sin_T1D), rotate(k_TKD, cos_T1D, sin_T1D), v_TKD
 
     def gate(self, gate_up_T2F: torch.Tensor) -> torch.Tensor:
+        activate = ACTIVATIONS[self._config.activation]
+        if not self._config.gated:
+            return activate(gate_up_T2F)
         gate_TF, up_TF = gate_up_T2F.chunk(2, dim=-1)
-        return F.silu(gate_TF) * up_TF
+        if self._config.clamped_swiglu is not None:
+            alpha, limit = self._config.clamped_swiglu
+            gate_TF, up_TF = gate_TF.clamp(max=limit), up_TF.clamp(-limit, limit)
+            return (up_TF + 1) * (gate_TF * torch.sigmoid(gate_TF * alpha))
+        return activate(gate_TF) * up_TF
+
+    def _norm_heads(self, x_TND: torch.Tensor, norm: Norm) -> torch.Tensor:
+        if self._config.qk_norm == "all":
+            return self.norm(x_TND.flatten(1), norm).view(x_TND.shape)
+        return self.norm(x_TND, norm)
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
 
 
 def split_heads(config: DecoderConfig, qkv_TN: torch.Tensor) -> Heads:
@@ -87,8 +119,13 @@ def split_heads(config: DecoderConfig, qkv_TN: torch.Tensor) -> Heads:
     return q_THD, k_TKD, v_TKD
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Scale x [..., n] to unit root mean square along its last dimension, in float32, then by `weight` [n]."""
+def normalize(x: torch.Tensor, norm: Norm, eps: float) -> torch.Tensor:
+    """x [..., n] normalized along its last dimension, in float32."""
     wide = x.float()
+    if norm.centred:
+        wide = wide - wide.mean(-1, keepdim=True)
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return weight * normed.to(x.dtype)
+    if norm.weight.dtype == x.dtype:
+        normed = normed.to(x.dtype)
+    normed = norm.weight * normed
+    return (normed if norm.bias is None else normed + norm.bias).to(x.dtype)

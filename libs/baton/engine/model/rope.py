@@ -27,9 +27,9 @@ SUPPORTED = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "prop
 class Rope:
     """Parameters of a rotation; `kind` is one of SUPPORTED. `original_tokens`: context length of pretraining.
 
-    `part` of a head is rotated; 0: nothing. `attention_factor` multiplies cosines and sines. `context_tokens` is how
-    far the rotation is meant to reach. `divisors` of longrope: of each pair's frequency, for contexts within
-    `original_tokens` and for longer ones.
+    `part` of a head is rotated; 0: nothing. `attention_factor` multiplies cosines and sines; `score_factor`, squared,
+    scores, of models that leave that to them (DeepSeek). `context_tokens` is how far the rotation is meant to reach.
+    `divisors` of longrope: of each pair's frequency, for contexts within `original_tokens` and for longer ones.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class Rope:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
+    score_factor: float = 1.0
     part: float = 1.0
     divisors: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
@@ -145,12 +146,12 @@ def _number(raw: Mapping[str, Any], kind: str, name: str) -> float:
 def _parse_yarn(raw: Mapping[str, Any], theta: float, part: float, original_tokens: int, max_position: int) -> Rope:
     factor = _number(raw, "yarn", "factor") if raw.get("factor") is not None else max_position / original_tokens
     attention_factor = raw.get("attention_factor")
+    mscale, mscale_all_dim = raw.get("mscale"), raw.get("mscale_all_dim")
     if attention_factor is None:
-        mscale, mscale_all_dim = raw.get("mscale"), raw.get("mscale_all_dim")
         if mscale and mscale_all_dim:
-            attention_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
+            attention_factor = _yarn_mscale(factor, mscale) / _yarn_mscale(factor, mscale_all_dim)
         else:
-            attention_factor = yarn_mscale(factor, 1.0)
+            attention_factor = _yarn_mscale(factor, 1.0)
     return Rope(
         "yarn",
         theta,
@@ -161,6 +162,7 @@ def _parse_yarn(raw: Mapping[str, Any], theta: float, part: float, original_toke
         beta_slow=float(raw.get("beta_slow") or 1.0),
         truncate=bool(raw.get("truncate", True)),
         attention_factor=float(attention_factor),
+        score_factor=_yarn_mscale(factor, mscale_all_dim) if mscale_all_dim else 1.0,
         part=part,
     )
 
@@ -189,7 +191,7 @@ def _divisors(raw: Mapping[str, Any], name: str) -> tuple[float, ...]:
     return tuple(map(float, value))
 
 
-def yarn_mscale(factor: float, mscale: float) -> float:
+def _yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1.0 else 0.1 * mscale * math.log(factor) + 1.0
 
 

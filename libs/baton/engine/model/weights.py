@@ -1,55 +1,47 @@
 """Weights of a decoder, read from safetensors into the shapes that the forward pass wants.
 
 Last step of loading a model. Queries, keys and values share one matrix, gate and up another, so that a layer does
-four matrix products instead of seven. Tensors are read through a memory map and copied, so that a file that changes
-or shrinks later cannot harm a running engine. Knows nothing of attention, pools or requests.
+four matrix products instead of seven. What tensors are called comes from the family's names, what is there from the
+config. Knows nothing of attention, pools or requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 
 from baton.core.errors import CheckpointError
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model import mxfp4
+from baton.engine.model.config import DecoderConfig, LatentConfig, MoeConfig
+from baton.engine.model.experts import Experts, Router
 from baton.engine.model.files import TensorEntry, tensor_entries
+from baton.engine.model.heads import AttentionHeads, LatentHeads, SplitHeads
+from baton.engine.model.pointwise import Norm
+from baton.engine.model.projection import Linear, MakeProjection, Mlp, Projection
+from baton.engine.model.rope import head_order
+from baton.engine.model.tensors import STORED_DTYPES, Progress, TensorReader
 
-Progress = Callable[[int, int], None]
-Projection = Callable[[torch.Tensor], torch.Tensor]  # x [T, in] -> a new [T, out]
-MakeProjection = Callable[[torch.Tensor, torch.Tensor | None], Projection]  # of a weight [out, in] and a bias [out]
-
-_STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """`y = x W^T + b`: weight [out, in], bias [out]. x is [..., in], y a new tensor [..., out]."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+_TEXT_PREFIXES = {"language_model.": "", "model.language_model.": "model."}
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer. E hidden, F intermediate, H heads, K kv heads, D head_dim."""
+    """One layer. E hidden, H query heads. Norms are None where the family has none.
 
-    input_norm_E: torch.Tensor
-    qkv: Projection  # E -> (H + 2 K) D: queries, keys, values
-    q_norm_D: torch.Tensor | None
-    k_norm_D: torch.Tensor | None
-    output: Projection  # H D -> E
-    mlp_norm_E: torch.Tensor
-    gate_up: Projection  # E -> 2 F: gate, up
-    down: Projection  # F -> E
+    A norm stands before attention and MLP, a post norm behind, before their results are added.
+    """
+
+    attention_norm: Norm | None
+    heads: AttentionHeads
+    sinks_H: torch.Tensor | None  # float32
+    output: Projection  # what `heads` makes of what was attended -> E
+    attention_post_norm: Norm | None
+    mlp_norm: Norm | None
+    mlp: Mlp | Experts
+    mlp_post_norm: Norm | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +50,8 @@ class DecoderWeights:
 
     embedding_VE: torch.Tensor
     layers: tuple[LayerWeights, ...]
-    final_norm_E: torch.Tensor
-    head: Projection  # E -> V; tied, made of `embedding_VE`
+    final_norm: Norm
+    head: Projection | None  # E -> V; tied, made of `embedding_VE`; None: the model draws no tokens
 
 
 def load_weights(
@@ -76,114 +68,250 @@ def load_weights(
     `progress(done_bytes, total_bytes)` counts bytes of the files, and is called after each tensor.
     Raises CheckpointError naming the file (missing, truncated, corrupt) or the tensor (missing, wrong shape or type).
     """
-    entries = tensor_entries(Path(path))
+    found = tensor_entries(Path(path))
+    entries = _named_as_causal(found)
+    if entries is not found and not config.tied_embeddings and "lm_head.weight" not in entries:
+        config = replace(config, has_head=False)
     with torch.inference_mode():
-        return _Loader(entries, dtype, torch.device(device), progress, projection).decoder(config)
+        return _Loader(config, TensorReader(entries, dtype, torch.device(device), progress), projection).decoder()
+
+
+def read_tensors(
+    entries: dict[str, TensorEntry], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The tensors named in `shapes`, in new memory. Raises CheckpointError as `load_weights` does."""
+    reader = TensorReader(entries, dtype, device)
+    return {name: reader.one(name, shape) for name, shape in shapes.items()}
+
+
+def _named_as_causal(entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Tensors by their names in a causal model: of one that was saved without its head (`layers.0. ...`), and of the
+    text part of one that sees as well (`language_model.model.layers.0. ...`, `model.language_model.layers.0. ...`)."""
+    if "embed_tokens.weight" in entries:
+        return {name if name.startswith("lm_head") else f"model.{name}": entry for name, entry in entries.items()}
+    for prefix, causal in _TEXT_PREFIXES.items():
+        if any(name.startswith(prefix) for name in entries):
+            return {_renamed(name, prefix, causal): entry for name, entry in entries.items()}
+    return entries
+
+
+def _renamed(name: str, prefix: str, causal: str) -> str:
+    return causal + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
 def stored_dtype(path: str | Path) -> str:
-    """Name of the dtype that most of the checkpoint's bytes are stored in: float32, bfloat16 or float16."""
+    """Name of the dtype that most of the checkpoint's bytes are stored in: float32, bfloat16 or float16.
+
+    What is stored in fewer bits counts where there is nothing else; CheckpointError then.
+    """
     by_dtype: dict[str, int] = {}
     for entry in tensor_entries(Path(path)).values():
         by_dtype[entry.dtype] = by_dtype.get(entry.dtype, 0) + entry.nbytes
-    most = max(by_dtype, key=lambda dtype: by_dtype[dtype], default="none")
-    if most not in _STORED_DTYPES:
-        raise CheckpointError(f"{path}: weights are stored as {most}; {', '.join(_STORED_DTYPES)} are supported")
-    return str(_STORED_DTYPES[most]).removeprefix("torch.")
+    most = max(by_dtype, key=lambda dtype: (dtype in STORED_DTYPES, by_dtype[dtype]), default="none")
+    if most not in STORED_DTYPES:
+        raise CheckpointError(f"{path}: weights are stored as {most}; {', '.join(STORED_DTYPES)} are supported")
+    return str(STORED_DTYPES[most]).removeprefix("torch.")
 
 
 class _Loader:
-    """Reads named tensors of known shapes, each once, into new memory."""
+    """Makes the parts of one decoder, each of tensors that are read once."""
 
-    def __init__(
-        self,
-        entries: dict[str, TensorEntry],
-        dtype: torch.dtype,
-        device: torch.device,
-        progress: Progress | None,
-        projection: MakeProjection,
-    ) -> None:
-        self._entries = entries
-        self._dtype = dtype
-        self._device = device
-        self._progress = progress
+    def __init__(self, config: DecoderConfig, reader: TensorReader, projection: MakeProjection) -> None:
+        self._config = config
+        self._reader = reader
         self._projection = projection
-        self._files: dict[Path, Any] = {}
-        self._done_bytes = 0
-        self._total_bytes = sum(entry.nbytes for entry in entries.values())
 
-    def decoder(self, config: DecoderConfig) -> DecoderWeights:
-        embedding = self._stacked(["model.embed_tokens.weight"], [(config.vocab_size, config.hidden_size)])
-        layers = tuple(self._layer(config, f"model.layers.{layer}") for layer in range(config.layers))
-        final_norm = self._stacked(["model.norm.weight"], [(config.hidden_size,)])
-        head = embedding
-        if not config.tied_embeddings:
-            head = self._stacked(["lm_head.weight"], [(config.vocab_size, config.hidden_size)])
-        if self._progress is not None:
-            self._progress(self._total_bytes, self._total_bytes)
-        return DecoderWeights(embedding, layers, final_norm, self._projection(head, None))
+    def decoder(self) -> DecoderWeights:
+        config, names = self._config, self._config.names
+        embedding = self._reader.one(f"{names.embedding}.weight", (config.vocab_size, config.hidden_size))
+        layers = tuple(self._layer(layer) for layer in range(config.layers))
+        final_norm = self._norm(names.final_norm, (config.hidden_size,))
+        head = self._head(embedding)
+        self._reader.done()
+        return DecoderWeights(embedding, layers, final_norm, head)
 
-    def _layer(self, config: DecoderConfig, prefix: str) -> LayerWeights:
-        hidden, inner = (config.hidden_size,), config.intermediate_size
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        q_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        q_norm = k_norm = None
-        if config.qk_norm:
-            q_norm = self._stacked([f"{attention}.q_norm.weight"], [(config.head_dim,)])
-            k_norm = self._stacked([f"{attention}.k_norm.weight"], [(config.head_dim,)])
+    def _head(self, embedding: torch.Tensor) -> Projection | None:
+        config = self._config
+        if not config.has_head:
+            return None
+        if config.tied_embeddings:
+            return self._projection(embedding, None)
+        return self._linear([config.names.head], [config.vocab_size], config.hidden_size, False)
+
+    def _layer(self, layer: int) -> LayerWeights:
+        config, names, hidden = self._config, self._config.names, self._config.hidden_size
+        prefix = names.layer.format(layer)
+        sinks = None
+        if config.sinks is not None:
+            sinks = self._reader.one(f"{prefix}.{config.sinks}", (config.heads,)).float()
+        attention_norm, attention_post_norm, mlp_norm, mlp_post_norm = (
+            None if name is None else self._norm(f"{prefix}.{name}", (hidden,))
+            for name in (names.attention_norm, names.attention_post_norm, names.mlp_norm, names.mlp_post_norm)
+        )
+        latent = config.latent
+        attended = config.heads * (config.head_dim if latent is None else latent.value)
+        moe = config.moe
+        mlp: Mlp | Experts
+        if moe is None or layer not in moe.layers:
+            mlp = self._mlp(prefix, names.gate_up, names.down, config.intermediate_size, config.mlp_bias)
+        else:
+            mlp = self._experts(moe, prefix)
         return LayerWeights(
-            input_norm_E=self._stacked([f"{prefix}.input_layernorm.weight"], [hidden]),
-            qkv=self._linear(
-                [f"{attention}.{part}_proj" for part in "qkv"],
-                [q_size, kv_size, kv_size],
-                config.hidden_size,
-                config.qkv_bias,
-            ),
-            q_norm_D=q_norm,
-            k_norm_D=k_norm,
-            output=self._linear([f"{attention}.o_proj"], [config.hidden_size], q_size, config.output_bias),
-            mlp_norm_E=self._stacked([f"{prefix}.post_attention_layernorm.weight"], [hidden]),
-            gate_up=self._linear(
-                [f"{mlp}.gate_proj", f"{mlp}.up_proj"], [inner, inner], config.hidden_size, config.mlp_bias
-            ),
-            down=self._linear([f"{mlp}.down_proj"], [config.hidden_size], inner, config.mlp_bias),
+            attention_norm=attention_norm,
+            heads=self._split_heads(layer, prefix) if latent is None else self._latent_heads(latent, layer, prefix),
+            sinks_H=sinks,
+            output=self._linear([f"{prefix}.{names.output}"], [hidden], attended, config.output_bias),
+            attention_post_norm=attention_post_norm,
+            mlp_norm=mlp_norm,
+            mlp=mlp,
+            mlp_post_norm=mlp_post_norm,
         )
 
+    def _split_heads(self, layer: int, prefix: str) -> SplitHeads:
+        """Heads whose queries and keys have their dimensions in `head_order`."""
+        config, names = self._config, self._config.names
+        q_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        parts = [f"{prefix}.{name}" for name in names.qkv]
+        weight, bias = self._parts(parts, [q_size, kv_size, kv_size], config.hidden_size, config.qkv_bias)
+        order = head_order(config.ropes[layer], config.head_dim, config.interleaved)
+        for rows in (weight, bias) if bias is not None else (weight,):
+            _reorder(rows[: q_size + kv_size], config.head_dim, 0, order)
+        q_norm = k_norm = None
+        if config.qk_norm == "unit" and config.ropes[layer].part:
+            q_norm = k_norm = Norm(torch.ones(config.head_dim, dtype=self._reader.dtype, device=self._reader.device))
+        elif config.qk_norm not in ("none", "unit"):
+            q_norm = self._head_norm(layer, f"{prefix}.{names.q_norm}", config.heads)
+            k_norm = self._head_norm(layer, f"{prefix}.{names.k_norm}", config.kv_heads)
+        return SplitHeads(self._projection(weight, bias), q_norm, k_norm)
+
+    def _latent_heads(self, latent: LatentConfig, layer: int, prefix: str) -> LatentHeads:
+        config, names, hidden = self._config, self._config.names, self._config.hidden_size
+        order = head_order(config.ropes[layer], latent.rotated, config.interleaved)
+        q_down = q_down_norm = None
+        q_name, q_in = names.q_whole, hidden
+        if latent.q_rank is not None:
+            q_name, q_in = names.q_up, latent.q_rank
+            q_down = self._linear([f"{prefix}.{names.q_down}"], [latent.q_rank], hidden, config.qkv_bias)
+            q_down_norm = self._norm(f"{prefix}.{names.q_down_norm}", (latent.q_rank,))
+        q_dim, kv_dim = latent.plain + latent.rotated, latent.plain + latent.value
+        q_up, _ = self._parts([f"{prefix}.{q_name}"], [config.heads * q_dim], q_in, False)
+        _reorder(q_up, q_dim, latent.plain, order)
+        kv_size = latent.rank + latent.rotated
+        kv_down, kv_bias = self._parts([f"{prefix}.{names.kv_down}"], [kv_size], hidden, config.qkv_bias)
+        for rows in (kv_down, kv_bias) if kv_bias is not None else (kv_down,):
+            _reorder(rows, kv_size, latent.rank, order)
+        kv_up, _ = self._parts([f"{prefix}.{names.kv_up}"], [config.heads * kv_dim], latent.rank, False)
+        k_up_HPL, v_up_HVL = kv_up.unflatten(0, (config.heads, kv_dim)).split((latent.plain, latent.value), dim=1)
+        return LatentHeads(
+            config=latent,
+            q_down=q_down,
+            q_down_norm=q_down_norm,
+            q_up=self._projection(q_up, None),
+            kv_down=self._projection(kv_down, kv_bias),
+            kv_norm=self._norm(f"{prefix}.{names.kv_norm}", (latent.rank,)),
+            k_up_HPL=k_up_HPL.contiguous(),
+            v_up_HLV=v_up_HVL.transpose(1, 2).contiguous(),
+        )
+
+    def _head_norm(self, layer: int, name: str, heads: int) -> Norm:
+        """A norm of queries or keys: weights [D] of a head, or of all heads [heads * D] or [heads, D]."""
+        config = self._config
+        shapes = {"head": (config.head_dim,), "heads": (heads, config.head_dim), "all": (heads * config.head_dim,)}
+        norm = self._norm(name, shapes[config.qk_norm])
+        order = head_order(config.ropes[layer], config.head_dim, config.interleaved)
+        if order is None:
+            return norm
+        weight = norm.weight.view(-1, config.head_dim)[:, order].reshape(norm.weight.shape)
+        return replace(norm, weight=weight)
+
+    def _norm(self, name: str, shape: tuple[int, ...]) -> Norm:
+        kind = self._config.norm
+        weight = self._reader.one(f"{name}.weight", shape)
+        bias = self._reader.one(f"{name}.bias", shape).float() if kind.bias else None
+        if kind.wide:
+            weight = weight.float()
+        return Norm(weight + 1 if kind.plus_one else weight, bias, kind.centred)
+
+    def _mlp(self, prefix: str, gate_up: Sequence[str], down: str, size: int, bias: bool) -> Mlp:
+        outs, hidden = [size, size] if self._config.gated else [size], self._config.hidden_size
+        return Mlp(
+            gate_up=self._linear([f"{prefix}.{name}" for name in gate_up], outs, hidden, bias),
+            down=self._linear([f"{prefix}.{down}"], [hidden], size, bias),
+        )
+
+    def _experts(self, moe: MoeConfig, prefix: str) -> Experts:
+        names, hidden = moe.mixture.names, self._config.hidden_size
+        weight, bias = self._parts([f"{prefix}.{names.router}"], [moe.experts], hidden, moe.mixture.router_bias)
+        correction = shared_gate = shared = None
+        if names.correction is not None:
+            correction = self._reader.one(f"{prefix}.{names.correction}", (moe.experts,)).float()
+        if moe.shared_size:
+            shared = self._mlp(prefix, names.shared_gate_up, names.shared_down, moe.shared_size, False)
+            if names.shared_gate is not None:
+                shared_gate = Linear(self._reader.one(f"{prefix}.{names.shared_gate}.weight", (1, hidden)))
+        if "{}" in names.down:
+            experts = [
+                self._mlp(
+                    prefix, [name.format(i) for name in names.gate_up], names.down.format(i), moe.size,
+                    moe.mixture.expert_bias,
+                )
+                for i in range(moe.experts)
+            ]  # fmt: skip
+        else:
+            experts = self._stacked_experts(moe, prefix)
+        router = Router(moe.routing, Linear(weight.float(), None if bias is None else bias.float()), correction)
+        return Experts(router, tuple(experts), shared, shared_gate)
+
+    def _stacked_experts(self, moe: MoeConfig, prefix: str) -> list[Mlp]:
+        """Experts of checkpoints that have them all in one tensor."""
+        (gate_up_name,), hidden = moe.mixture.names.gate_up, self._config.hidden_size
+        gate_up, gate_up_bias = self._stacked_parts(moe, f"{prefix}.{gate_up_name}", 2 * moe.size, hidden)
+        if moe.mixture.interleaved:
+            gate_up = torch.cat((gate_up[:, 0::2], gate_up[:, 1::2]), dim=1)
+            gate_up_bias = gate_up_bias and [torch.cat((bias[0::2], bias[1::2])) for bias in gate_up_bias]
+        down, down_bias = self._stacked_parts(moe, f"{prefix}.{moe.mixture.names.down}", hidden, moe.size)
+        none = [None] * moe.experts
+        return [
+            Mlp(
+                self._projection(gate_up[i], (gate_up_bias or none)[i]),
+                self._projection(down[i], (down_bias or none)[i]),
+            )
+            for i in range(moe.experts)
+        ]
+
+    def _stacked_parts(
+        self, moe: MoeConfig, name: str, outs: int, fan_in: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        """Weights [N, outs, fan_in] of N experts, and biases, a list of [outs]; stored as MXFP4, or inputs first."""
+        reader, experts = self._reader, moe.experts
+        if f"{name}_blocks" in reader.entries:
+            groups = fan_in // mxfp4.GROUP
+            blocks = reader.raw(f"{name}_blocks", (experts, outs, groups, mxfp4.GROUP // 2), {"U8": torch.uint8})
+            scales = reader.raw(f"{name}_scales", (experts, outs, groups), {"U8": torch.uint8})
+            weight = mxfp4.spread(blocks, scales, reader.dtype).to(reader.device)
+        else:
+            weight = reader.one(name, (experts, fan_in, outs)).transpose(1, 2).contiguous()
+        if not moe.mixture.expert_bias:
+            return weight, None
+        return weight, list(reader.one(f"{name}_bias", (experts, outs)))
+
     def _linear(self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool) -> Projection:
-        weight = self._stacked([f"{name}.weight" for name in names], [(out, fan_in) for out in outs])
+        return self._projection(*self._parts(names, outs, fan_in, bias))
+
+    def _parts(
+        self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias of the named matrices, one after the other; of one name, the checkpoint has them so."""
+        if len(names) == 1:
+            outs = [sum(outs)]
+        weight = self._reader.stacked([f"{name}.weight" for name in names], [(out, fan_in) for out in outs])
         if not bias:
-            return self._projection(weight, None)
-        return self._projection(weight, self._stacked([f"{name}.bias" for name in names], [(out,) for out in outs]))
+            return weight, None
+        return weight, self._reader.stacked([f"{name}.bias" for name in names], [(out,) for out in outs])
 
-    def _stacked(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """The named tensors, one after the other along their first dimension."""
-        rows = sum(shape[0] for shape in shapes)
-        stacked = torch.empty((rows, *shapes[0][1:]), dtype=self._dtype, device=self._device)
-        start = 0
-        for name, shape in zip(names, shapes, strict=True):
-            stacked[start : start + shape[0]].copy_(self._read(name, shape))
-            start += shape[0]
-        return stacked
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        entry = self._entries.get(name)
-        if entry is None:
-            raise CheckpointError(f"the checkpoint has no tensor {name}, which its config.json asks for")
-        if entry.shape != shape:
-            raise CheckpointError(
-                f"tensor {name} in {entry.file} has shape {list(entry.shape)}; its config.json asks for {list(shape)}"
-            )
-        if entry.dtype not in _STORED_DTYPES:
-            raise CheckpointError(
-                f"tensor {name} in {entry.file} is stored as {entry.dtype}; {', '.join(_STORED_DTYPES)} are supported"
-            )
-        try:
-            if entry.file not in self._files:
-                self._files[entry.file] = safe_open(entry.file, framework="pt", device="cpu")
-            tensor = self._files[entry.file].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{entry.file} cannot be read: {error}") from None
-        if self._progress is not None:
-            self._done_bytes += entry.nbytes
-            self._progress(self._done_bytes, self._total_bytes)
-        return tensor
+def _reorder(rows: torch.Tensor, head_dim: int, start: int, order: list[int] | None) -> None:
+    """Bring rows from `start` on of each head, `head_dim` rows, into `order`, in place."""
+    if order is not None:
+        turning = rows.unflatten(0, (-1, head_dim))[:, start:]
+        turning.copy_(turning[:, order])

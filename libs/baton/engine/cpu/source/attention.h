@@ -23,8 +23,11 @@ struct Attention {
     const int32_t* page_table;  // [rows, table_width]
     const int32_t* q_starts;    // [rows + 1]
     const int32_t* seq_lens;    // [rows]
+    const float* sinks;         // [heads]: scores that take part in the softmax and bring no value; null for none
+    double scale, soft_cap;     // of scores; a cap of 0 is none
     int64_t q_stride, table_width, rows, page_size, heads, kv_heads, head_dim;
     int64_t window;   // latest positions that a token sees, its own included; 0 for all
+    int64_t chunk;    // positions are cut into chunks of so many, and a token sees its own; 0 for not
     int64_t one_way;  // not 0: rows with one new token are computed as others are, to the last bit
     int64_t threads;
 };
@@ -46,6 +49,12 @@ T* workspace(int64_t count, int which) {
     auto& bytes = kept[which];
     if ((int64_t)bytes.size() < count * (int64_t)sizeof(T) + 64) bytes.resize(count * sizeof(T) + 64);
     return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(bytes.data()) + 63) & ~uintptr_t(63));
+}
+
+// The first position that the token before position `end` sees.
+static inline int64_t first_seen(const Attention& a, int64_t end) {
+    if (a.chunk) return (end - 1) / a.chunk * a.chunk;
+    return a.window ? std::max<int64_t>(0, end - a.window) : 0;
 }
 
 // Where K of positions [begin, end) of a row stand, head 0 first; V stands `page_size * kv_heads * head_dim` further.
@@ -111,6 +120,15 @@ void weigh(const E* const* v, Ahead<E> ahead, int64_t at, int n, const float* we
     each<Q>([&](auto j) { each<WIDTH>([&](auto w) { store(out + j * dim + d + w * LANES, total[j][w]); }); });
 }
 
+// Scores of a model with a soft cap: scaled, then bent to cap * tanh(score / cap).
+static inline void bend(float* scores, int padded, float scale, float cap) {
+    for (int i = 0; i < padded; i += LANES) {
+        const vf doubled = load(scores + i) * (2.0f * scale / cap);
+        const vf bounded = larger(splat(-80.0f), doubled > splat(80.0f) ? splat(80.0f) : doubled);
+        store(scores + i, cap - 2.0f * cap / (exponential(bounded) + 1.0f));
+    }
+}
+
 // The running softmax of one query: turns scores into weights in place; returns what earlier sums must be scaled by.
 static inline float soften(float* scores, int n, int padded, float scale, float& maximum, float& total) {
     for (int i = n; i < padded; i++) scores[i] = NONE;
@@ -134,12 +152,16 @@ static inline float soften(float* scores, int n, int padded, float scale, float&
 }
 
 template <int Q, class E>
-void attend_group(const E* const* k, Ahead<E> ahead, int64_t head, int64_t v_offset, int n, const float* q, int64_t dim, float scale,
-                  float* maximum, float* total, float* out) {
+void attend_group(const E* const* k, Ahead<E> ahead, int64_t head, int64_t v_offset, int n, const float* q, int64_t dim,
+                  float scale, float cap, float* maximum, float* total, float* out) {
     alignas(64) float scores[Q * BLOCK];
     float keep[Q];
     const int padded = (n + LANES - 1) / LANES * LANES;
     dots<Q>(k, ahead, head, padded, q, dim, scores);
+    if (cap != 0.0f) {
+        for (int j = 0; j < Q; j++) bend(scores + j * BLOCK, padded, scale, cap);
+        scale = 1.0f;
+    }
     for (int j = 0; j < Q; j++) keep[j] = soften(scores + j * BLOCK, n, padded, scale, maximum[j], total[j]);
     ahead.offset += v_offset;
     int64_t d = 0;
@@ -156,8 +178,11 @@ int locate_block(const Attention& a, int row, int64_t low, int64_t end, const E*
     return (int)(high - low);
 }
 
-static inline int64_t first_seen(const Attention& a, int64_t end) {
-    return a.window ? std::max<int64_t>(0, end - a.window) : 0;
+// The state of a softmax that has seen no position yet, of `heads` heads from `first` on.
+static inline void begin_softmax(const Attention& a, int64_t first, int64_t heads, float* maximum, float* total) {
+    if (a.sinks) std::copy_n(a.sinks + first, heads, maximum);
+    else std::fill_n(maximum, heads, NONE);
+    std::fill_n(total, heads, a.sinks ? 1.0f : 0.0f);
 }
 
 // `follower`: the task that this thread will probably do next, if it is of the same kind.
@@ -166,15 +191,14 @@ void attend_one(const Attention& a, const AttentionTask& task, const AttentionTa
     const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, v_offset = a.page_size * a.kv_heads * dim;
     const int64_t token = a.q_starts[task.row], first_head = task.head_begin * group;
     const int64_t heads = (task.head_end - task.head_begin) * group, end = a.seq_lens[task.row];
-    const float scale = 1.0f / std::sqrt((float)dim);
+    const float scale = (float)a.scale, cap = (float)a.soft_cap;
     float* q = workspace<float>(heads * dim, 0);
     float* sums = workspace<float>(heads * dim, 1);
     float* maximum = workspace<float>(heads, 2);
     float* total = workspace<float>(heads, 3);
     const E* source = static_cast<const E*>(a.q) + token * a.q_stride + first_head * dim;
     for (int64_t i = 0; i < heads * dim; i += LANES) store(q + i, load(source + i)), store(sums + i, vf{});
-    std::fill_n(maximum, heads, NONE);
-    std::fill_n(total, heads, 0.0f);
+    begin_softmax(a, first_head, heads, maximum, total);
     const E* at_now[BLOCK];
     const E* at_next[BLOCK];
     const E **k = at_now, **next = at_next;
@@ -194,8 +218,8 @@ void attend_one(const Attention& a, const AttentionTask& task, const AttentionTa
                                     : group - g == 3 ? attend_group<3, E>
                                     : group - g == 2 ? attend_group<2, E>
                                                      : attend_group<1, E>;
-                attend(k, g ? Ahead<E>{} : ahead, head * dim, v_offset, n, q + at * dim, dim, scale, maximum + at,
-                       total + at, sums + at * dim);
+                attend(k, g ? Ahead<E>{} : ahead, head * dim, v_offset, n, q + at * dim, dim, scale, cap,
+                       maximum + at, total + at, sums + at * dim);
             }
         }
     }
@@ -281,8 +305,9 @@ struct Gathered {
 struct PackedBlock {
     const int32_t* k;
     const int32_t* v;
-    int64_t block, end, dim, window;
-    float scale;
+    int64_t block, end, dim;
+    float scale, cap;
+    const Attention& attention;
 };
 
 // Turns scores of a query at `position` into weights, written as units; returns the scale of earlier sums.
@@ -290,12 +315,13 @@ template <class E>
 float soften_units(float* scores, int columns, const PackedBlock& packed, int64_t position, float& maximum,
                    float& total, int32_t* weights) {
     const int64_t high = std::min<int64_t>(position + 1 - packed.block, columns);
-    const int64_t low = packed.window ? std::max<int64_t>(0, position + 1 - packed.window - packed.block) : 0;
+    const int64_t low = std::max<int64_t>(0, first_seen(packed.attention, position + 1) - packed.block);
+    const float scale = packed.cap != 0.0f ? 1.0f : packed.scale;  // scores that were bent are scaled already
     vi lane{};
     for (int i = 0; i < LANES; i++) lane[i] = i;
     vf most = splat(maximum);
     for (int i = 0; i < columns; i += LANES) {
-        vf scaled = load(scores + i) * packed.scale;
+        vf scaled = load(scores + i) * scale;
         if (i < low || i + LANES > high) {
             const vi at = lane + i;
             scaled = (at >= (int32_t)low) & (at < (int32_t)high) ? scaled : splat(NONE);
@@ -323,12 +349,14 @@ void attend_tile(const PackedBlock& packed, const int32_t* q, int64_t first, int
                  const Gathered& gathered) {
     const int64_t depth = packed.dim / PAIR<E>;
     const int64_t from = q_position + first / group, to = q_position + (first + M - 1) / group;
-    if (to < packed.block || (packed.window && packed.end <= from + 1 - packed.window)) return;
+    if (to < packed.block || packed.end <= first_seen(packed.attention, from + 1)) return;
     const int seen = (int)(std::min(packed.end, to + 1) - packed.block);
     const int columns = (seen + LANES - 1) / LANES * LANES;
     alignas(64) float scores[M * BLOCK];
     alignas(64) int32_t weights[M * BLOCK / PAIR<E>];
     product<PAIR<E>, M, false>(q + first * depth, depth, packed.k, K_STRIDE, scores, BLOCK, depth, columns);
+    if (packed.cap != 0.0f)
+        for (int m = 0; m < M; m++) bend(scores + m * BLOCK, columns, packed.scale, packed.cap);
     for (int m = 0; m < M; m++) {
         const int64_t pair = first + m;
         const float keep = soften_units<E>(scores + m * BLOCK, columns, packed, q_position + pair / group,
@@ -410,7 +438,7 @@ void attend_many(const Attention& a, const AttentionTask& task) {
     const int64_t q_len = a.q_starts[task.row + 1] - a.q_starts[task.row];
     const int64_t q_position = a.seq_lens[task.row] - q_len + task.q_begin;
     const int64_t end = a.seq_lens[task.row] - q_len + task.q_end, pairs = (task.q_end - task.q_begin) * group;
-    const int64_t begin = a.window ? std::max<int64_t>(0, q_position + 1 - a.window) : 0;
+    const int64_t begin = first_seen(a, q_position + 1);
     int32_t* q = workspace<int32_t>(pairs * dim, 0);
     const Gathered gathered{workspace<float>(pairs * dim, 1), workspace<float>(pairs, 2), workspace<float>(pairs, 3)};
     int32_t* k_units = workspace<int32_t>(dim * K_STRIDE, 4);
@@ -419,13 +447,13 @@ void attend_many(const Attention& a, const AttentionTask& task) {
     for (int64_t head = task.head_begin; head < task.head_end; head++) {
         pack_queries<E>(a, task, head, group, q);
         std::fill_n(gathered.sums, pairs * dim, 0.0f);
-        std::fill_n(gathered.maximum, pairs, NONE);
-        std::fill_n(gathered.total, pairs, 0.0f);
+        for (int64_t pair = 0; pair < pairs; pair += group)
+            begin_softmax(a, head * group, group, gathered.maximum + pair, gathered.total + pair);
         for (int64_t block = begin / BLOCK * BLOCK; block < end; block += BLOCK) {
             const int64_t low = std::max(block, begin), high = std::min(block + BLOCK, end);
             locate(a, task.row, low, high, k + (low - block));
             pack(k, head * dim, v_offset, (int)(low - block), (int)(high - block), dim, k_units, v_units);
-            const PackedBlock packed{k_units, v_units, block, high, dim, a.window, 1.0f / std::sqrt((float)dim)};
+            const PackedBlock packed{k_units, v_units, block, high, dim, (float)a.scale, (float)a.soft_cap, a};
             attend_pairs<E>(packed, q, pairs, group, q_position, gathered);
         }
         for (int64_t pair = 0; pair < pairs; pair++) {

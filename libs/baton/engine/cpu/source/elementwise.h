@@ -20,9 +20,9 @@ void for_tokens(int64_t tokens, int64_t threads, const Work& work) {
     });
 }
 
-// out[size] = x / rms(x), rounded, times weight. `out` may be `x`.
-template <class E>
-void normalize(const E* x, const E* weight, E* out, int64_t size, float eps) {
+// out[size] = x / rms(x), rounded to what the weight is, times weight. `out` may be `x`.
+template <class E, class W>
+void normalize(const E* x, const W* weight, E* out, int64_t size, float eps) {
     vf squares{};
     for (int64_t i = 0; i < size; i += LANES) {
         const vf value = load(x + i);
@@ -30,7 +30,7 @@ void normalize(const E* x, const E* weight, E* out, int64_t size, float eps) {
     }
     const float factor = 1.0f / std::sqrt(sum(squares) / (float)size + eps);
     for (int64_t i = 0; i < size; i += LANES)
-        store(out + i, load(weight + i) * rounded_to(out, load(x + i) * factor));
+        store(out + i, load(weight + i) * rounded_to(weight, load(x + i) * factor));
 }
 
 // x[size] rotated in place by pairs (i, i + size / 2).
@@ -59,11 +59,14 @@ void turn(E* x, const E* cosines, const E* sines, int64_t size) {
     memcpy(x + half + i, wide + LANES, left * sizeof(E));
 }
 
-template <class E>
+// Both gates are x times the sigmoid of something: silu of x itself, GELU, in its approximation by tanh, of a cubic.
+enum Gate : int64_t { SILU = 0, GELU = 1 };
+
+template <Gate GATE, class E>
 void gate(const E* gate_up, E* out, int64_t size) {
     for (int64_t i = 0; i < size; i += LANES) {
         const vf x = load(gate_up + i), up = load(gate_up + size + i);
-        const vf down = -x;
+        const vf down = GATE == SILU ? -x : -1.5957691216f * (x + 0.044715f * x * x * x);
         const vf bounded = down > splat(88.0f) ? splat(88.0f) : down;
         store(out + i, rounded_to(out, x / (1.0f + exponential(bounded))) * up);
     }

@@ -1,0 +1,89 @@
+"""Mixture of experts: which experts a token goes to, and what they make of it.
+
+Stands in a layer where a dense model has its MLP. Tokens are sorted by expert, so that each expert that is hit does two
+matrix products for all of its tokens, and those that are not hit cost nothing. A token's result does not depend on its
+companions, apart from how products of other row counts round.
+
+    T  tokens    E  hidden size    N  experts    A  experts per token    P  pairs of token and expert, T * A
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from baton.engine.model.config import Routing
+from baton.engine.model.pointwise import Pointwise
+from baton.engine.model.projection import Linear, Mlp, Projection
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Chooses experts: by the A best scores, of the best groups only where there are groups."""
+
+    routing: Routing
+    experts: Linear  # E -> N, in float32: which experts are chosen should not be a matter of rounding
+    correction_N: torch.Tensor | None  # float32, added to scores for choosing only (DeepSeek-V3)
+
+    def __call__(self, x_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers of experts, int64 [T, A], and the weight of each, float32 [T, A]."""
+        routing = self.routing
+        logits_TN = self.experts(x_TE.float())
+        scores_TN = logits_TN.sigmoid() if routing.sigmoid else logits_TN.softmax(-1)
+        choice_TN = scores_TN if self.correction_N is None else scores_TN + self.correction_N
+        if routing.groups > 1:
+            choice_TN = self._of_best_groups(choice_TN)
+        chosen_TA = choice_TN.topk(routing.active, dim=-1).indices
+        weights_TA = scores_TN.gather(1, chosen_TA)
+        if routing.normalized:
+            weights_TA = weights_TA / (weights_TA.sum(-1, keepdim=True) + 1e-20)
+        return chosen_TA, weights_TA * routing.scale
+
+    def _of_best_groups(self, choice_TN: torch.Tensor) -> torch.Tensor:
+        """Scores of experts outside the best groups as -inf; a group is as good as its best expert, or best two."""
+        routing = self.routing
+        grouped = choice_TN.unflatten(1, (routing.groups, -1))
+        strength = grouped.topk(routing.group_judges, dim=-1).values.sum(-1)
+        best = strength.topk(routing.active_groups, dim=-1).indices
+        hidden = torch.ones_like(strength, dtype=torch.bool).scatter_(1, best, False)
+        return grouped.masked_fill(hidden[:, :, None], float("-inf")).flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """An MLP made of many, of which a token goes through few, and through the `shared` one always."""
+
+    router: Router
+    experts: tuple[Mlp, ...]
+    shared: Mlp | None = None
+    shared_gate: Projection | None = None  # E -> 1: how much of the shared expert's result counts
+
+    def __call__(self, x_TE: torch.Tensor, pointwise: Pointwise) -> torch.Tensor:
+        chosen_TA, weights_TA = self.router(x_TE)
+        mixed_TE = self._mix(x_TE, chosen_TA, weights_TA, pointwise)
+        if self.shared is None:
+            return mixed_TE
+        shared_TE = self.shared(x_TE, pointwise)
+        if self.shared_gate is not None:
+            shared_TE = self.shared_gate(x_TE).sigmoid() * shared_TE
+        return mixed_TE + shared_TE
+
+    def _mix(
+        self, x_TE: torch.Tensor, chosen_TA: torch.Tensor, weights_TA: torch.Tensor, pointwise: Pointwise
+    ) -> torch.Tensor:
+        active = chosen_TA.shape[1]
+        order = chosen_TA.flatten().argsort(stable=True)  # of (token, expert) pairs, by expert
+        tokens = torch.div(order, active, rounding_mode="floor")
+        counts = chosen_TA.flatten().bincount(minlength=len(self.experts)).tolist()
+        sorted_PE = x_TE[tokens]
+        if self.router.routing.weighs_input:
+            sorted_PE = sorted_PE * weights_TA.flatten()[order, None].to(x_TE.dtype)
+        parts = sorted_PE.split(counts)
+        made = [expert(part, pointwise) for expert, part in zip(self.experts, parts, strict=True) if len(part)]
+        made_PE = torch.empty_like(sorted_PE)
+        made_PE[order] = torch.cat(made) if made else sorted_PE
+        wide_TAE = made_PE.unflatten(0, (-1, active)).float()
+        if not self.router.routing.weighs_input:
+            wide_TAE = wide_TAE * weights_TA[:, :, None]
+        return wide_TAE.sum(1).to(x_TE.dtype)

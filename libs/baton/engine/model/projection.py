@@ -1,0 +1,36 @@
+"""Matrix products as callables: how the forward pass sees weights, whatever order or precision they are kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from baton.engine.model.pointwise import Pointwise
+
+Projection = Callable[[torch.Tensor], torch.Tensor]  # x [T, in] -> a new [T, out]
+MakeProjection = Callable[[torch.Tensor, torch.Tensor | None], Projection]  # of a weight [out, in] and a bias [out]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """`y = x W^T + b`: weight [out, in], bias [out]. x is [..., in], y a new tensor [..., out]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """The MLP of a layer, or one expert. E hidden, F intermediate; without gates `gate_up` is E -> F."""
+
+    gate_up: Projection  # E -> 2 F: gate, up
+    down: Projection  # F -> E
+
+    def __call__(self, x_TE: torch.Tensor, pointwise: Pointwise) -> torch.Tensor:
+        return self.down(pointwise.gate(self.gate_up(x_TE)))

@@ -1,0 +1,177 @@
+"""Tiny random checkpoints of every native family, made from the real config classes of `transformers`."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCAB = 160
+_SIZES = {
+    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "eos_token_id": 1, "bos_token_id": 0,
+    "pad_token_id": 2,
+}  # fmt: skip
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+_LATENT = {
+    "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24, "num_key_value_heads": 4,
+    "head_dim": 8,
+}  # fmt: skip
+
+
+def _longrope(pairs: int) -> dict[str, Any]:
+    return {
+        "original_max_position_embeddings": 32,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4,
+            "short_factor": [1.0 + 0.1 * i for i in range(pairs)], "long_factor": [2.0 + i for i in range(pairs)],
+        },
+    }  # fmt: skip
+
+
+# Model type and what its config has beside the sizes above.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama 3": ("llama", {"rope_parameters": _LLAMA3, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {"sliding_window": 20}),
+    "ministral": ("ministral", {"sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]}),
+    "ministral 3": ("ministral3", {"rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.3}}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {}),
+    "phi 3": ("phi3", {"sliding_window": 33, "num_key_value_heads": 4}),
+    "phi 4 mini": (
+        "phi3",
+        {**_longrope(6), "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+    ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 2.0, "attention_multiplier": 0.4,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo 2": ("olmo2", {}),
+    "olmo 3": ("olmo3", {"num_hidden_layers": 4, "sliding_window": 20, "rope_parameters": {
+        "full_attention": _YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    "glm 4": ("glm4", {}),
+    "nemotron": ("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    "gemma 2": ("gemma2", {"sliding_window": 20, "query_pre_attn_scalar": 10, "attn_logit_softcapping": 2.0}),
+    "gemma 3": ("gemma3_text", {"num_hidden_layers": 6, "sliding_window": 20, "query_pre_attn_scalar": 10}),
+    "cohere": ("cohere", {"logit_scale": 0.5}),
+    "cohere with norms": ("cohere", {"use_qk_norm": True}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "qwen2 moe": (
+        "qwen2_moe",
+        {
+            "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_hidden_layers": 3,
+            "shared_expert_intermediate_size": 80, "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3 moe": (
+        "qwen3_moe",
+        {
+            "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": True,
+            "num_hidden_layers": 3, "decoder_sparse_step": 2,
+        },
+    ),
+    "gpt-oss": (
+        "gpt_oss",
+        {
+            "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 20, "swiglu_limit": 1.5,
+            "rope_parameters": {**_YARN, "truncate": False},
+        },
+    ),
+    "llama 4": (
+        "llama4_text",
+        {
+            "num_local_experts": 4, "num_hidden_layers": 4, "interleave_moe_layer_step": 2, "no_rope_layer_interval": 2,
+            "attention_chunk_size": 24, "floor_scale": 16, "attn_scale": 0.3, "intermediate_size_mlp": 80,
+        },
+    ),
+    "glm 4.5": (
+        "glm4_moe",
+        {
+            "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "n_group": 4, "topk_group": 2,
+            "routed_scaling_factor": 1.5, "use_qk_norm": True, "attention_bias": True, "num_hidden_layers": 3,
+        },
+    ),
+    "deepseek v2": (
+        "deepseek_v2",
+        {
+            **_LATENT, "q_lora_rank": None, "n_routed_experts": 8, "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48, "n_group": 4, "topk_group": 2,
+            "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5,
+            "first_k_dense_replace": 1, "n_shared_experts": 2,
+        },
+    ),
+    "deepseek v3": (
+        "deepseek_v3",
+        {
+            **_LATENT, "q_lora_rank": 40, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
+            "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1,
+            "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 1.3},
+        },
+    ),
+    "cohere 2": ("cohere2", {"num_hidden_layers": 4, "sliding_window": 20}),
+}  # fmt: skip
+
+
+class Checkpoint:
+    """One checkpoint of a family in `folder`, and the model of `transformers` that it is of, in float32."""
+
+    def __init__(self, folder: Path, name: str, **config: Any) -> None:
+        self.name = name
+        self.folder = folder
+        model_type, fields = FAMILIES[name]
+        self.config = AutoConfig.for_model(model_type, **{**_SIZES, **fields, **config})
+        self.config._attn_implementation = "eager"  # the only one with soft caps and sinks
+        torch.manual_seed(0)
+        self.model = AutoModelForCausalLM.from_config(self.config).eval().requires_grad_(False)
+        randomize(self.model)
+        self.model.generation_config.eos_token_id = None
+        self.model.save_pretrained(folder)
+
+    @torch.inference_mode()
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        return self.model(torch.tensor([tokens])).logits[0].float()
+
+    @cached_property
+    def half(self) -> torch.nn.Module:
+        return copy.deepcopy(self.model).bfloat16()
+
+    def greedy(self, prompt: tuple[int, ...], n: int) -> list[int]:
+        made = self.model.generate(torch.tensor([prompt]), max_new_tokens=n, do_sample=False, pad_token_id=2)
+        return made[0, len(prompt) :].tolist()
+
+    def change_config(self, change: dict[str, Any], drop: tuple[str, ...] = ()) -> None:
+        file = self.folder / "config.json"
+        config = {**json.loads(file.read_text()), **change}
+        file.write_text(json.dumps({key: value for key, value in config.items() if key not in drop}))
+
+    def change_tensors(self, change) -> None:
+        file = self.folder / "model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file, {"format": "pt"})
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Weights under which the next token hangs on many before it, and none is a matter of rounding."""
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        if not weight.is_floating_point() or "inv_freq" in name or "embed_scale" in name:
+            continue
+        noise = torch.randn_like(weight)
+        if weight.dim() == 1 or "norm" in name:
+            weight += 0.2 * noise
+        else:
+            gain = 3.0 if "embed" in name or "head" in name else 1.6
+            weight.copy_(gain * weight.shape[-1] ** -0.5 * noise)
