@@ -24,6 +24,8 @@ from baton.kv.mapped import MappedTransport
 from baton.kv.memory import PoolMemory
 from baton.kv.nearest import NearestTransport
 from baton.kv.nixl_thread import Bell
+from baton.kv.spans import Runs
+from baton.kv.staging import StagingMemory
 from baton.kv.tcp import TcpTransport
 from baton.kv.transport import Transport, TransportError
 from baton.kv.ucx_thread import Commands
@@ -125,6 +127,45 @@ async def test_scattered_pages_arrive_where_they_belong_and_nowhere_else(steady,
         expected[layer, local] = (layer * 1_000_000 + remote.astype(np.int64))[:, None]
     np.testing.assert_array_equal(words(pool), expected)
     assert await transport.read(KEY, 0, 4, pages(), pages()) == 0
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_scattered_runs_arrive_where_they_belong_and_nowhere_else(steady, reader, elsewhere):
+    """Runs of all sizes, into the pool or into other memory, among them neighbours on one side only."""
+    transport, pool = reader
+    await transport.add_peer(KEY, steady.address, LAYOUT, PAGES)
+    into = StagingMemory(8 << 20) if elsewhere else pool
+    random = np.random.default_rng(8)
+    sizes = random.choice([8, 64, 512, 4096, 40_000, 200_000], 300)
+    remote = random.integers(0, (pool.size_bytes - sizes.max()) // 8, 300) * 8
+    local = np.concatenate([[0], np.cumsum(sizes + random.choice([0, 8], 300))])[:-1] + 16
+    local = local[local + sizes < into.size_bytes - 16]
+    sizes, remote = sizes[: len(local)], remote[: len(local)]
+    order = random.permutation(len(local))
+    view = np.frombuffer(into.buffer, np.int64)
+    view[:] = -1
+    moved = await transport.read_runs(KEY, Runs(local[order], sizes[order], remote[order]), into)
+    assert moved == sizes.sum() > 4 << 20
+    theirs = (np.arange(4)[:, None, None] * 1_000_000 + np.arange(PAGES)[:, None]).repeat(LAYOUT.page_bytes // 8, 2)
+    expected = np.full_like(view, -1)
+    for to, size, at in zip(local // 8, sizes // 8, remote // 8, strict=True):
+        expected[to : to + size] = theirs.reshape(-1)[at : at + size]
+    np.testing.assert_array_equal(view, expected)
+    nothing = np.zeros(0, np.int64)
+    assert await transport.read_runs(KEY, Runs(nothing, nothing, nothing), into) == 0
+
+
+@pytest.mark.parametrize("side", ["local", "remote"])
+async def test_runs_outside_the_memory_are_refused(source, reader, side):
+    transport, pool = reader
+    await transport.add_peer(KEY, source.address, LAYOUT, PAGES)
+    offsets = {"local": np.array([0]), "remote": np.array([0]), side: np.array([pool.size_bytes - 8])}
+    for wrong in (offsets, {**offsets, side: np.array([-8])}):
+        with pytest.raises(TransportError):
+            await transport.read_runs(KEY, Runs(wrong["local"], np.array([16]), wrong["remote"]), pool)
+        await transport.remove_peer(KEY)
+        await transport.add_peer(KEY, source.address, LAYOUT, PAGES)
+    assert await transport.read(KEY, 0, 1, pages(5), pages(9)) == LAYOUT.page_bytes
 
 
 async def test_many_reads_at_once(steady, reader):

@@ -1,11 +1,13 @@
-"""The shape of a KV cache, and its fingerprint."""
+"""The shape of a KV cache: whose it is (the model), how its pages are laid out, and its fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # what models compute in
+ELEMENT_BYTES = {**DTYPE_BYTES, "float8_e4m3": 1}  # what a cache can hold
+PLANES = {"heads": 2, "latent": 1}  # what a token has in a page, by kind: K and V of each head, or one latent (MLA)
 
 # Pages 0 and 1 of every pool hold no request's KV: 0 carries a canary that peers read before they use a pair
 # and takes writes of padding rows nowhere else, 1 is where a reader puts the canary it read.
@@ -16,9 +18,15 @@ RESERVED_PAGES = 2
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """Layout of a pool: `[layers][pages, 2 (K, V), page_size, kv_heads, head_dim]` of `dtype`.
+    """Layout of a pool: `[layers][pages, planes, page_size, kv_heads, head_dim]` of `dtype`.
 
-    `kv_heads` are those of one tensor-parallel rank. Pools of equal fingerprint can exchange pages as they are.
+    `kind` heads: two planes, K and V. `kv_heads` are those of this tensor-parallel rank, of `total_kv_heads` in all
+    (0: `kv_heads * tensor_parallel`); ranks beyond the number of heads hold copies of a head. `kind` latent: one plane
+    of one "head" that all queries share, `head_dim` wide, whole on every rank.
+    An element stands for `scale` times the number that it holds, which float8_e4m3 needs for its little range.
+
+    Pools of equal `model` hold the same cache; if their pages are laid out differently, they are resharded on the way
+    (baton.kv.reshard). Blocks are named by `fingerprint`, which all ranks of a worker share.
     """
 
     model_revision: str
@@ -28,11 +36,30 @@ class KvLayout:
     kv_heads: int
     head_dim: int
     tensor_parallel: int = 1
+    rank: int = 0
+    total_kv_heads: int = 0
+    kind: str = "heads"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.total_kv_heads:
+            ranks = 1 if self.kind == "latent" else self.tensor_parallel
+            object.__setattr__(self, "total_kv_heads", self.kv_heads * ranks)
+
+    @property
+    def planes(self) -> int:
+        return PLANES[self.kind]
+
+    @property
+    def heads(self) -> range:
+        """Which of all KV heads this rank holds."""
+        first = self.rank * self.total_kv_heads // self.tensor_parallel
+        return range(first, first + self.kv_heads)
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page of one layer, K and V together; they are contiguous."""
-        return 2 * self.page_size * self.kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+        """Bytes of one page of one layer, all planes together; they are contiguous."""
+        return self.planes * self.page_size * self.kv_heads * self.head_dim * ELEMENT_BYTES[self.dtype]
 
     def pool_bytes(self, pages: int) -> int:
         return self.layers * pages * self.page_bytes
@@ -41,6 +68,18 @@ class KvLayout:
         return -(-tokens // self.page_size)
 
     @property
+    def model(self) -> str:
+        """Whose cache it is, whatever its layout: equal for all pools whose contents can become each other's."""
+        return f"{self.model_revision}/{self.layers}x{self.total_kv_heads}x{self.head_dim}/{self.kind}"
+
+    def has_pages_of(self, other: KvLayout) -> bool:
+        """Whether the pages of both hold the same in the same bytes."""
+        own, others = ((each.model, each.dtype, each.scale, each.page_size, each.heads) for each in (self, other))
+        return own == others
+
+    @property
     def fingerprint(self) -> str:
-        text = ";".join(f"{key}={value}" for key, value in sorted(asdict(self).items()))
+        fields = asdict(self)
+        del fields["rank"]
+        text = ";".join(f"{key}={value}" for key, value in sorted(fields.items()))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

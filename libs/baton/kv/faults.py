@@ -20,6 +20,8 @@ import structlog
 
 from baton.core.layout import KvLayout
 from baton.kv.memory import PoolMemory
+from baton.kv.spans import Runs
+from baton.kv.staging import Memory
 from baton.kv.transport import PageIds, PeerKey, Transport, TransportError
 
 log = structlog.get_logger(__name__)
@@ -138,12 +140,7 @@ class FaultyTransport:
     async def read(
         self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds
     ) -> int:
-        await self._orders.passage()
-        if (slow_s := self._orders.take(Fault.SLOW)) is not None:
-            await asyncio.sleep(slow_s)
-        if self._orders.take(Fault.BREAK) is not None:
-            await self._inner.remove_peer(key)
-            raise TransportError("the read was ordered to fail")
+        await self._hold_up(key)
         if self._orders.take(Fault.TRUNCATE) is not None:
             return await self._truncated(key, layer_start, layer_end, local_pages, remote_pages)
         moved = await self._inner.read(key, layer_start, layer_end, local_pages, remote_pages)
@@ -152,11 +149,31 @@ class FaultyTransport:
             page[len(page) // 2] ^= FLIPPED_BITS
         return moved
 
+    async def read_runs(self, key: PeerKey, runs: Runs, into: Memory) -> int:
+        await self._hold_up(key)
+        last = int(runs.local[-1]), int(runs.sizes[-1])
+        if self._orders.take(Fault.TRUNCATE) is not None:
+            await self._inner.read_runs(key, Runs(runs.local[:-1], runs.sizes[:-1], runs.remote[:-1]), into)
+            into.buffer[last[0] : sum(last)] = bytes(last[1])
+            return runs.total_bytes
+        moved = await self._inner.read_runs(key, runs, into)
+        if self._orders.take(Fault.FLIP) is not None:
+            into.buffer[last[0] + last[1] // 2] ^= FLIPPED_BITS
+        return moved
+
     def serving(self, active: int) -> None:
         self._inner.serving(active)
 
     async def close(self) -> None:
         await self._inner.close()
+
+    async def _hold_up(self, key: PeerKey) -> None:
+        await self._orders.passage()
+        if (slow_s := self._orders.take(Fault.SLOW)) is not None:
+            await asyncio.sleep(slow_s)
+        if self._orders.take(Fault.BREAK) is not None:
+            await self._inner.remove_peer(key)
+            raise TransportError("the read was ordered to fail")
 
     async def _truncated(
         self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds

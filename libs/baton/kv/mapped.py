@@ -40,7 +40,8 @@ from baton.kv.listener import Listener
 from baton.kv.memory import PoolMemory
 from baton.kv.operation import Read
 from baton.kv.sockets import ready, receive_exactly
-from baton.kv.spans import spans
+from baton.kv.spans import PageRange, Runs
+from baton.kv.staging import Memory
 from baton.kv.transport import PageIds, PeerKey, TransportError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -97,11 +98,19 @@ class MappedTransport:
     async def read(
         self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds
     ) -> int:
+        peer = self._peer(key)
+        wanted = PageRange(range(layer_start, layer_end), local_pages, remote_pages)
+        return await peer.read(Read(key, wanted, peer.pool), self._copier) if len(local_pages) else 0
+
+    async def read_runs(self, key: PeerKey, runs: Runs, into: Memory) -> int:
+        peer = self._peer(key)
+        return await peer.read(Read(key, runs, into), self._copier) if len(runs) else 0
+
+    def _peer(self, key: PeerKey) -> _Peer:
         peer = self._peers.get(key)
         if peer is None:
             raise TransportError(f"no connection to agent {key[0]}, epoch {key[1]}")
-        read = Read(key, layer_start, layer_end, local_pages, remote_pages)
-        return await peer.read(read, self._copier) if len(local_pages) else 0
+        return peer
 
     def serving(self, active: int) -> None:
         """Readers help themselves."""
@@ -133,8 +142,9 @@ class _Peer:
         self._sock = sock
         self._mapping: mmap.mmap | None = mapping
         self._address = np.frombuffer(mapping, np.uint8).ctypes.data
-        self._pool = pool
+        self.pool = pool
         self._source_pages = source_pages
+        self._source_bytes = len(mapping)
         self._reads: set[Read] = set()
         self._ended = ""
         self._loop = asyncio.get_running_loop()
@@ -184,9 +194,9 @@ class _Peer:
     def _copy(self, read: Read) -> None:
         """The address stays mapped while the read is in `_reads`."""
         try:
-            local, remote = self._pool.address, self._address
+            local, remote = read.into.address, self._address
             since_look = 0
-            for own, size, theirs in spans(read, self._pool, self._source_pages, CHECK_BYTES):
+            for own, size, theirs in read.runs(self.pool, self._source_pages, self._source_bytes, CHECK_BYTES):
                 if since_look >= CHECK_BYTES:
                     since_look = 0
                     if read.unwanted or self._ended:

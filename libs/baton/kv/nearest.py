@@ -15,6 +15,8 @@ import structlog
 
 from baton.core.layout import KvLayout
 from baton.kv.memory import PoolMemory
+from baton.kv.spans import Runs
+from baton.kv.staging import Memory
 from baton.kv.transport import PageIds, PeerKey, Transport, TransportError
 
 log = structlog.get_logger(__name__)
@@ -77,12 +79,22 @@ class NearestTransport:
     async def read(
         self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds
     ) -> int:
-        route = self._routes.get(key)
-        if route is None:
-            raise TransportError(f"no connection to agent {key[0]}, epoch {key[1]}")
+        route = self._route(key)
         moved = await route.read(key, layer_start, layer_end, local_pages, remote_pages)
         self._on_read(route.name, moved)
         return moved
+
+    async def read_runs(self, key: PeerKey, runs: Runs, into: Memory) -> int:
+        route = self._route(key)
+        moved = await route.read_runs(key, runs, into)
+        self._on_read(route.name, moved)
+        return moved
+
+    def _route(self, key: PeerKey) -> Transport:
+        route = self._routes.get(key)
+        if route is None:
+            raise TransportError(f"no connection to agent {key[0]}, epoch {key[1]}")
+        return route
 
     def serving(self, active: int) -> None:
         for transport in self._transports.values():

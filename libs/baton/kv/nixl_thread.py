@@ -19,7 +19,10 @@ import itertools
 import threading
 import time
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -28,12 +31,14 @@ import structlog
 from baton.core.layout import KvLayout
 from baton.kv.memory import PoolMemory
 from baton.kv.operation import Read
+from baton.kv.spans import Offsets, PageRange, Runs
 from baton.kv.transport import PeerKey, TransportError
 from baton.kv.ucx_thread import DRAIN_S, DRAIN_STEP_S, Commands
 
 log = structlog.get_logger(__name__)
 
 CHUNK_BYTES = 4 << 20  # of one posted operation: bounds how long a call holds the thread, and a cancelled read
+CHUNK_RUNS = 4096  # runs of one posted operation, at most
 POSTED_CHUNKS = 2  # of one read: the link goes on with the second while the thread hears of the first
 MIN_POLL_S = 50e-6
 MAX_POLL_S = 1e-3
@@ -41,28 +46,71 @@ PATIENCE = 0.25  # polls are this part of the time apart in which nothing has mo
 BUSY_CALL_S = 10e-6  # a progress call that takes longer has moved something
 
 
-class _Flight:
-    """A read under way: its posted chunks, and those that are to be posted, as indices into the prepared lists."""
+Chunk: TypeAlias = tuple[Callable[[], Any], int]  # makes the operation; its bytes
 
-    def __init__(self, read: Read, pool: PoolMemory, source_pages: int) -> None:
-        layers = np.arange(read.layers.start, read.layers.stop, dtype=np.int32)[:, None]
-        local = (layers * pool.pages + read.local_pages.astype(np.int32)).ravel()
-        remote = (layers * source_pages + read.remote_pages.astype(np.int32)).ravel()
-        step = max(1, CHUNK_BYTES // pool.layout.page_bytes)
+
+class _Flight:
+    """A read under way: its posted chunks, and those that are to be posted, the next one last."""
+
+    def __init__(self, read: Read, chunks: list[Chunk]) -> None:
         self.read = read
         self.posted: deque[Any] = deque()
-        self.chunks = [(local[at : at + step], remote[at : at + step]) for at in reversed(range(0, len(local), step))]
+        self.chunks = chunks[::-1]
 
 
 class _Source:
     """A peer that we read from: its NIXL agent here, the two prepared lists of all (layer, page)s, its reads."""
 
-    def __init__(self, agent: Any, local: Any, remote: Any, pages: int) -> None:
+    def __init__(self, agent: Any, peer: str, base: int, local: Any, remote: Any, layout: KvLayout, pages: int) -> None:
         self.agent = agent
+        self.peer = peer
+        self.base = base
         self.local = local
         self.remote = remote
         self.pages = pages
+        self.pool_bytes = layout.pool_bytes(pages)
+        self.other_memory: set[int] = set()  # by address: where reads go besides the pool
         self.flights: list[_Flight] = []
+
+    def chunks(self, read: Read, pool: PoolMemory) -> list[Chunk]:
+        """Raises TransportError for runs that leave the memory, or memory that cannot be registered."""
+        wanted = read.wanted
+        if isinstance(wanted, PageRange):
+            return self._page_chunks(wanted, pool)
+        runs = read.runs(pool, self.pages, self.pool_bytes, CHUNK_BYTES)
+        if read.into is not pool and read.into.address not in self.other_memory:
+            self.agent.register_memory([(read.into.address, read.into.size_bytes, 0, "")], "DRAM")
+            self.other_memory.add(read.into.address)
+        return self._run_chunks(runs, read.into.address)
+
+    def _page_chunks(self, wanted: PageRange, pool: PoolMemory) -> list[Chunk]:
+        """By index into the prepared lists."""
+        layers = np.arange(wanted.layers.start, wanted.layers.stop, dtype=np.int32)[:, None]
+        local = (layers * pool.pages + wanted.local_pages.astype(np.int32)).ravel()
+        remote = (layers * self.pages + wanted.remote_pages.astype(np.int32)).ravel()
+        size = pool.layout.page_bytes
+        step = max(1, CHUNK_BYTES // size)
+        pieces = [(local[at : at + step], remote[at : at + step]) for at in range(0, len(local), step)]
+        make = self.agent.make_prepped_xfer
+        return [
+            (partial(make, "READ", self.local, own, self.remote, theirs), len(own) * size) for own, theirs in pieces
+        ]
+
+    def _run_chunks(self, runs: Runs, address: int) -> list[Chunk]:
+        """By descriptors of their own: no two reads want the same."""
+        ends = np.cumsum(runs.sizes)
+        numbers = np.maximum((ends - 1) // CHUNK_BYTES, np.arange(len(runs)) // CHUNK_RUNS)
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        pieces = [slice(start, end) for start, end in pairwise([*starts.tolist(), len(runs)])]
+        return [(partial(self._operation, runs, piece, address), int(runs.sizes[piece].sum())) for piece in pieces]
+
+    def _operation(self, runs: Runs, piece: slice, address: int) -> Any:
+        def descriptors(base: int, offsets: Offsets) -> Any:
+            rows = np.stack([base + offsets[piece], runs.sizes[piece], np.zeros_like(runs.sizes[piece])], axis=1)
+            return self.agent.get_xfer_descs(rows.astype(np.uint64), "DRAM")
+
+        local, remote = descriptors(address, runs.local), descriptors(self.base, runs.remote)
+        return self.agent.initialize_xfer("READ", local, remote, self.peer)
 
 
 class Bell:
@@ -179,7 +227,7 @@ class NixlThread:
         except Exception as error:
             self._close_agent(agent)
             raise TransportError(f"cannot reach agent {key[0]}: {type(error).__name__}: {error}") from error
-        self._sources[key] = _Source(agent, local, remote, pages)
+        self._sources[key] = _Source(agent, peer, base, local, remote, layout, pages)
 
     def cut(self, key: PeerKey, reason: str) -> None:
         """Destroy the worker that reads from this peer, and with it all its reads."""
@@ -195,6 +243,7 @@ class NixlThread:
         del handle, posted
         for flight in flights:
             flight.posted.clear()
+            flight.chunks.clear()  # what makes an operation holds on to the lists
         source.agent = source.local = source.remote = None
         self._close_agent(agent)
         for flight in flights:
@@ -219,30 +268,40 @@ class NixlThread:
         if source is None or self._pool is None:
             read.finish(TransportError(f"no connection to agent {read.key[0]}, epoch {read.key[1]}"))
             return
-        flight = _Flight(read, self._pool, source.pages)
+        try:
+            flight = _Flight(read, source.chunks(read, self._pool))
+        except Exception as error:
+            read.finish(TransportError(f"{type(error).__name__}: {error}"))
+            return
         source.flights.append(flight)
         self._advance(read.key, source, flight)
 
     def _advance(self, key: PeerKey, source: _Source, flight: _Flight) -> bool:
         """Take what has arrived, post what may be; a read with nothing left ends. False when the peer had to be cut:
         after an error, others of its chunks may still run, and all of the peer's are ended."""
-        assert self._pool is not None
-        agent, read = source.agent, flight.read
+        if failure := self._move(source.agent, flight):
+            self.cut(key, f"a read from agent {key[0]} failed: {failure}")
+            return False
+        if not flight.posted and (not flight.chunks or flight.read.unwanted):
+            flight.chunks.clear()
+            source.flights.remove(flight)
+            flight.read.finish(None)
+        return True
+
+    def _move(self, agent: Any, flight: _Flight) -> str:
+        """Why it cannot go on, if so. On return nothing here refers to the agent's lists and operations any more."""
+        read = flight.read
         try:
             _drop_arrived(agent, flight.posted)
             while len(flight.posted) < POSTED_CHUNKS and flight.chunks and not read.unwanted:
-                local, remote = flight.chunks.pop()
-                flight.posted.append(agent.make_prepped_xfer("READ", source.local, local, source.remote, remote))
+                make, size = flight.chunks.pop()
+                flight.posted.append(make())
                 agent.transfer(flight.posted[-1])
-                read.bytes_moved += len(local) * self._pool.layout.page_bytes
+                read.bytes_moved += size
             _drop_arrived(agent, flight.posted)
         except Exception as error:
-            self.cut(key, f"a read from agent {key[0]} failed: {error}")
-            return False
-        if not flight.posted and (not flight.chunks or read.unwanted):
-            source.flights.remove(flight)
-            read.finish(None)
-        return True
+            return f"{error}"
+        return ""
 
     def _make_agent(self) -> Any:
         config = self._api.nixl_agent_config(enable_prog_thread=False, backends=[])

@@ -5,23 +5,34 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from baton.kv.transport import PageIds, PeerKey, TransportError
+from baton.kv.memory import PoolMemory
+from baton.kv.spans import PageRange, Runs
+from baton.kv.staging import Memory
+from baton.kv.transport import PeerKey, TransportError
 
 
 class Read:
-    """Layers x pages of a peer, to be copied into own pages."""
+    """Pages or runs of a peer's pool, to be copied `into` own memory: pages, into the registered pool."""
 
-    def __init__(
-        self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds
-    ) -> None:
+    def __init__(self, key: PeerKey, wanted: PageRange | Runs, into: Memory) -> None:
         self.key = key
-        self.layers = range(layer_start, layer_end)
-        self.local_pages = local_pages
-        self.remote_pages = remote_pages
+        self.wanted = wanted
+        self.into = into
         self.unwanted = False  # written by the event loop: no more bytes need be asked for
         self.bytes_moved = 0
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self._loop.create_future()
+
+    def runs(self, pool: PoolMemory, source_pages: int, source_bytes: int, largest_bytes: int) -> Runs:
+        """What is to be moved. `pool`: the registered one; `source_pages`, `source_bytes`: of the source's.
+
+        Neighbouring pages are one run of `largest_bytes` at most. Raises TransportError for runs that leave the memory.
+        """
+        if isinstance(self.wanted, PageRange):
+            return self.wanted.runs(pool, source_pages, largest_bytes)
+        if not self.wanted.within(self.into.size_bytes, source_bytes):
+            raise TransportError("a run of bytes is outside the memory that it is to be read from, or into")
+        return self.wanted
 
     def finish(self, error: TransportError | None) -> None:
         """On the thread: no byte of this operation moves any more."""

@@ -1,8 +1,8 @@
 """The transport between hosts without RDMA: plain TCP sockets on the event loop.
 
 A reader connects to the source, proves with the address's token that it means this very pool, and asks for layers x
-pages; the source answers with a status byte and their bytes in that order. Answers keep the order of questions. Both
-ends move bytes between socket and mapped pool without a copy of their own.
+pages, or for runs of bytes; the source answers with a status byte and their bytes in that order. Answers keep the order
+of questions. Both ends move bytes between socket and mapped pool without a copy of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
@@ -23,13 +23,17 @@ from baton.core.layout import KvLayout
 from baton.kv.listener import Listener
 from baton.kv.memory import PoolMemory
 from baton.kv.sockets import advance, first_of, ready, receive_exactly, receive_now, send_all, take_turns
+from baton.kv.spans import Offsets, Runs
+from baton.kv.staging import Memory
 from baton.kv.transport import PageIds, PeerKey, TransportError
 
 log = structlog.get_logger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 _TOKEN_BYTES = 16
-_REQUEST = struct.Struct("<III")  # layer_start, layer_end, pages
+_REQUEST = struct.Struct("<III")  # layer_start, layer_end, pages; or twice _RUNS, runs
+_RUNS = 0xFFFFFFFF  # no layer: instead of page ids, offsets and sizes follow
+_MOST_RUNS = 1 << 16  # of one request
 _OK, _REFUSED = b"\x00", b"\x01"
 _SCRAP_BYTES = 256 << 10
 
@@ -81,10 +85,21 @@ class TcpTransport:
     async def read(
         self, key: PeerKey, layer_start: int, layer_end: int, local_pages: PageIds, remote_pages: PageIds
     ) -> int:
+        peer = self._peer(key)
+        return await peer.read(layer_start, layer_end, local_pages, remote_pages) if len(local_pages) else 0
+
+    async def read_runs(self, key: PeerKey, runs: Runs, into: Memory) -> int:
+        peer, moved = self._peer(key), 0
+        for start in range(0, len(runs), _MOST_RUNS):
+            some = slice(start, start + _MOST_RUNS)
+            moved += await peer.read_runs(Runs(runs.local[some], runs.sizes[some], runs.remote[some]), into)
+        return moved
+
+    def _peer(self, key: PeerKey) -> _Peer:
         peer = self._peers.get(key)
         if peer is None:
             raise TransportError(f"no connection to agent {key[0]}, epoch {key[1]}")
-        return await peer.read(layer_start, layer_end, local_pages, remote_pages) if len(local_pages) else 0
+        return peer
 
     def serving(self, active: int) -> None:
         """The event loop serves by itself."""
@@ -103,14 +118,34 @@ async def _serve(sock: socket.socket, token: bytes, pool: PoolMemory) -> None:
             await send_all(sock, deque([memoryview(_OK if known == token else _REFUSED)]))
             while known == token:
                 layer_start, layer_end, count = _REQUEST.unpack(await receive_exactly(sock, _REQUEST.size))
-                pages = np.frombuffer(await receive_exactly(sock, 4 * min(count, pool.pages)), "<u4")
-                fits = layer_start < layer_end <= pool.layout.layers and 0 < count == len(pages)
-                if not fits or pages.max() >= pool.pages:
+                if layer_start == layer_end == _RUNS:
+                    table = await receive_exactly(sock, 16 * min(count, _MOST_RUNS))
+                    answer = _asked_runs(pool, count, table)
+                else:
+                    table = await receive_exactly(sock, 4 * min(count, pool.pages))
+                    answer = _asked_pages(pool, layer_start, layer_end, count, table)
+                if answer is None:
                     await send_all(sock, deque([memoryview(_REFUSED)]))
                     return
-                await send_all(sock, deque([memoryview(_OK), *_runs(pool, layer_start, layer_end, pages)]))
+                await send_all(sock, deque([memoryview(_OK), *answer]))
     except (OSError, TimeoutError) as error:
         log.debug("reader left", error=str(error))
+
+
+def _asked_pages(
+    pool: PoolMemory, layer_start: int, layer_end: int, count: int, table: bytes
+) -> Iterable[memoryview] | None:
+    """The bytes to send; None: they are not in the pool."""
+    pages = np.frombuffer(table, "<u4")
+    fits = layer_start < layer_end <= pool.layout.layers and 0 < count == len(pages) and pages.max() < pool.pages
+    return _runs(pool, layer_start, layer_end, pages) if fits else None
+
+
+def _asked_runs(pool: PoolMemory, count: int, table: bytes) -> Iterable[memoryview] | None:
+    """The bytes to send; None: they are not in the pool."""
+    starts, sizes = np.frombuffer(table, "<i8").reshape(2, -1)
+    fits = 0 < count == len(starts) and Runs(starts, sizes, starts).within(pool.size_bytes, pool.size_bytes)
+    return _views(pool, starts, sizes) if fits else None
 
 
 class _Read:
@@ -162,7 +197,18 @@ class _Peer:
         if self._error is not None:
             raise self._error
         question = _REQUEST.pack(layer_start, layer_end, len(remote_pages)) + remote_pages.astype("<u4").tobytes()
-        read = _Read(question, deque(_runs(self._pool, layer_start, layer_end, local_pages)))
+        return await self._carry_out(_Read(question, deque(_runs(self._pool, layer_start, layer_end, local_pages))))
+
+    async def read_runs(self, runs: Runs, into: Memory) -> int:
+        if self._error is not None:
+            raise self._error
+        if not runs.within(into.size_bytes, 1 << 62):
+            raise TransportError("a run of bytes is outside the memory that it is to be read into")
+        table = np.concatenate([runs.remote, runs.sizes]).astype("<i8").tobytes()
+        question = _REQUEST.pack(_RUNS, _RUNS, len(runs)) + table
+        return await self._carry_out(_Read(question, deque(_views(into, runs.local, runs.sizes))))
+
+    async def _carry_out(self, read: _Read) -> int:
         self._open.add(read)
         self._to_ask.put_nowait(read)
         try:
@@ -227,6 +273,11 @@ class _Peer:
             if wanted:
                 advance(read.views, count)
             turn = await take_turns(turn + count)
+
+
+def _views(memory: Memory, starts: Offsets, sizes: Offsets) -> Iterator[memoryview]:
+    for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+        yield memory.buffer[start : start + size]
 
 
 def _runs(pool: PoolMemory, layer_start: int, layer_end: int, page_ids: PageIds) -> Iterator[memoryview]:

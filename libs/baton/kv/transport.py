@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from baton.core.layout import KvLayout
 from baton.kv.memory import PoolMemory
+from baton.kv.spans import Runs
+from baton.kv.staging import Memory
 
 PeerKey: TypeAlias = tuple[str, int]  # agent id and epoch of the other side
 PageIds: TypeAlias = npt.NDArray[np.uint32]
@@ -55,6 +57,13 @@ class Transport(Protocol):
         When it returns or raises, CancelledError included, no byte of the operation moves any more. A cancelled read
         may therefore take as long as its bytes are under way; `remove_peer` ends one from a peer that does not answer.
         Raises TransportError when the peer is gone or unknown; the peer is then cut off and must be added again.
+        """
+
+    async def read_runs(self, key: PeerKey, runs: Runs, into: Memory) -> int:
+        """Copy runs of bytes of the peer's pool to their offsets in `into`; returns bytes moved.
+
+        `into` is the registered pool, or other memory, which stays mapped until `remove_peer`. Otherwise as `read`; a
+        run that leaves either memory is a TransportError too.
         """
 
     def serving(self, active: int) -> None:

@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 from baton.core.layout import KvLayout
 from baton.kv.memory import PoolMemory
 from baton.kv.operation import Read, settle
+from baton.kv.spans import PageRange, Runs
+from baton.kv.staging import Memory
 from baton.kv.transport import PageIds, PeerKey, TransportError
 
 T = TypeVar("T")
@@ -101,10 +103,12 @@ class UcxTransport:
         self._thread = thread
         self._commands = thread.commands
         self._address = b""
+        self._pool: PoolMemory | None = None
         self._closed = False
 
     async def register(self, pool: PoolMemory) -> None:
         self._address = await self._commands.call(self._thread.register, pool)
+        self._pool = pool
 
     async def unregister(self) -> None:
         if not self._closed:
@@ -125,7 +129,14 @@ class UcxTransport:
     ) -> int:
         if not len(local_pages):
             return 0
-        read = Read(key, layer_start, layer_end, local_pages, remote_pages)
+        assert self._pool is not None, "reads follow `register`"
+        wanted = PageRange(range(layer_start, layer_end), local_pages, remote_pages)
+        return await self._start(Read(key, wanted, self._pool))
+
+    async def read_runs(self, key: PeerKey, runs: Runs, into: Memory) -> int:
+        return await self._start(Read(key, runs, into)) if len(runs) else 0
+
+    async def _start(self, read: Read) -> int:
         self._commands.post(self._thread.start, read)
         return await read.result()
 

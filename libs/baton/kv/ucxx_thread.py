@@ -23,7 +23,7 @@ import msgspec
 from baton.core.layout import KvLayout
 from baton.kv.memory import PoolMemory
 from baton.kv.operation import Read
-from baton.kv.spans import spans
+from baton.kv.staging import Memory
 from baton.kv.transport import PeerKey, TransportError
 from baton.kv.ucp import Get, Handle, Ucp
 from baton.kv.ucx_thread import DRAIN_S, DRAIN_STEP_S, Commands
@@ -35,21 +35,27 @@ LARGEST_GET_BYTES = 1 << 20  # of neighbouring pages that are read as one
 class _Source:
     """A peer that we read from: its worker here, the endpoint, what starts a read from it, and the reads."""
 
-    def __init__(self, worker: Any, endpoint: Any, key: Handle, get: Get, pages: int) -> None:
+    def __init__(
+        self, worker: Any, endpoint: Any, key: Handle, get: Get, base: int, layout: KvLayout, pages: int
+    ) -> None:
         self.worker = worker
         self.endpoint = endpoint
         self.key = key
         self.get = get
+        self.base = base
         self.pages = pages
+        self.pool_bytes = layout.pool_bytes(pages)
+        self.other_memory: dict[int, Handle] = {}  # by address: where reads go besides the pool
         self.flights: list[_Flight] = []
 
 
 class _Flight:
     """A read under way: what is still to be asked for, and what was asked for and has not arrived."""
 
-    def __init__(self, read: Read, spans: Iterator[tuple[int, int, int]]) -> None:
+    def __init__(self, read: Read, spans: Iterator[tuple[int, int, int]], get: Get) -> None:
         self.read = read
         self.spans = spans
+        self.get = get
         self.posted: deque[tuple[Handle, int]] = deque()
         self.bytes_posted = 0
 
@@ -149,7 +155,7 @@ class UcxxThread:
             self._events.unregister(worker.epoll_file_descriptor)
             raise TransportError(f"cannot reach agent {key[0]}: {type(error).__name__}: {error}") from error
         get = self._ucp.reader(endpoint.handle, remote_key, self._memory, self._pool.address, base)
-        self._sources[key] = _Source(worker, endpoint, remote_key, get, pages)
+        self._sources[key] = _Source(worker, endpoint, remote_key, get, base, layout, pages)
 
     def cut(self, key: PeerKey, reason: str) -> None:
         """Destroy the worker that reads from this peer, and with it all its reads."""
@@ -167,6 +173,8 @@ class UcxxThread:
                     if request:
                         self._ucp.finished(request)
         self._ucp.destroy_key(source.key)
+        for memory in source.other_memory.values():
+            self._ucp.unmap(self._context.handle, memory)
         source.worker = None  # the last reference
         for flight in source.flights:
             flight.read.finish(TransportError(reason))
@@ -188,10 +196,23 @@ class UcxxThread:
         if source is None or self._pool is None:
             read.finish(TransportError(f"no connection to agent {read.key[0]}, epoch {read.key[1]}"))
             return
-        source.flights.append(_Flight(read, spans(read, self._pool, source.pages, LARGEST_GET_BYTES)))
+        try:
+            runs = read.runs(self._pool, source.pages, source.pool_bytes, LARGEST_GET_BYTES)
+            source.flights.append(_Flight(read, iter(runs), self._getter(source, read.into)))
+        except TransportError as error:
+            read.finish(error)
 
     def end(self) -> None:
         self._ended = True
+
+    def _getter(self, source: _Source, into: Memory) -> Get:
+        """What starts reads into the pool, or into other memory, which is registered when it is first used."""
+        if into is self._pool:
+            return source.get
+        if into.address not in source.other_memory:
+            source.other_memory[into.address] = self._ucp.map(self._context.handle, into.address, into.size_bytes)
+        memory = source.other_memory[into.address]
+        return self._ucp.reader(source.endpoint.handle, source.key, memory, into.address, source.base)
 
     def _advance(self, source: _Source, flight: _Flight) -> None:
         """Take what has arrived, ask for what fits the window; a read with nothing left to do ends."""
@@ -200,7 +221,7 @@ class UcxxThread:
             span = next(flight.spans, None)
             if span is None:
                 break
-            flight.posted.append((source.get(*span), span[1]))
+            flight.posted.append((flight.get(*span), span[1]))
             flight.bytes_posted += span[1]
         self._take_arrived(flight)
         if not flight.posted:

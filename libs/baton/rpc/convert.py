@@ -27,10 +27,15 @@ def layout_to_pb(layout: KvLayout) -> pb.KvLayout:
         kv_heads=layout.kv_heads,
         head_dim=layout.head_dim,
         tensor_parallel=layout.tensor_parallel,
+        rank=layout.rank,
+        total_kv_heads=layout.total_kv_heads,
+        kind=layout.kind,
+        scale=layout.scale,
     )
 
 
 def layout_from_pb(message: pb.KvLayout) -> KvLayout:
+    """What a peer of an earlier version leaves out has the value that it always had there."""
     return KvLayout(
         model_revision=message.model_revision,
         dtype=message.dtype,
@@ -39,6 +44,10 @@ def layout_from_pb(message: pb.KvLayout) -> KvLayout:
         kv_heads=message.kv_heads,
         head_dim=message.head_dim,
         tensor_parallel=message.tensor_parallel,
+        rank=message.rank,
+        total_kv_heads=message.total_kv_heads,
+        kind=message.kind or "heads",
+        scale=message.scale or 1.0,
     )
 
 

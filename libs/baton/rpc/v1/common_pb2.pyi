@@ -144,7 +144,7 @@ class WorkerTotals(_message.Message):
     def __init__(self, extend_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., handoffs: _Optional[int] = ..., handoff_bytes: _Optional[int] = ..., handoff_s: _Optional[float] = ..., handoff_hidden_s: _Optional[float] = ...) -> None: ...
 
 class KvLayout(_message.Message):
-    __slots__ = ("model_revision", "dtype", "layers", "page_size", "kv_heads", "head_dim", "tensor_parallel")
+    __slots__ = ("model_revision", "dtype", "layers", "page_size", "kv_heads", "head_dim", "tensor_parallel", "rank", "total_kv_heads", "kind", "scale")
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +152,10 @@ class KvLayout(_message.Message):
     KV_HEADS_FIELD_NUMBER: _ClassVar[int]
     HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
     TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_KV_HEADS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     model_revision: str
     dtype: str
     layers: int
@@ -159,4 +163,8 @@ class KvLayout(_message.Message):
     kv_heads: int
     head_dim: int
     tensor_parallel: int
-    def __init__(self, model_revision: _Optional[str] = ..., dtype: _Optional[str] = ..., layers: _Optional[int] = ..., page_size: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., tensor_parallel: _Optional[int] = ...) -> None: ...
+    rank: int
+    total_kv_heads: int
+    kind: str
+    scale: float
+    def __init__(self, model_revision: _Optional[str] = ..., dtype: _Optional[str] = ..., layers: _Optional[int] = ..., page_size: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., rank: _Optional[int] = ..., total_kv_heads: _Optional[int] = ..., kind: _Optional[str] = ..., scale: _Optional[float] = ...) -> None: ...

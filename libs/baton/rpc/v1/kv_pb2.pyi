@@ -80,20 +80,30 @@ class SourceHello(_message.Message):
     def __init__(self, agent_id: _Optional[str] = ..., agent_epoch: _Optional[int] = ..., transport: _Optional[str] = ..., transport_address: _Optional[bytes] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., pages: _Optional[int] = ..., worker_id: _Optional[str] = ..., worker_epoch: _Optional[int] = ...) -> None: ...
 
 class OpenHandoff(_message.Message):
-    __slots__ = ("attempt", "first_page", "worker_epoch", "credits", "block_hashes", "traceparent")
+    __slots__ = ("attempt", "first_page", "worker_epoch", "credits", "block_hashes", "traceparent", "tokens")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FIRST_PAGE_FIELD_NUMBER: _ClassVar[int]
     WORKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     attempt: _common_pb2.Attempt
     first_page: int
     worker_epoch: int
     credits: int
     block_hashes: bytes
     traceparent: str
-    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., first_page: _Optional[int] = ..., worker_epoch: _Optional[int] = ..., credits: _Optional[int] = ..., block_hashes: _Optional[bytes] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    tokens: TokenRange
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., first_page: _Optional[int] = ..., worker_epoch: _Optional[int] = ..., credits: _Optional[int] = ..., block_hashes: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., tokens: _Optional[_Union[TokenRange, _Mapping]] = ...) -> None: ...
+
+class TokenRange(_message.Message):
+    __slots__ = ("first", "end")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    end: int
+    def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Announce(_message.Message):
     __slots__ = ("attempt", "seq", "layer_start", "layer_end", "page_start", "page_ids", "generations", "checksum", "computed_at")
