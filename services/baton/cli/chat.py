@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import httpx
 
+from baton.cli.flags import Parser
 from baton.cli.introduction import COMMANDS, introduction
 from baton.cli.sse import ChatError, first_model, open_client, stream_chat
-from baton.core.errors import ConfigError
 from baton.runtime import environ
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -61,13 +61,8 @@ class Answer:
         return (self.tokens - 1) / span if self.tokens > 1 and span >= _LEAST_SPAN_S else 0.0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (baton chat --help shows all flags)")
-
-
 def main(argv: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="baton chat",
         description="Talk to a running system in the terminal. Lines of a pipe are messages of one conversation.",
         epilog=f"commands on a terminal:\n{COMMANDS}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -11,11 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from typing import NoReturn
 
 from baton.cli import probes
+from baton.cli.flags import Parser
 from baton.cli.probes import Check
-from baton.core.errors import ConfigError
 from baton.runtime import environ
 
 # Which extras each command needs; `up` needs them all.
@@ -31,13 +29,8 @@ _INDENT = 29
 _COLOURS = {"ok": "32", "warn": "33", "missing": "31"}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (baton check-env --help shows all flags)")
-
-
 def main(argv: list[str]) -> int:
-    parser = _Parser(prog="baton check-env", description="Say what works on this machine and how to mend the rest.")
+    parser = Parser(prog="baton check-env", description="Say what works on this machine and how to mend the rest.")
     parser.add_argument("--for", dest="purpose", choices=NEEDS, default="up", help="what must run here (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     given = parser.parse_args(argv)

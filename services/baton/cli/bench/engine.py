@@ -9,10 +9,11 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from baton.cli.bench.progress import bar
 from baton.cli.bench.report import document, write_json
+from baton.cli.flags import Parser
 from baton.cli.up.region import LiveRegion
 from baton.core.errors import ConfigError
 from baton.runtime import cores, environ, logs
@@ -23,13 +24,8 @@ _QUANTIZATIONS = ("none", "int8", "int4")
 _DEVICES = ("auto", "cpu", "cuda")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (baton bench engine --help shows all flags)")
-
-
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    made = Parser(
         prog="baton bench engine",
         usage="baton bench engine --model PATH [flags]",
         description="Measure the engine alone, in this process. Each figure is the median of --repeats.",

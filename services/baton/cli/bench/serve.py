@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
 
 import uvloop
 
@@ -19,6 +18,7 @@ from baton.cli.bench.load import Load, poisson_times
 from baton.cli.bench.report import document, table, write_json
 from baton.cli.bench.summary import Slo, summarize
 from baton.cli.bench.workload import Conversation, Lengths, Writer
+from baton.cli.flags import Parser
 from baton.core.errors import ConfigError
 from baton.runtime.lifecycle import cancel_and_wait
 
@@ -26,13 +26,8 @@ WORKLOADS = ("random", "shared-prefix", "multi-turn", "trace")
 _INTERRUPTED = 130
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (baton bench serve --help shows all flags)")
-
-
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    made = Parser(
         prog="baton bench serve",
         usage="baton bench serve [flags]",
         description="Load a running system over the OpenAI API, and measure. Ctrl-C reports what there is so far.",
