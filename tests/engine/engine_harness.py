@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from baton.engine.grammar.compiler import Grammar
 from baton.engine.lane import CallersLane
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
-from baton.testing.toy_model import ToyRunner
+from baton.testing.toy_model import TOY_VOCAB_SIZE, ToyRunner
 
 ROOT = b"root"
 SMALL = EngineConfig(max_running=8, max_batch_tokens=32, chunk_tokens=16)
@@ -33,6 +34,12 @@ class Loop:
     """The loop that engines of the running test use."""
 
     name = "plain"
+
+
+def prompt(length: int, seed: int = 0, below: int = TOY_VOCAB_SIZE) -> list[int]:
+    """Random token ids, the same for the same arguments."""
+    rng = random.Random(1_000 * seed + length)
+    return [rng.randrange(below) for _ in range(length)]
 
 
 class Clock:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from engine_harness import LOOPS, ROOT, SMALL, Harness, Loop, Pair
+from engine_harness import ROOT, SMALL, Harness, Loop, Pair, prompt
 
 from baton.core.attempt import Attempt
 from baton.core.errors import ConfigError, InternalError, InvalidRequest, PromptTooLong
@@ -23,22 +23,12 @@ from baton.testing.toy_model import TOY_VOCAB_SIZE, ToyRunner, toy_reference
 
 torch.set_num_threads(1)
 
-
-@pytest.fixture(params=LOOPS, autouse=True)
-def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test runs with every loop."""
-    monkeypatch.setattr(Loop, "name", request.param)
-    return request.param
+pytestmark = pytest.mark.usefixtures("loop")
 
 
 def only(*loops: str) -> pytest.MarkDecorator:
     """For a test that counts steps, or changes what a step does while it runs."""
     return pytest.mark.parametrize("loop", loops, indirect=True)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    rng = random.Random(1_000 * seed + length)
-    return [rng.randrange(TOY_VOCAB_SIZE) for _ in range(length)]
 
 
 class Faulty(ToyRunner):

@@ -5,26 +5,17 @@ from __future__ import annotations
 import random
 
 import pytest
-from engine_harness import LOOPS, ROOT, Baton, Harness, Loop
+from engine_harness import ROOT, Baton, Harness, prompt
 
 from baton.core.attempt import Attempt
 from baton.core.errors import InternalError
 from baton.core.hashing import block_hashes
 from baton.engine.api import Finish, Loan, Stage
-from baton.testing.toy_model import TOY_LAYOUT, TOY_VOCAB_SIZE, toy_reference
+from baton.testing.toy_model import TOY_LAYOUT, toy_reference
+
+pytestmark = pytest.mark.usefixtures("loop")
 
 PAGE = TOY_LAYOUT.page_size
-
-
-@pytest.fixture(params=LOOPS, autouse=True)
-def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(Loop, "name", request.param)
-    return request.param
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    rng = random.Random(1_000 * seed + length)
-    return [rng.randrange(TOY_VOCAB_SIZE) for _ in range(length)]
 
 
 def holder(tokens: list[int], pages: int = 64) -> Harness:

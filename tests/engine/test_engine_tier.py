@@ -6,27 +6,18 @@ import random
 
 import pytest
 import torch
-from engine_harness import LOOPS, ROOT, Harness, Loop
+from engine_harness import ROOT, Harness, prompt
 
 from baton.core.attempt import Attempt
 from baton.core.hashing import block_hashes
 from baton.core.tiers import Tier
 from baton.engine.api import StepOutput
 from baton.engine.radix import RadixCache
-from baton.testing.toy_model import TOY_LAYOUT, TOY_VOCAB_SIZE, toy_reference
+from baton.testing.toy_model import TOY_LAYOUT, toy_reference
+
+pytestmark = pytest.mark.usefixtures("loop")
 
 PAGE = TOY_LAYOUT.page_size
-
-
-@pytest.fixture(params=LOOPS, autouse=True)
-def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(Loop, "name", request.param)
-    return request.param
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    rng = random.Random(1_000 * seed + length)
-    return [rng.randrange(TOY_VOCAB_SIZE) for _ in range(length)]
 
 
 class Tiered(Harness):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import re
+from functools import partial
 
 import jsonschema
 import pytest
 import torch
-from engine_harness import LOOPS, Harness, Loop, Pair
+from engine_harness import Harness, Pair
+from engine_harness import prompt as any_prompt
 from grammar_samples import EOS_ID, PERSON, compiled, schema, text, toy
 
 from baton.core.attempt import Attempt
@@ -21,16 +22,9 @@ from baton.engine.engine import EngineCore
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("loop")
 
-@pytest.fixture(params=LOOPS, autouse=True)
-def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(Loop, "name", request.param)
-    return request.param
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    rng = random.Random(1_000 * seed + length)
-    return [rng.randrange(300) for _ in range(length)]
+prompt = partial(any_prompt, below=300)  # ids of the toy tokenizer
 
 
 def params(structure: Structure, seed: int = 1, max_tokens: int = 200, **options: object) -> SamplingParams:
@@ -145,7 +139,10 @@ def test_min_tokens_hold_where_the_grammar_leaves_a_choice() -> None:
     harness = Harness(pages=200, runner=toy())
     for seed in range(1, 9):
         attempt = harness.submit(
-            f"r{seed}", prompt(5, seed), sampling=params(structure, seed, min_tokens=12), grammar=compiled(structure)
+            f"r{seed}",
+            prompt(5, seed),
+            sampling=params(structure, seed, min_tokens=12),
+            grammar=compiled(structure),
         )
         harness.run()
         assert len(harness.outputs[attempt]) > 12 and EOS_ID not in harness.outputs[attempt][:12]
@@ -228,7 +225,11 @@ def test_emitted_tokens_that_do_not_fit_fail_that_request_only() -> None:
     harness = Harness(pages=200, runner=toy())
     good = harness.submit("good", prompt(9), sampling=params(structure, 5), grammar=compiled(structure))
     bad = harness.submit(
-        "bad", [*prompt(9), 50, 51], prompt_tokens=9, sampling=params(structure, 5), grammar=compiled(structure)
+        "bad",
+        [*prompt(9), 50, 51],
+        prompt_tokens=9,
+        sampling=params(structure, 5),
+        grammar=compiled(structure),
     )
     harness.run()
     assert "do not fit" in str(harness.failures[bad])
