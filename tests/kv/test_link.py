@@ -184,3 +184,14 @@ def test_pool_memory_refuses_what_does_not_fit(tmp_path):
     pool.close()
     pool.close()
     view[0] = 1  # a view that outlives the pool keeps its memory
+
+
+def test_a_populated_pool_has_all_of_its_memory():
+    pool = PoolMemory.create(LAYOUT, 4096)
+    assert os.fstat(pool.fd).st_blocks == 0
+    told = []
+    pool.populate(lambda done, total: told.append((done, total)))
+    assert os.fstat(pool.fd).st_blocks * 512 == pool.size_bytes
+    assert told[0] == (0, pool.size_bytes)
+    assert bytes(pool.page(1, 4095)) == bytes(LAYOUT.page_bytes)
+    pool.close()

@@ -8,15 +8,19 @@ engine's and the handoff's business.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import mmap
 import os
+from collections.abc import Callable
 
 from baton.core.errors import ConfigError
 from baton.core.layout import CANARY_PAGE, RESERVED_PAGES, KvLayout
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; not named by Python
+_POPULATE_STEP_BYTES = 64 << 20
 
 
 class PoolMemory:
@@ -37,7 +41,8 @@ class PoolMemory:
 
     @classmethod
     def create(cls, layout: KvLayout, pages: int) -> PoolMemory:
-        """A new pool, all zeros. Memory is taken from the host as pages are first written. Its size is sealed."""
+        """A new pool, all zeros; its size is sealed. It takes memory from the host as pages are first written, or by
+        `populate`."""
         if pages <= RESERVED_PAGES:
             raise ConfigError(f"a pool of {pages} pages holds nothing: {RESERVED_PAGES} pages are reserved")
         fd = os.memfd_create("baton-kv-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -70,6 +75,26 @@ class PoolMemory:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"cannot map the pool that the worker sent: {error}") from error
+
+    def populate(self, progress: Callable[[int, int], None]) -> None:
+        """Take all of the pool's memory from the host now: no step waits for it, and a lack of it shows at once.
+
+        `progress(done, total)` counts bytes. Nothing happens where the kernel does not offer it (Linux 5.14 does).
+        Raises ConfigError when the host has too little.
+        """
+        assert self._map is not None
+        for start in range(0, self.size_bytes, _POPULATE_STEP_BYTES):
+            progress(start, self.size_bytes)
+            try:
+                self._map.madvise(_MADV_POPULATE_WRITE, start, min(_POPULATE_STEP_BYTES, self.size_bytes - start))
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return
+                raise ConfigError(
+                    f"the host has no memory for a KV pool of {self.size_bytes / 1e9:.2f} GB: lower kv_memory_bytes "
+                    f"({error})",
+                    param="kv_memory_bytes",
+                ) from error
 
     def offset(self, layer: int, page: int) -> int:
         """Where a page of a layer starts, in bytes from the pool's start."""
