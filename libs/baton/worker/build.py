@@ -9,10 +9,10 @@ from pathlib import Path
 import structlog
 import torch
 
-from baton.core.errors import ConfigError
 from baton.core.layout import RESERVED_PAGES
-from baton.engine.api import HandoffListener
+from baton.engine.api import HandoffListener, StepEngine
 from baton.engine.cuda.graphs import sizes_up_to
+from baton.engine.cuda.mirror import MirroredEngine, MirroredListener, PoolMirror
 from baton.engine.cuda.support import pick_device
 from baton.engine.engine import EngineCore
 from baton.engine.grammar.compiler import GrammarCompiler
@@ -39,7 +39,8 @@ class BuiltModel:
     runner: TorchModelRunner
     pages: int
     spare_pages: int  # the last ones, lent to nobody: where the padding of CUDA graphs goes
-    memory: PoolMemory | None  # that of a pool in host memory, which an agent can map
+    memory: PoolMemory | None  # that an agent can map: of the pool, or of a mirror
+    mirrored: bool  # the pool is in the device's own memory, and the agent sees a copy of it
     config: EngineConfig
     grammars: GrammarCompiler
 
@@ -49,24 +50,29 @@ class BuiltModel:
         layout, pages = self.runner.layout, self.pages - RESERVED_PAGES - self.spare_pages
         return Limits(self.runner.vocab_size, self.runner.max_context_tokens, pages, layout.page_size).request_tokens
 
-    def make_engine(self, listener: HandoffListener | None) -> EngineCore:
-        buffer = self.memory.buffer if self.memory is not None else None
-        pool = KvPool(self.runner.layout, self.pages, buffer, self.runner.device, self.spare_pages)
-        engine = EngineCore(self.runner, pool, self.config, listener)
+    def make_engine(self, listener: HandoffListener | None) -> StepEngine:
+        shared = self.memory.buffer if self.memory is not None else None
+        pool = KvPool(
+            self.runner.layout, self.pages, None if self.mirrored else shared, self.runner.device, self.spare_pages
+        )
+        mirror = PoolMirror(pool.tensor, shared) if self.mirrored else None
+        if mirror is not None and listener is not None:
+            listener = MirroredListener(listener, mirror)
+        engine = EngineCore(self.runner, pool, self.config, listener, pooling=self.runner)
         if self.spare_pages:
             self.runner.capture(sizes_up_to(self.config.max_running), _ProgressLog("capturing CUDA graphs"))
-        return engine
+        return MirroredEngine(engine, mirror, self.runner.layout.page_size) if mirror is not None else engine
 
 
 def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
     """Load the checkpoint and make the pool. Raises ConfigError (CheckpointError) naming what is wrong."""
-    torch.set_num_threads(_threads(settings))
+    torch.set_num_threads(cpu_threads(settings))
     path = Path(settings.model)
     started = time.monotonic()
     runner = TorchModelRunner.load(
         path,
         dtype=settings.dtype,
-        device=_device(settings),
+        device=pick_device(settings.device),
         page_size=settings.page_size,
         progress=_ProgressLog("loading weights"),
         max_context_tokens=settings.max_context_tokens or None,
@@ -82,8 +88,10 @@ def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
     pages = pool_pages(runner, config, settings.kv_memory_bytes, settings.memory_fraction)
     spare_pages = int(settings.cuda_graphs and runner.can_capture)
     memory = None
-    if runner.device.type == "cpu":
+    on_cpu = runner.device.type == "cpu"
+    if on_cpu or settings.agent_socket:
         memory = PoolMemory.create(layout, pages)
+        memory.populate(_ProgressLog("taking the pool's memory"))
         memory.write_canary(epoch)
     log.info(
         "model loaded", path=str(path), seconds=round(time.monotonic() - started, 2), dtype=layout.dtype,
@@ -94,22 +102,10 @@ def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
         text_bytes=settings.structure_bytes, compile_s=settings.structure_compile_s, cached=settings.structures_cached
     )
     grammars = GrammarCompiler(path, runner.vocab_size, runner.eos_token_ids, limits, metrics.observe_structure)
-    return BuiltModel(runner, pages, spare_pages, memory, config, grammars)
+    return BuiltModel(runner, pages, spare_pages, memory, memory is not None and not on_cpu, config, grammars)
 
 
-def _device(settings: WorkerSettings) -> str:
-    """cpu or cuda. Raises ConfigError when what was asked for cannot be had."""
-    device = pick_device(settings.device)
-    if device == "cpu" or not settings.agent_socket:
-        return device
-    why = "KV agents do not read and write a GPU's memory yet, so that a worker with an agent_socket runs on the CPU"
-    if settings.device == "cuda":
-        raise ConfigError(f"device = cuda cannot be had: {why}")
-    log.warning("the GPU is not used", why=why)
-    return "cpu"
-
-
-def _threads(settings: WorkerSettings) -> int:
+def cpu_threads(settings: WorkerSettings) -> int:
     """Those asked for, else what suits the host; says which."""
     here = cores.available()
     threads = settings.threads or cores.worker_threads(settings.host_workers, here)

@@ -120,7 +120,7 @@ def gpu_path() -> Check:
     problems: list[str] = json.loads(_last_line(output))
     if problems:
         return Check("GPU path", "missing", "; ".join(problems), mend)
-    return Check("GPU path", "ok", "FlashInfer and CUDA graphs; workers without an agent use the GPU")
+    return Check("GPU path", "ok", "FlashInfer and CUDA graphs; not tested on hardware so far")
 
 
 _GPU_PATH_PROBE = "import json; from baton.engine.cuda.support import problems; print(json.dumps(problems()))"
