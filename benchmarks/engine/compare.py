@@ -3,6 +3,7 @@
     python benchmarks/engine/compare.py                   everything; set-up once, then about half an hour
     python benchmarks/engine/compare.py --smoke           seconds, tiny sizes: does it all work here?
     python benchmarks/engine/compare.py --report          only print the table of what was measured
+    python benchmarks/engine/compare.py --report --page README.md     and put it between the page's marks
 
 A row is measured on all engines in turns, so that whatever else the machine does meets all of them alike; the figure
 is the median. Results go to `--out` as they come: what was interrupted, or ran out of `--minutes`, goes on where it
@@ -29,7 +30,7 @@ from cases import FULL, SMOKE, Case, Sizes, cases
 from link import Link, RunnerFailed
 from peers import BY_NAME, DEFAULT_FOLDER, PEERS, Peer, SetUpError, set_up
 from results import Results
-from table import markdown
+from table import BEGIN, END, markdown, put_into
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = f"{ROOT / 'libs'}{os.pathsep}{ROOT / 'services'}"
@@ -196,6 +197,7 @@ def main() -> int:
     add("--fresh", action="store_true", help="forget earlier results in --out")
     add("--smoke", action="store_true", help="tiny model and sizes, results in OUT/smoke")
     add("--report", action="store_true", help="only write and print the table")
+    add("--page", type=Path, help=f"also put the table into this file, between {BEGIN} and {END}")
     given = parser.parse_args()
     names = "tiny" if given.smoke else given.models
     unknown = (set(names.split(",")) - set(models.BY_NAME)) | (set(given.engines.split(",")) - set(BY_NAME))
@@ -221,6 +223,8 @@ def main() -> int:
             code = 130
     text = markdown(Results(given.out), wanted, cases(sizes))
     (given.out / "table.md").write_text(text, encoding="utf-8")
+    if given.page is not None:
+        put_into(given.page, text)
     print(text)
     return code
 

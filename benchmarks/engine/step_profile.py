@@ -5,14 +5,16 @@
     python benchmarks/engine/step_profile.py --model FOLDER --prefill 128          the one step of a prompt
 
 The engine is the one that a worker runs. Its parts are timed by wrapping them: a part's time is its own, without that
-of parts that it calls. A part costs its calls times the least time of a call, for whatever else the machine does only
-ever adds. Whole steps are timed with and without the wrapping, in turns, so that its cost shows; they are the tenth
-percentile. `least` is the time to read weights or KV once, or to do the multiplications, whichever is longer.
+of parts that it calls. Of each call in a step the least time in all steps counts, for whatever else the machine does
+only ever adds. Whole steps are timed with and without the wrapping, in turns, so that its cost shows; they are the
+tenth percentile. `least` is the time to read weights or KV once, or to do the multiplications, whichever is longer.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import time
@@ -23,6 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from baton.runtime import cores, environ, logs
+
+environ.limit_threads(cores.available().count)  # as workers do, before torch is loaded
 
 import torch
 from kernels import gemm_gflop_per_s, read_gb_per_s
@@ -41,7 +47,6 @@ from baton.engine.engine import EngineCore
 from baton.engine.model import decoder
 from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.scheduler import Scheduler
-from baton.runtime import logs
 from baton.worker.bench import EngineBench, pool_bytes
 from baton.worker.settings import WorkerSettings
 
@@ -102,9 +107,13 @@ class Stopwatch:
                 timed = classmethod(timed) if isinstance(whole, classmethod) else timed
                 stack.enter_context(mock.patch.object(owner, attribute, timed))
             for linear in LINEARS:
-                timed = self.wrap(lambda x, y: f"linear {x.shape[1]} -> {y.shape[1]}", linear.__call__)
+                timed = self.wrap(_linear, linear.__call__)
                 stack.enter_context(mock.patch.object(linear, "__call__", timed))
             yield
+
+
+def _linear(x: torch.Tensor, y: torch.Tensor) -> str:
+    return f"linear {x.shape[1]} -> {y.shape[1]}, {len(x)} row{'s' * (len(x) > 1)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +127,19 @@ class Workload:
     context: int
     new: int
 
-    def least_s(self, part: str, machine: dict[str, float]) -> float | None:
+    def least_s(self, part: str, calls: int, machine: dict[str, float]) -> float | None:
         """Of all calls of `part` in a step; None where nothing but Python and caches is in the way."""
-        config, tokens = self.config, self.batch * self.new
+        config = self.config
         if part.startswith("linear"):
-            inputs, outs = map(int, part.removeprefix("linear ").split(" -> "))
-            rows = self.batch if outs == config.vocab_size else tokens
-            times = 1 if outs == config.vocab_size else config.layers
+            inputs, outs, rows = (int(number) for number in re.findall(r"\d+", part))
             read, flop = inputs * outs * self.weight_bytes, 2.0 * rows * inputs * outs
         elif part == "attention":
-            times, positions = config.layers, self.context + self.new
-            read = float(self.batch) * positions * 2 * config.kv_heads * config.head_dim * self.kv_bytes
+            read = float(self.batch) * (self.context + self.new) * 2 * config.kv_heads * config.head_dim * self.kv_bytes
             pairs = self.batch * self.new * (self.context + (self.new + 1) / 2)
             flop = 4 * pairs * config.heads * config.head_dim
         else:
             return None
-        return float(times * max(read / machine["read_gb_per_s"], flop / machine["gemm_gflop_per_s"]) / 1e9)
+        return float(calls * max(read / machine["read_gb_per_s"], flop / machine["gemm_gflop_per_s"]) / 1e9)
 
 
 def timed_steps(bench: EngineBench, given: argparse.Namespace, watch: Stopwatch) -> tuple[float, float]:
@@ -158,11 +164,14 @@ def table(watch: Stopwatch, workload: Workload, machine: dict[str, float]) -> li
     whole = [step for step in watch.steps if any(part.startswith("linear") for part in step)]
     rows = []
     for part in {part for step in whole for part in step}:
-        calls = statistics.median(len(step.get(part, ())) for step in whole)
-        seconds = calls * min(call for step in whole for call in step.get(part, ()))
-        least = workload.least_s(part, machine)
+        calls = round(statistics.median(len(step.get(part, ())) for step in whole))
+        if not calls:
+            continue  # what a few steps only did
+        alike = [step[part] for step in whole if len(step.get(part, ())) == calls]
+        seconds = sum(min(each) for each in zip(*alike, strict=True))
+        least = workload.least_s(part, calls, machine)
         least_us = None if least is None else least * 1e6
-        rows.append({"part": part, "calls": round(calls), "us": seconds * 1e6, "least_us": least_us})
+        rows.append({"part": part, "calls": calls, "us": seconds * 1e6, "least_us": least_us})
     return sorted(rows, key=lambda row: -row["us"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from cases import Case
 from models import Model
@@ -10,6 +11,7 @@ from peers import PEERS
 from results import Entry, Results
 from roofline import Machine
 
+BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
 _OWN = "baton"
 
 
@@ -27,6 +29,15 @@ def markdown(results: Results, wanted: Sequence[Model], rows: Sequence[Case]) ->
     for model in wanted:
         parts += [f"### {model.title} (bf16)", _table(results, model, rows, machine), *_notes(results, model, rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what stands between the page's marks. Raises ValueError when it has none."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page}: the marks {BEGIN} and {END} are missing")
+    page.write_text(f"{before}{BEGIN}\n{text.rstrip()}\n{END}{after}", encoding="utf-8")
 
 
 def _table(results: Results, model: Model, rows: Sequence[Case], machine: Machine) -> str:
