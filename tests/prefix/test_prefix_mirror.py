@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from baton.core.hashing import block_hashes
+from baton.core.tiers import Tier
 from baton.prefix.mirror import PrefixMirror
 from baton.prefix.records import BlockBatch, IndexSnapshot, WorkerBlocks, WorkerGone
 
@@ -26,39 +27,50 @@ PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=7)
 
 
 class MirrorAgainstRadixCaches(RuleBasedStateMachine):
-    """Workers store prefixes and evict leaves, restart and vanish; the mirror hears of it in batches."""
+    """Workers store prefixes, move leaves to slower tiers, evict them, restart and vanish; the mirror hears of it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.mirror = PrefixMirror()
-        self.held: dict[str, set[tuple[int, ...]]] = {}
+        self.held: dict[str, dict[tuple[int, ...], Tier]] = {}
         self.epochs: dict[str, int] = {}
         self.seqs: dict[str, int] = {}
 
-    def send(self, worker: str, stored: list[bytes], removed: list[bytes], reset: bool = False) -> None:
+    def send(self, worker: str, reset: bool = False, **blocks: list[bytes]) -> None:
         self.seqs[worker] = self.seqs.get(worker, 0) + 1
-        batch = BlockBatch(
-            worker, self.epochs[worker], self.seqs[worker], b"".join(stored), b"".join(removed), reset=reset
-        )
+        packed = {field: b"".join(hashes) for field, hashes in blocks.items()}
+        batch = BlockBatch(worker, self.epochs[worker], self.seqs[worker], reset=reset, **packed)
         assert self.mirror.apply(batch)
         assert self.mirror.apply(batch), "the same event again changes nothing"
 
     @rule(worker=st.sampled_from("ab"), path=PATHS)
     def store(self, worker: str, path: list[int]) -> None:
-        held = self.held.setdefault(worker, set())
+        held = self.held.setdefault(worker, {})
         self.epochs.setdefault(worker, 1)
         prefixes = [tuple(path[: n + 1]) for n in range(len(path))]
-        self.send(worker, [block(*prefix) for prefix in prefixes], [])
-        held.update(prefixes)
+        self.send(worker, stored=[block(*prefix) for prefix in prefixes])
+        held.update(dict.fromkeys(prefixes, Tier.POOL))
+
+    @rule(worker=st.sampled_from("ab"), choice=st.integers(0, 1 << 16), tier=st.sampled_from([Tier.HOST, Tier.DISK]))
+    def sink(self, worker: str, choice: int, tier: Tier) -> None:
+        """A block goes to `tier`, behind those that follow it."""
+        held = self.held.get(worker, {})
+        paths = sorted(
+            path for path in held if held[path] < tier and all(held.get((*path, n), tier) >= tier for n in (0, 1))
+        )
+        if paths:
+            path = paths[choice % len(paths)]
+            self.send(worker, **{tier.name.lower(): [block(*path)]})
+            held[path] = tier
 
     @rule(worker=st.sampled_from("ab"), choice=st.integers(0, 1 << 16))
     def evict_leaf(self, worker: str, choice: int) -> None:
-        held = self.held.get(worker, set())
+        held = self.held.get(worker, {})
         leaves = sorted(path for path in held if not any(len(o) > len(path) and o[: len(path)] == path for o in held))
         if leaves:
             leaf = leaves[choice % len(leaves)]
-            self.send(worker, [], [block(*leaf)])
-            held.discard(leaf)
+            self.send(worker, removed=[block(*leaf)])
+            del held[leaf]
 
     @rule(worker=st.sampled_from("ab"))
     def restart(self, worker: str) -> None:
@@ -66,8 +78,8 @@ class MirrorAgainstRadixCaches(RuleBasedStateMachine):
             old = BlockBatch(worker, self.epochs[worker], self.seqs[worker] + 1, block(0, 0, 0))
             self.epochs[worker] += 1
             self.seqs[worker] = 0
-            self.held[worker] = set()
-            self.send(worker, [], [], reset=True)
+            self.held[worker] = {}
+            self.send(worker, reset=True)
             assert self.mirror.apply(old), "a late event of the old epoch is no gap"
 
     @rule(worker=st.sampled_from("ab"))
@@ -77,7 +89,7 @@ class MirrorAgainstRadixCaches(RuleBasedStateMachine):
             self.mirror.apply(WorkerGone(worker, self.epochs[worker]))
             self.epochs[worker] += 1
             self.seqs[worker] = 0
-            self.held[worker] = set()
+            self.held[worker] = {}
 
     @rule(worker=st.sampled_from("ab"))
     def gap(self, worker: str) -> None:
@@ -88,7 +100,11 @@ class MirrorAgainstRadixCaches(RuleBasedStateMachine):
     @rule()
     def snapshot(self) -> None:
         workers = {
-            worker: WorkerBlocks(self.epochs[worker], self.seqs[worker], {block(*path) for path in held})
+            worker: WorkerBlocks(
+                self.epochs[worker],
+                self.seqs[worker],
+                *({block(*path) for path in held if held[path] is tier} for tier in Tier),
+            )
             for worker, held in self.held.items()
         }
         self.mirror.load(IndexSnapshot("0-0", workers))
@@ -100,6 +116,9 @@ class MirrorAgainstRadixCaches(RuleBasedStateMachine):
             hashes = [block(*prompt[: n + 1]) for n in range(len(prompt))]
             runs = {w: leading_run({block(*p) for p in held}, hashes) for w, held in self.held.items()}
             assert self.mirror.match(hashes) == {worker: run for worker, run in runs.items() if run}
+            for worker, held in self.held.items():
+                within = [{block(*path) for path in held if held[path] <= tier} for tier in Tier]
+                assert self.mirror.reach(worker, hashes) == [leading_run(blocks, hashes) for blocks in within]
 
 
 TestMirrorAgainstRadixCaches = MirrorAgainstRadixCaches.TestCase
@@ -114,6 +133,7 @@ def test_any_set_gives_a_run_that_ends_at_an_edge(held: set[int], length: int) -
     run = mirror.match(hashes).get("w", 0)
     assert run == 0 or run - 1 in held
     assert run == length or run not in held
+    assert mirror.reach("w", hashes) == [run] * 3 and mirror.reach("nobody", hashes) == [0] * 3
 
 
 def test_memory_is_bounded() -> None:

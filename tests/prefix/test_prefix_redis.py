@@ -6,6 +6,7 @@ import asyncio
 import random
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefix_support import drained, run_task, until
@@ -13,6 +14,7 @@ from redis.exceptions import RedisError
 
 from baton.core.errors import ConfigError, StoreUnavailable
 from baton.core.hashing import block_hashes
+from baton.core.tiers import Tier
 from baton.prefix.mirror import PrefixMirror
 from baton.prefix.publisher import BlockPublisher
 from baton.prefix.records import (
@@ -36,13 +38,13 @@ def hashes(count: int, seed: int = 0) -> list[bytes]:
     return block_hashes(f"root{seed}".encode(), list(range(count)), 1)
 
 
-def batch(seq: int, stored: list[bytes], removed: list[bytes] = [], epoch: int = 1, **options: bool) -> BlockBatch:  # noqa: B006
+def batch(seq: int, stored: list[bytes], removed: list[bytes] = [], epoch: int = 1, **options: Any) -> BlockBatch:  # noqa: B006
     return BlockBatch("w", epoch, seq, b"".join(stored), b"".join(removed), **options)
 
 
 async def stored_blocks(store: RedisStore, namespace: Namespace, worker: str = "w") -> set[bytes]:
     known = (await store.snapshot(namespace)).workers.get(worker)
-    return known.blocks if known else set()
+    return known.blocks | known.host | known.disk if known else set()
 
 
 class TestApply:
@@ -57,6 +59,27 @@ class TestApply:
         assert await stored_blocks(store, namespace) == {three}
         events, _ = await store.events(namespace, "0-0", 0.01)
         assert [event.seq for event in events] == [1, 2, 7]
+
+    async def test_a_block_is_in_one_tier(self, store: RedisStore, namespace: Namespace) -> None:
+        one, two, three, four = hashes(4)
+        await store.apply(namespace, batch(1, [one, two], host=three, disk=four), LEASE_S)
+        assert await store.touch(namespace, "w", 1, LEASE_S) == (1, 4)
+        known = WorkerBlocks(1, 1, {one, two}, {three}, {four})
+        assert (await store.snapshot(namespace)).workers == {"w": known}
+        await store.apply(namespace, batch(2, [three], [one], host=four, disk=two), LEASE_S)
+        assert (await store.snapshot(namespace)).workers == {"w": WorkerBlocks(1, 2, {three}, {four}, {two})}
+        mirror = PrefixMirror()
+        for event in (await store.events(namespace, "0-0", 0.01))[0]:
+            assert mirror.apply(event)
+        assert [mirror.reach("w", [block]) for block in (one, two, three, four)] == [
+            [0, 0, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1],
+        ]  # fmt: skip
+        await store.apply(namespace, batch(1, [one], epoch=2), LEASE_S)
+        assert (await store.snapshot(namespace)).workers == {"w": WorkerBlocks(2, 1, {one})}
+        assert len(await store._redis.keys(f"*{namespace.key}*blocks*")) == 1, "nothing is left of the old epoch"
+        await store.apply(namespace, batch(2, [], epoch=2, host=two), LEASE_S)
+        await store.forget(namespace, "w", 2)
+        assert await store._redis.keys(f"*{namespace.key}*blocks*") == []
 
     async def test_old_epochs_are_refused_and_a_new_one_starts_empty(
         self, store: RedisStore, namespace: Namespace
@@ -148,13 +171,15 @@ class TestPublisher:
                 async with run_task(publisher.run()):
                     for step in range(60):
                         new = choose.randrange(len(chain) + 1)
-                        publisher.record(chain[length:new], chain[new:length][::-1])
+                        tiered = [(block, choose.choice([Tier.HOST, Tier.DISK])) for block in chain[:new:7]]
+                        publisher.record(chain[length:new], chain[new:length][::-1], tiered)
                         length = new
                         if step % 20 == 10:
                             await asyncio.sleep(0.05)
                             await store._redis.delete(*await store._redis.keys("*" + namespace.key + "*blocks*"))
                         await asyncio.sleep(0)
                     expected = set(chain[:length])
+                    tiers = {block: tier for block, tier in tiered if block in expected}
                     await until(partial(drained, publisher))
 
                     async def equal(expected: set[bytes] = expected) -> bool:
@@ -163,6 +188,8 @@ class TestPublisher:
                     await until(equal)
                     await until(lambda: mirror.match(chain).get("w", 0) == length and mirror.blocks == length)  # noqa: B023
                     assert mirror.epoch("w") == epoch
+                    known = (await store.snapshot(namespace)).workers["w"]
+                    assert {**dict.fromkeys(known.host, Tier.HOST), **dict.fromkeys(known.disk, Tier.DISK)} == tiers
             await publisher.withdraw()
             await until(lambda: mirror.blocks == 0)
 

@@ -19,6 +19,7 @@ from baton.router.fair_queue import FairQueue
 from baton.router.fleet import Fleet
 from baton.router.index import BlockNames, PrefixIndex
 from baton.router.outbox import MAX_EVENTS, Outbox
+from baton.router.policy_facts import Held
 from baton.router.ports import AgentInfo, Assignment, Fetch, Finish, Load, Offer, RunAll
 from baton.router.request import Submission
 from baton.router.settings import RouterSettings
@@ -108,10 +109,19 @@ class TestIndex:
         mirror.apply(BlockBatch("p0", sim["p0"].epoch, 1, b"".join(names[:700])))
         mirror.apply(BlockBatch("p1", sim["p1"].epoch + 1, 1, b"".join(names)))
         infos = [sim["p0"].info, sim["p1"].info]
-        assert sim.index.cached_tokens(infos, {}, tokens, ASKED) == {"p0": 700 * 16}, "p1's are of another incarnation"
+        assert sim.index.held(infos, {}, tokens, ASKED) == {"p0": Held(700 * 16)}, "p1's are of another incarnation"
         cold = {}
-        assert sim.index.cached_tokens(infos, cold, tokens[1:], ASKED) == {}
+        assert sim.index.held(infos, cold, tokens[1:], ASKED) == {}
         assert len(cold[LAYOUT.fingerprint]._hashes) <= 128, "a cold prompt is not hashed to its end"
+
+    async def test_blocks_count_by_tier(self) -> None:
+        sim = Sim(prefill=1)
+        tokens = list(range(16 * 300))
+        names = BlockNames(LAYOUT, tokens, ASKED).first(300)
+        parts = [b"".join(names[start:end]) for start, end in ((0, 100), (100, 150), (150, 290))]
+        batch = BlockBatch("p0", sim["p0"].epoch, 1, parts[0], host=parts[1], disk=parts[2])
+        sim.index.mirror(sim["p0"].info).apply(batch)
+        assert sim.index.held([sim["p0"].info], {}, tokens, ASKED) == {"p0": Held(1600, 800, 2240)}
 
     def test_the_router_uses_it(self) -> None:
         sim = Sim(prefill=2, decode=1)
@@ -258,5 +268,5 @@ async def test_an_outbox_nobody_reads_overflows_once_and_stays_bounded() -> None
 def test_without_redis_there_is_no_index() -> None:
     index = PrefixIndex(None)
     sim = Sim()
-    assert index.cached_tokens([sim["p0"].info], {}, list(range(100)), ASKED) == {}
+    assert index.held([sim["p0"].info], {}, list(range(100)), ASKED) == {}
     assert index.blocks == 0

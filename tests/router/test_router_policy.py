@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.router.policy import Limits, NoPlacement, Placement, RequestFacts, WorkerFacts, place
+from baton.router.policy_facts import Held
+from baton.router.policy_tiers import restore
 
 LIMITS = Limits()
 
@@ -57,12 +59,14 @@ REQUESTS = st.builds(
     remaining=st.integers(1, 500),
     failed=st.dictionaries(st.sampled_from(["w0", "w1", "w2"]), st.integers(1, 3), max_size=2),
 )
-CACHED = st.dictionaries(st.sampled_from([f"w{n}" for n in range(8)]), st.integers(0, 300).map(lambda n: n * 16))
+BLOCKS = st.integers(0, 300).map(lambda n: n * 16)
+BELOW = st.one_of(st.just(0), BLOCKS)
+CACHED = st.dictionaries(st.sampled_from([f"w{n}" for n in range(8)]), st.builds(Held, BLOCKS, BELOW, BELOW))
 
 
 @given(REQUESTS, FLEETS, CACHED, st.integers(0, 10))
 def test_placements_are_possible(
-    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, int], turn: int
+    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, Held], turn: int
 ) -> None:
     answer = place(request, fleet, cached, LIMITS, turn)
     assert answer == place(request, list(fleet), dict(cached), LIMITS, turn), "the same facts, the same decision"
@@ -78,10 +82,13 @@ def test_placements_are_possible(
         source = by_id[answer.pull.source]
         assert source is not first and source.transport and source.worker_id not in request.failed
         assert (source.fingerprint, source.transport) == (first.fingerprint, first.transport)
-        lacking = answer.pull.tokens - cached.get(answer.prefill, 0)
-        assert lacking > 0 and answer.pull.tokens <= min(cached[answer.pull.source], request.tokens - 1)
+        lacking = answer.pull.tokens - cached.get(answer.prefill, Held()).pool
+        assert lacking > 0 and answer.pull.tokens <= min(cached[answer.pull.source].pool, request.tokens - 1)
         assert first.pull_s(lacking) < lacking / first.extend_rate, "never slower than computing"
         assert answer.extend_tokens == request.tokens - answer.pull.tokens
+    else:
+        here = restore(first, request, cached.get(answer.prefill, Held())).tokens
+        assert answer.extend_tokens == request.tokens - min(here, request.tokens - 1)
     if answer.decode is None:
         assert first.role != "prefill" or request.remaining == 1
         return
@@ -95,7 +102,7 @@ def test_placements_are_possible(
 
 @given(REQUESTS, FLEETS, CACHED, st.integers(0, 10))
 def test_there_is_a_placement_whenever_one_worker_could_do_it_alone(
-    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, int], turn: int
+    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, Held], turn: int
 ) -> None:
     able = [w for w in fleet if w.model == "m" and w.token_limit > request.tokens and w.role != "prefill"]
     answer = place(request, fleet, cached, LIMITS, turn)
@@ -104,13 +111,13 @@ def test_there_is_a_placement_whenever_one_worker_could_do_it_alone(
 
 def test_a_match_longer_than_the_prompt_counts_as_the_prompt() -> None:
     fleet = [worker("w0", "decode", handoff_bytes_per_s=1.0), worker("w1", "prefill")]
-    longer, whole = (place(RequestFacts("m", 16, 2), fleet, {"w0": tokens}, LIMITS, 0) for tokens in (4096, 16))
+    longer, whole = (place(RequestFacts("m", 16, 2), fleet, {"w0": Held(tokens)}, LIMITS, 0) for tokens in (4096, 16))
     assert isinstance(longer, Placement) and longer == whole and longer.price_s >= 0
 
 
 @given(REQUESTS.map(lambda r: replace(r, failed={})), FLEETS, CACHED)
 def test_no_subset_of_the_fleet_offers_a_better_price(
-    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, int]
+    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, Held]
 ) -> None:
     """Taking away workers that were not chosen never makes the price fall: the cheapest was taken."""
     answer = place(request, fleet, cached, LIMITS, 0)
@@ -127,7 +134,7 @@ def test_no_subset_of_the_fleet_offers_a_better_price(
 
 @given(REQUESTS, FLEETS, CACHED, st.sampled_from(["w0", "w1"]), st.integers(1, 100_000))
 def test_more_work_ahead_never_attracts(
-    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, int], name: str, tokens: int
+    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, Held], name: str, tokens: int
 ) -> None:
     request = replace(request, failed={})
     before = place(request, fleet, cached, LIMITS, 0)
@@ -139,10 +146,14 @@ def test_more_work_ahead_never_attracts(
         assert after.price_s >= before.price_s * 0.97 - 0.001
 
 
+def in_pools(cached: dict[str, int]) -> dict[str, Held]:
+    return {worker_id: Held(tokens) for worker_id, tokens in cached.items()}
+
+
 def placed(
     request: RequestFacts, *fleet: WorkerFacts, cached: dict[str, int] | None = None, turn: int = 0
 ) -> Placement:
-    answer = place(request, fleet, cached or {}, LIMITS, turn)
+    answer = place(request, fleet, in_pools(cached or {}), LIMITS, turn)
     assert isinstance(answer, Placement), answer
     return answer
 
@@ -265,3 +276,80 @@ def test_a_decision_in_a_large_fleet_takes_milliseconds() -> None:
         placed(REQUEST, *fleet, turn=turn)
         best = min(best, time.perf_counter() - started)
     assert best < 0.01
+
+
+# 1000 tokens are computed in 1 s; 16 KiB each, they come from memory in 10 ms and from disk in 100 ms.
+TIERS = {
+    "host_restore_bytes_per_s": 1.6e9, "host_restore_wait_s": 0.001,
+    "disk_restore_bytes_per_s": 1.6e8, "disk_restore_wait_s": 0.01,
+}  # fmt: skip
+
+
+def at(held: Held, **facts: object) -> Placement:
+    """A request of 1001 tokens, of which one of two equal prefill workers holds something."""
+    fleet = [worker("p0", "prefill"), worker("p1", "prefill", **(TIERS | facts)), worker("d0")]
+    answer = place(RequestFacts("m", 1001, 100), fleet, {"p1": held}, LIMITS, 0)
+    assert isinstance(answer, Placement)
+    return answer
+
+
+def test_memory_and_disk_attract_as_far_as_they_save() -> None:
+    for held, seconds in ((Held(0, 800), 0.214), (Held(0, 0, 800), 0.293), (Held(400, 200, 200), 0.236)):
+        answer = at(held)
+        assert (answer.prefill, answer.extend_tokens) == ("p1", 201)
+        assert abs(answer.predicted_s - seconds) < 0.02
+    assert at(Held(800)).predicted_s < at(Held(0, 800)).predicted_s < at(Held(0, 0, 800)).predicted_s
+
+
+def test_a_tier_that_is_slower_than_computing_attracts_nobody() -> None:
+    slow = {"disk_restore_bytes_per_s": 1.6e7}  # a block is computed in 16 ms, and read in 16.4
+    assert at(Held(0, 0, 800), **slow).prefill == "p0"
+    answer = at(Held(0, 400, 400), **slow)
+    assert (answer.prefill, answer.extend_tokens) == ("p1", 601), "memory is as fast as it was"
+    assert at(Held(0, 0, 800), disk_restore_wait_s=2.0).prefill == "p0"
+
+
+def test_an_unknown_tier_has_a_price_too() -> None:
+    unknown = dict.fromkeys(TIERS, 0.0)
+    assert at(Held(0, 800), **unknown).prefill == "p1"
+    assert at(Held(0, 0, 800), **unknown, extend_tokens_per_s=1e6).extend_tokens == 1001
+
+
+def test_what_the_worker_brings_itself_is_not_pulled() -> None:
+    busy = worker("p1", "prefill", waiting_extend_tokens=3000)
+    fleet = [worker("p0", "prefill", **TIERS), busy, worker("d0")]
+    for held, pulled in ((Held(0, 992), False), (Held(0, 496, 496), False), (Held(0, 496), True), (Held(), True)):
+        answer = place(
+            RequestFacts("m", 1001, 100), fleet, {"p0": held, "p1": Held(992)}, Limits(local_extend_tokens=0), 0
+        )
+        assert isinstance(answer, Placement) and (answer.prefill, answer.extend_tokens) == ("p0", 9)
+        assert (answer.pull is not None) == pulled
+
+
+def test_only_pools_are_sources_of_pulls() -> None:
+    fleet = [worker("p0", "prefill"), worker("d0", **TIERS)]
+    answer = place(RequestFacts("m", 1001, 100), fleet, {"d0": Held(160, 640)}, LIMITS, 0)
+    assert isinstance(answer, Placement) and answer.pull is not None and answer.pull.tokens == 160
+
+
+@given(REQUESTS, FLEETS, CACHED, st.integers(0, 10))
+def test_slow_tiers_change_nothing(
+    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, Held], turn: int
+) -> None:
+    """With tiers that bring nothing in time, the decision is the one without them."""
+    slow = {"host_restore_bytes_per_s": 1e-3, "disk_restore_bytes_per_s": 1e-3}
+    fleet = [replace(w, kv_bytes_per_token=max(1, w.kv_bytes_per_token), **slow) for w in fleet if w.extend_rate > 1]
+    pools = {worker_id: Held(held.pool) for worker_id, held in cached.items()}
+    assert place(request, fleet, cached, LIMITS, turn) == place(request, fleet, pools, LIMITS, turn)
+
+
+@given(REQUESTS, FLEETS, CACHED)
+def test_bringing_is_never_slower_than_computing(
+    request: RequestFacts, fleet: list[WorkerFacts], cached: dict[str, Held]
+) -> None:
+    for facts in fleet:
+        held = cached.get(facts.worker_id, Held())
+        brought = restore(facts, request, held)
+        lacking = brought.tokens - min(held.pool, request.tokens)
+        assert 0 <= lacking <= held.host + held.disk
+        assert brought.seconds < lacking / facts.extend_rate if lacking else brought.seconds == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_router_policy import LIMITS, worker
+from test_router_policy import LIMITS, in_pools, worker
 
 from baton.core.attempt import Attempt
 from baton.core.sampling import SamplingParams
@@ -17,7 +17,7 @@ from baton.router.ports import AgentInfo, Assignment, Offer, PullFrom
 
 
 def chosen(fleet: list[WorkerFacts], cached: dict[str, int], request: RequestFacts | None = None) -> Placement:
-    answer = place(request or RequestFacts("m", 1001, 100), fleet, cached, LIMITS, 0)
+    answer = place(request or RequestFacts("m", 1001, 100), fleet, in_pools(cached), LIMITS, 0)
     assert isinstance(answer, Placement)
     return answer
 

@@ -30,7 +30,7 @@ class Blocks:
     def __init__(self) -> None:
         self.stored: list[bytes] = []
 
-    def record(self, stored, removed) -> None:
+    def record(self, stored, removed, tiered) -> None:
         self.stored += stored
 
 

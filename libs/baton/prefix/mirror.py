@@ -8,23 +8,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from baton.core.tiers import Tier
 from baton.prefix.records import BlockBatch, BlockEvent, IndexSnapshot, WorkerGone, unpack_hashes
 
 
 @dataclass(slots=True)
 class _Held:
+    """A worker's blocks; each is in the set of its nearest tier, Tier.POOL first."""
+
     epoch: int
     seq: int
-    blocks: set[bytes] = field(default_factory=set)
+    tiers: tuple[set[bytes], ...] = field(default_factory=lambda: tuple(set() for _ in Tier))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tiers))
+
+    def within(self, block_hash: bytes, tier: Tier) -> bool:
+        """Whether the block is in `tier` or nearer."""
+        return any(block_hash in blocks for blocks in self.tiers[: tier + 1])
 
 
 class PrefixMirror:
     """Blocks by worker. About 100 bytes per worker and block (benchmarks/prefix_index.py).
 
-    A worker's blocks are closed under "parent of": a radix cache stores parents first and evicts leaves first, and
-    batches keep that order. So the leading run of a prompt that a worker holds is found by bisection: 14 set look-ups
-    per worker for 128k tokens in blocks of 16. Where the rule is broken for a moment, the answer still ends at a block
-    that is held (or is 0) and before one that is not: an estimate, which costs time but never correctness.
+    A worker's blocks are closed under "parent of", and so are those of each tier with the nearer ones: a radix cache
+    stores parents first and evicts leaves first, tiers let go of leaves first, and batches keep that order. So the
+    leading run of a prompt that a worker holds is found by bisection: 14 set look-ups per worker and tier for 128k
+    tokens in blocks of 16. Where the rule is broken for a moment, the answer still ends at a block that is held (or is
+    0) and before one that is not: an estimate, which costs time but never correctness.
 
     `max_blocks` bounds the memory; what comes beyond it is left out and counted in `dropped_blocks`.
     """
@@ -54,12 +65,15 @@ class PrefixMirror:
         self._workers.clear()
         self._blocks = 0
         for worker_id, known in snapshot.workers.items():
+            tiers = (known.blocks, known.host, known.disk)
+            size = sum(map(len, tiers))
             held = self._workers[worker_id] = _Held(known.epoch, known.seq)
-            if self._blocks + len(known.blocks) <= self._max_blocks:
-                held.blocks = known.blocks
-                self._blocks += len(known.blocks)
-            else:
-                self._store(held, known.blocks)
+            if self._blocks + size <= self._max_blocks:
+                held.tiers = tiers
+                self._blocks += size
+                continue
+            for tier in Tier:
+                self._place(held, tiers[tier], tier)
 
     def apply(self, event: BlockEvent) -> bool:
         """Apply one event in stream order. Events of old epochs, and those a snapshot already held, change nothing.
@@ -83,56 +97,72 @@ class PrefixMirror:
         elif event.seq != held.seq + 1:
             return False
         held.seq = event.seq
-        self._store(held, unpack_hashes(event.stored))
-        before = len(held.blocks)
-        held.blocks.difference_update(unpack_hashes(event.removed))
-        self._blocks -= before - len(held.blocks)
+        for tier, packed in event.placed().items():
+            self._place(held, unpack_hashes(packed), tier)
+        before, removed = len(held), unpack_hashes(event.removed)
+        for blocks in held.tiers:
+            blocks.difference_update(removed)
+        self._blocks -= before - len(held)
         return True
 
     def remove_worker(self, worker_id: str, epoch: int) -> None:
         """Drop all that `epoch`, or an older one, of a worker held."""
         held = self._workers.get(worker_id)
         if held is not None and held.epoch <= epoch:
-            self._blocks -= len(held.blocks)
+            self._blocks -= len(held)
             del self._workers[worker_id]
 
     def match(self, hashes: Sequence[bytes]) -> dict[str, int]:
-        """Leading blocks of `hashes` that each worker holds; workers that hold none are left out.
+        """Leading blocks of `hashes` that each worker holds in any tier; workers that hold none are left out.
 
         Microseconds, whatever the prompt's length: a bisection per worker that holds the first block.
         """
         if not hashes:
             return {}
-        return {
-            worker_id: _leading_run(held.blocks, hashes)
-            for worker_id, held in self._workers.items()
-            if hashes[0] in held.blocks
-        }
+        runs = {worker_id: _leading_run(held, hashes, max(Tier)) for worker_id, held in self._workers.items()}
+        return {worker_id: run for worker_id, run in runs.items() if run}
+
+    def reach(self, worker_id: str, hashes: Sequence[bytes]) -> list[int]:
+        """Leading blocks of `hashes` that the worker holds in its pool; in that or in memory; in any tier."""
+        held = self._workers.get(worker_id)
+        reach: list[int] = []
+        for tier in Tier:
+            run = _leading_run(held, hashes, tier) if held is not None and hashes else 0
+            reach.append(max([run, *reach]))
+        return reach
 
     def _renew(self, event: BlockBatch) -> _Held:
         self.remove_worker(event.worker_id, event.epoch)
         held = self._workers[event.worker_id] = _Held(event.epoch, event.seq)
         return held
 
-    def _store(self, held: _Held, hashes: set[bytes] | list[bytes]) -> None:
-        room = self._max_blocks - self._blocks
+    def _place(self, held: _Held, hashes: set[bytes] | list[bytes], tier: Tier) -> None:
+        """These blocks are in `tier` now, and in no other."""
+        if not hashes:
+            return
+        before = len(held)
+        for blocks in held.tiers:
+            blocks.difference_update(hashes)
+        room = self._max_blocks - self._blocks + before - len(held)
         if len(hashes) > room:
             self.dropped_blocks += len(hashes) - room
             hashes = list(hashes)[:room]
-        before = len(held.blocks)
-        held.blocks.update(hashes)
-        self._blocks += len(held.blocks) - before
+        held.tiers[tier].update(hashes)
+        self._blocks += len(held) - before
 
 
-def _leading_run(blocks: set[bytes], hashes: Sequence[bytes]) -> int:
-    """Largest n with hashes[n - 1] held and hashes[n] not, hashes[0] being held."""
-    if hashes[-1] in blocks:
+def _leading_run(held: _Held, hashes: Sequence[bytes], tier: Tier) -> int:
+    """An n with hashes[n - 1] held in `tier` or nearer and hashes[n] not; 0 when hashes[0] is not, else all if the last
+    one is."""
+    if not held.within(hashes[0], tier):
+        return 0
+    if held.within(hashes[-1], tier):
         return len(hashes)
-    held, missing = 0, len(hashes) - 1
-    while missing - held > 1:
-        middle = (held + missing) // 2
-        if hashes[middle] in blocks:
-            held = middle
+    last, missing = 0, len(hashes) - 1
+    while missing - last > 1:
+        middle = (last + missing) // 2
+        if held.within(hashes[middle], tier):
+            last = middle
         else:
             missing = middle
     return missing

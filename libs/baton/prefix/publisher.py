@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
 import structlog
 
 from baton.core.errors import StoreUnavailable
+from baton.core.tiers import Tier
 from baton.prefix.records import Applied, BlockBatch, Namespace
 
 log = structlog.get_logger(__name__)
@@ -66,8 +67,8 @@ class BlockPublisher:
         self._renew_s = renew_s
         self._sleep = sleep
         self._lock = threading.Lock()
-        self._held: dict[bytes, None] = {}  # in order of storing: parents come before children
-        self._pending: dict[bytes, bool] = {}  # True: stored, False: removed; net of what was recorded
+        self._held: dict[bytes, Tier] = {}  # in order of storing: parents come before children
+        self._pending: dict[bytes, Tier | None] = {}  # where it is now, None: removed; net of what was recorded
         self._reset = True
         self._seq = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,17 +80,20 @@ class BlockPublisher:
     def held_blocks(self) -> int:
         return len(self._held)
 
-    def record(self, stored: Iterable[bytes], removed: Iterable[bytes]) -> None:
-        """Note what the engine stored, parents before children, and removed, children before parents."""
+    def record(
+        self, stored: Iterable[bytes], removed: Iterable[bytes], tiered: Iterable[tuple[bytes, Tier]] = ()
+    ) -> None:
+        """Note what the engine stored, parents before children, what it removed, children before parents, and what is
+        no longer in its pool but in another tier."""
         with self._lock:
             for block in stored:
-                if block not in self._held:
-                    self._held[block] = None
-                    self._note(block, True)
+                self._place(block, Tier.POOL)
+            for block, tier in tiered:
+                self._place(block, tier)
             for block in removed:
                 if block in self._held:
                     del self._held[block]
-                    self._note(block, False)
+                    self._note(block, None)
             if len(self._pending) > len(self._held) + 16 * BATCH_BLOCKS:
                 self._pending.clear()
                 self._reset = True
@@ -98,9 +102,14 @@ class BlockPublisher:
         if wake and self._loop is not None:
             self._loop.call_soon_threadsafe(self._changed.set)
 
-    def _note(self, block: bytes, stored: bool) -> None:
+    def _place(self, block: bytes, tier: Tier) -> None:
+        if self._held.get(block) is not tier:
+            self._held[block] = tier
+            self._note(block, tier)
+
+    def _note(self, block: bytes, tier: Tier | None) -> None:
         self._pending.pop(block, None)  # to the end: a batch keeps the order of last changes
-        self._pending[block] = stored
+        self._pending[block] = tier
 
     async def run(self) -> None:
         """Publish until cancelled, or until a newer epoch of this worker publishes."""
@@ -162,19 +171,31 @@ class BlockPublisher:
             with self._lock:
                 blocks = list(islice(self._pending, BATCH_BLOCKS))
                 changes = [(block, self._pending.pop(block)) for block in blocks]
-            stored = b"".join(block for block, is_stored in changes if is_stored)
-            removed = b"".join(block for block, is_stored in changes if not is_stored)
-            yield BlockBatch(self._worker_id, self._epoch, self._seq + 1, stored, removed)
+            yield self._batch(changes)
 
     def _everything(self) -> Iterator[BlockBatch]:
         """A reset, then every block held."""
         with self._lock:
-            held = list(self._held)
+            held = list(self._held.items())
             self._pending.clear()
             self._reset = False
         for at in range(0, max(1, len(held)), BATCH_BLOCKS):
-            stored = b"".join(held[at : at + BATCH_BLOCKS])
-            yield BlockBatch(self._worker_id, self._epoch, self._seq + 1, stored, reset=at == 0)
+            yield self._batch(held[at : at + BATCH_BLOCKS], reset=at == 0)
+
+    def _batch(self, blocks: Sequence[tuple[bytes, Tier | None]], reset: bool = False) -> BlockBatch:
+        def packed(wanted: Tier | None) -> bytes:
+            return b"".join(block for block, tier in blocks if tier is wanted)
+
+        return BlockBatch(
+            self._worker_id,
+            self._epoch,
+            self._seq + 1,
+            stored=packed(Tier.POOL),
+            removed=packed(None),
+            reset=reset,
+            host=packed(Tier.HOST),
+            disk=packed(Tier.DISK),
+        )
 
     async def _send(self, batch: BlockBatch) -> Applied:
         """Apply one batch. When its fate is unknown, its number is used up and everything is sent next time."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from baton.core.hashing import HASH_BYTES
+from baton.core.tiers import Tier
 
 
 class Namespace(msgspec.Struct, frozen=True, array_like=True):
@@ -52,9 +53,10 @@ class Applied(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class BlockBatch:
-    """Changes of the blocks that one worker holds; `stored` apply before `removed`.
+    """Changes of the blocks that one worker holds, each of them in one field; `removed` applies last.
 
-    `reset`: all that was known of the worker goes first. Hashes are packed, HASH_BYTES each.
+    `stored` are in its pool now, `host` in memory of its agent only, `disk` on the agent's disk only. `reset`: all that
+    was known of the worker goes first. Hashes are packed, HASH_BYTES each.
     """
 
     worker_id: str
@@ -63,6 +65,12 @@ class BlockBatch:
     stored: bytes = b""
     removed: bytes = b""
     reset: bool = False
+    host: bytes = b""
+    disk: bytes = b""
+
+    def placed(self) -> dict[Tier, bytes]:
+        """What is somewhere now, by tier."""
+        return {Tier.POOL: self.stored, Tier.HOST: self.host, Tier.DISK: self.disk}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +86,14 @@ BlockEvent = BlockBatch | WorkerGone
 
 @dataclass(frozen=True, slots=True)
 class WorkerBlocks:
-    """All blocks of one worker as of batch `seq`."""
+    """All blocks of one worker as of batch `seq`: in its pool, and those that are only in memory or on disk of its
+    agent."""
 
     epoch: int
     seq: int
     blocks: set[bytes]
+    host: set[bytes] = field(default_factory=set)
+    disk: set[bytes] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 Keys (`{...}` is a hash tag, so that all keys of a script are in one slot):
 
     {baton:<ns>}:meta:<worker>            HASH    epoch and seq of what is stored of a worker; has a lease
-    {baton:<ns>}:blocks:<worker>:<epoch>  SET     the 16-byte hashes of the blocks it holds; has the same lease
+    {baton:<ns>}:blocks:<worker>:<epoch>  SET     the 16-byte hashes of the blocks in its pool; has the same lease
+    ...:host, ...:disk                    SET     the same of those that are only in memory or on disk of its agent
     {baton:<ns>}:workers                  SET     ids of workers with blocks
     {baton:<ns>}:events                   STREAM  every applied batch, bounded
     {baton:registry}:records              HASH    worker id -> epoch and record
@@ -43,6 +44,7 @@ STREAM_ENTRIES = 16_384
 STREAM_IDLE_MS = 24 * 3600 * 1000  # a namespace nobody writes to any more leaves nothing behind
 EVENTS_PER_READ = 256
 _BEGINNING = "0-0"
+_TIER_SUFFIXES = ("", ":host", ":disk")  # of the key of a worker's blocks, by Tier
 
 Args: TypeAlias = list[bytes | bytearray | memoryview | str | int | float]
 
@@ -113,6 +115,8 @@ class RedisStore:
             STREAM_ENTRIES,
             _blocks_key(namespace, batch.worker_id, ""),
             STREAM_IDLE_MS,
+            batch.host,
+            batch.disk,
         ]
         async with redis_errors():
             answer = await self._apply(keys=_index_keys(namespace, batch.worker_id, batch.epoch), args=args)
@@ -154,11 +158,12 @@ class RedisStore:
             return None
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hmget(meta_key, "epoch", "seq")
-            pipe.smembers(_blocks_key(namespace, worker_id, epoch.decode()))
-            (epoch_read, seq), blocks = await pipe.execute()
+            for suffix in _TIER_SUFFIXES:
+                pipe.smembers(_blocks_key(namespace, worker_id, epoch.decode()) + suffix)
+            (epoch_read, seq), *tiers = await pipe.execute()
         if epoch_read != epoch:
             return None  # replaced meanwhile: its reset is in the events after the snapshot's position
-        return WorkerBlocks(int(epoch), int(seq), set(blocks))
+        return WorkerBlocks(int(epoch), int(seq), *map(set, tiers))
 
     async def events(self, namespace: Namespace, position: str, block_s: float) -> tuple[list[BlockEvent], str]:
         """Events after `position` and the new position. Waits for the first up to `block_s`, below SOCKET_TIMEOUT_S."""
@@ -186,11 +191,13 @@ def _blocks_key(namespace: Namespace, worker_id: str, epoch: str) -> str:
 
 
 def _index_keys(namespace: Namespace, worker_id: str, epoch: int) -> list[str]:
+    blocks = _blocks_key(namespace, worker_id, _epoch(epoch))
     return [
         _key(namespace, f"meta:{worker_id}"),
-        _blocks_key(namespace, worker_id, _epoch(epoch)),
+        blocks,
         _key(namespace, "events"),
         _key(namespace, "workers"),
+        *(blocks + suffix for suffix in _TIER_SUFFIXES[1:]),
     ]
 
 
@@ -214,4 +221,13 @@ def _event(fields: dict[bytes, bytes]) -> BlockEvent:
     worker_id, epoch, mode = fields[b"w"].decode(), int(fields[b"e"]), fields[b"m"]
     if mode == b"gone":
         return WorkerGone(worker_id, epoch)
-    return BlockBatch(worker_id, epoch, int(fields[b"s"]), fields[b"a"], fields[b"d"], reset=mode == b"reset")
+    return BlockBatch(
+        worker_id,
+        epoch,
+        int(fields[b"s"]),
+        fields[b"a"],
+        fields[b"d"],
+        reset=mode == b"reset",
+        host=fields.get(b"h", b""),
+        disk=fields.get(b"k", b""),
+    )

@@ -16,6 +16,7 @@ from baton.core import hashing
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, DeadlineExceeded, InvalidRequest, Unavailable
 from baton.core.layout import KvLayout
+from baton.core.tiers import Tier
 from baton.engine.api import EngineLoad, EngineRequest, Failed, HandoffListener, Stage, StepEngine, StepOutput
 from baton.engine.grammar.compiler import GrammarCompiler
 from baton.kv.local import AgentMessage, Welcome, WorkerMessage
@@ -42,7 +43,9 @@ MakeEngine = Callable[[HandoffListener | None], StepEngine]
 class BlockSink(Protocol):
     """Where block events go (baton.prefix.publisher); must not block."""
 
-    def record(self, stored: Iterable[bytes], removed: Iterable[bytes]) -> None: ...
+    def record(
+        self, stored: Iterable[bytes], removed: Iterable[bytes], tiered: Iterable[tuple[bytes, Tier]]
+    ) -> None: ...
 
 
 class AgentSender(Protocol):
@@ -83,7 +86,7 @@ class Dispatcher:
         self._step = 0
         self._told: set[RouterSession] = set()  # got a frame, and the load with it, since the last beat
         self._totals = Totals()
-        self._load = frames.load_message(engine.load(), 0.0, self._pulls.meter, self._totals)
+        self._load = frames.load_message(engine.load(), 0.0, self._pulls.meter, self._pulls.prices, self._totals)
         self._handoff_bytes_per_s = 0.0
         self._asyncio_loop = asyncio.get_running_loop()
 
@@ -231,7 +234,8 @@ class Dispatcher:
     def _on_step(self, output: StepOutput, load: EngineLoad) -> None:
         self._step += 1
         self._totals.add_step(output)
-        self._load = frames.load_message(load, self._handoff_bytes_per_s, self._pulls.meter, self._totals)
+        meter, prices = self._pulls.meter, self._pulls.prices
+        self._load = frames.load_message(load, self._handoff_bytes_per_s, meter, prices, self._totals)
         metrics.observe_step(output, load)
         for admitted in output.admitted:
             if live := self._book.get(admitted.attempt):
@@ -251,8 +255,7 @@ class Dispatcher:
         for failed in output.failed:
             self.fail(failed.attempt, failed.error)
         if self._blocks is not None and (output.stored_blocks or output.removed_blocks or output.tiered_blocks):
-            elsewhere = [block_hash for block_hash, _ in output.tiered_blocks]
-            self._blocks.record([*output.stored_blocks, *elsewhere], output.removed_blocks)
+            self._blocks.record(output.stored_blocks, output.removed_blocks, output.tiered_blocks)
 
     def _send_frames(self, output: StepOutput) -> None:
         rows = {row.attempt: row for row in output.rows}

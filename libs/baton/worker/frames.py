@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from baton.core.tiers import Tier
 from baton.engine.api import EngineLoad, Finish, RowOutput, TokenLogprob
 from baton.rpc.v1 import common_pb2, worker_pb2
 from baton.worker.pull_meter import PullMeter
+from baton.worker.tiering import RestorePrices
 from baton.worker.totals import Totals
 
 FINISH = {
@@ -35,7 +37,10 @@ def step_frame(step: int, rows: Iterable[tuple[int, RowOutput]], load: worker_pb
     return frame
 
 
-def load_message(load: EngineLoad, handoff_bytes_per_s: float, pulls: PullMeter, totals: Totals) -> worker_pb2.Load:
+def load_message(
+    load: EngineLoad, handoff_bytes_per_s: float, pulls: PullMeter, restores: RestorePrices, totals: Totals
+) -> worker_pb2.Load:
+    host, disk = restores.meters[Tier.HOST], restores.meters[Tier.DISK]
     return worker_pb2.Load(
         running=load.running,
         waiting=load.waiting,
@@ -47,6 +52,10 @@ def load_message(load: EngineLoad, handoff_bytes_per_s: float, pulls: PullMeter,
         handoff_bytes_per_s=handoff_bytes_per_s,
         pull_bytes_per_s=pulls.bytes_per_s,
         pull_wait_s=pulls.wait_s,
+        host_restore_bytes_per_s=host.bytes_per_s,
+        host_restore_wait_s=host.wait_s,
+        disk_restore_bytes_per_s=disk.bytes_per_s,
+        disk_restore_wait_s=disk.wait_s,
         lent_pages=load.lent_pages,
         tier_blocks=load.tier_blocks,
         totals=totals.message,

@@ -46,6 +46,10 @@ def load(message: worker_pb2.Load) -> Load:
         handoff_bytes_per_s=message.handoff_bytes_per_s,
         pull_bytes_per_s=message.pull_bytes_per_s,
         pull_wait_s=message.pull_wait_s,
+        host_restore_bytes_per_s=message.host_restore_bytes_per_s,
+        host_restore_wait_s=message.host_restore_wait_s,
+        disk_restore_bytes_per_s=message.disk_restore_bytes_per_s,
+        disk_restore_wait_s=message.disk_restore_wait_s,
     )
 
 

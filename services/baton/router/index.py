@@ -14,6 +14,7 @@ from baton.core.layout import KvLayout
 from baton.prefix.mirror import PrefixMirror
 from baton.prefix.records import Namespace
 from baton.prefix.sync import IndexStore, IndexSync
+from baton.router.policy_facts import Held
 from baton.router.ports import WorkerInfo
 from baton.router.tasks import background
 from baton.runtime.lifecycle import cancel_and_wait
@@ -82,13 +83,13 @@ class PrefixIndex:
                 self._tasks.append(background(IndexSync(self._store, namespace, mirror).run(), "prefix index"))
         return mirror
 
-    def cached_tokens(
+    def held(
         self,
         workers: Iterable[WorkerInfo],
         names: dict[str, BlockNames],
         token_ids: Sequence[int],
         prompt: Prompt,
-    ) -> dict[str, int]:
+    ) -> dict[str, Held]:
         """Leading tokens of `token_ids` that each worker holds, as far as known; workers with none are left out.
 
         `names` keeps the hashes (by layout fingerprint) for the next question about the same tokens.
@@ -105,8 +106,14 @@ class PrefixIndex:
             matches = _match(mirror, names[fingerprint])
             for info in infos:
                 if info.worker_id in matches and mirror.epoch(info.worker_id) == info.epoch:
-                    found[info.worker_id] = matches[info.worker_id] * layout.page_size
+                    hashes = names[fingerprint].first(matches[info.worker_id])
+                    found[info.worker_id] = _held(mirror.reach(info.worker_id, hashes), layout.page_size)
         return found
+
+
+def _held(reach: Sequence[int], page_size: int) -> Held:
+    pool, host, disk = (blocks * page_size for blocks in reach)
+    return Held(pool, host - pool, disk - host)
 
 
 def _match(mirror: PrefixMirror, names: BlockNames) -> dict[str, int]:

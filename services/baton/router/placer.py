@@ -56,7 +56,7 @@ class Placer:
     def choose(self, request: Request) -> Placement | NoPlacement:
         model = request.asked.model
         workers = [state.info for state in self._fleet.of_model(model)]
-        cached = self._index.cached_tokens(workers, request.names, request.tokens, request.asked)
+        cached = self._index.held(workers, request.names, request.tokens, request.asked)
         facts = RequestFacts(model, len(request.tokens), request.remaining, request.failed)
         self._turn += 1
         return place(facts, self._fleet.facts(model), cached, self._limits, self._turn)

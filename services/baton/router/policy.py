@@ -6,7 +6,8 @@ a short suffix of it (or when no pair exists), a prefill worker when only one to
 The price of a candidate is in seconds:
 
     prefill work ahead and the request's own uncached tokens, at the worker's measured rate, or for a prefix that
-    another worker holds the time to pull it, if that is less (policy_pull.py)
+    another worker holds the time to pull it, or to bring it from memory or disk of the worker's own agent, if that is
+    less (policy_pull.py, policy_tiers.py)
   + the part of the handoff that the prompt's computation does not hide (reads overlap layer by layer)
   + the decode side: queue, missing pages, the step time over the target for the next tokens
   + what running whole costs others: the decoding requests of that worker wait while it extends
@@ -23,8 +24,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from baton.router.policy_facts import Limits, RequestFacts, WorkerFacts
+from baton.router.policy_facts import Held, Limits, RequestFacts, WorkerFacts
 from baton.router.policy_pull import Holders, Pull
+from baton.router.policy_tiers import restore
 
 PRICED_STEPS = 32  # how many tokens' time a crowded decode batch is charged for
 PAGES_AHEAD_TOKENS = 256  # output that a decode worker should have room for at once
@@ -62,16 +64,16 @@ class NoPlacement:
 def place(
     request: RequestFacts,
     fleet: Sequence[WorkerFacts],
-    cached_tokens: Mapping[str, int],
+    cached: Mapping[str, Held],
     limits: Limits,
     turn: int,
 ) -> Placement | NoPlacement:
-    """Choose. `cached_tokens`: leading tokens of the request that each worker holds. `turn` spreads ties."""
+    """Choose. `cached`: leading tokens of the request that each worker holds. `turn` spreads ties."""
     able = [w for w in fleet if w.model == request.model and w.token_limit > request.tokens]
     if not able:
         return NoPlacement(busy=False, reason=f"no worker for model {request.model!r} is connected")
-    holders = Holders(request, able, cached_tokens)
-    costs = {w.worker_id: _Costs.of(w, request, cached_tokens.get(w.worker_id, 0), holders, limits) for w in able}
+    holders = Holders(request, able, {worker_id: held.pool for worker_id, held in cached.items()})
+    costs = {w.worker_id: _Costs.of(w, request, cached.get(w.worker_id, Held()), holders, limits) for w in able}
     candidates = _candidates(request, able, costs, limits)
     if not candidates:
         return NoPlacement(busy=False, reason="only prefill workers are connected; a decode or unified one is missing")
@@ -97,10 +99,15 @@ class _Costs:
     backlogged: bool
 
     @classmethod
-    def of(cls, worker: WorkerFacts, request: RequestFacts, cached: int, holders: Holders, limits: Limits) -> _Costs:
-        cached = min(cached, request.tokens)  # a match that is too long must not make a worker cheaper than free
+    def of(cls, worker: WorkerFacts, request: RequestFacts, held: Held, holders: Holders, limits: Limits) -> _Costs:
+        cached = min(held.pool, request.tokens)
+        own = restore(worker, request, held)
         pull = holders.best(worker, cached)
-        here = pull.tokens if pull else cached
+        if pull and own.tokens > cached:
+            own_saves_s = (own.tokens - cached) / worker.extend_rate - own.seconds
+            if pull.tokens <= sum(held) or pull.saved_s < own_saves_s:  # the worker prefers the nearer to as much
+                pull = None
+        here, seconds = (pull.tokens, pull.seconds) if pull else (own.tokens, own.seconds)
         extend_tokens = request.tokens - min(here, request.tokens - 1)  # the last token is always computed
         extend_s = extend_tokens / worker.extend_rate
         slots = worker.max_running + max(2, worker.max_running // 4)
@@ -109,7 +116,7 @@ class _Costs:
             pull=pull,
             extend_tokens=extend_tokens,
             extend_s=extend_s,
-            first_token_s=max(worker.backlog_s, pull.seconds if pull else 0.0) + extend_s,
+            first_token_s=max(worker.backlog_s, seconds) + extend_s,
             decode_s=_decode_s(worker, request, cached, limits),
             transfer_tokens=request.tokens - cached // worker.page_size * worker.page_size,
             has_slot=not worker.max_running or worker.requests < slots,

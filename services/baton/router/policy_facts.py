@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from baton.core.tiers import Tier
 from baton.router.ports import Load
 
 # Used until a worker has measured its own: they only matter relative to each other.
@@ -13,6 +15,7 @@ PRIOR_DECODE_STEP_S = 0.02
 PRIOR_HANDOFF_BYTES_PER_S = 1e9
 PRIOR_PULL_BYTES_PER_S = 1e9
 PRIOR_PULL_WAIT_S = 0.005
+PRIOR_RESTORE = {Tier.HOST: (0.002, 2e9), Tier.DISK: (0.005, 3e8)}  # seconds of waiting, bytes per second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,16 @@ class WorkerFacts(Load):
         size = tokens * self.kv_bytes_per_token
         return (self.pull_wait_s or PRIOR_PULL_WAIT_S) + size / (self.pull_bytes_per_s or PRIOR_PULL_BYTES_PER_S)
 
+    def restore_s(self, tier: Tier, tokens: int) -> float:
+        """Time to bring so many tokens' KV cache from a tier of the worker's own agent."""
+        wait_s, rate = {
+            Tier.HOST: (self.host_restore_wait_s, self.host_restore_bytes_per_s),
+            Tier.DISK: (self.disk_restore_wait_s, self.disk_restore_bytes_per_s),
+        }[tier]
+        if not rate:
+            wait_s, rate = PRIOR_RESTORE[tier]
+        return wait_s + tokens * self.kv_bytes_per_token / rate
+
     @property
     def step_s(self) -> float:
         return self.decode_step_s or PRIOR_DECODE_STEP_S
@@ -72,6 +85,15 @@ class RequestFacts:
     tokens: int
     remaining: int
     failed: Mapping[str, int] = field(default_factory=dict)
+
+
+class Held(NamedTuple):
+    """Leading tokens of a request that a worker has: in its pool, and those that follow in memory and on disk of its
+    agent."""
+
+    pool: int = 0
+    host: int = 0
+    disk: int = 0
 
 
 @dataclass(frozen=True, slots=True)

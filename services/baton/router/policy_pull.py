@@ -17,15 +17,17 @@ HOLDERS = 4  # of each kind, the workers that hold most of the prompt are looked
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Take the first `tokens` of the request from worker `source`, as far as they are not here."""
+    """Take the first `tokens` of the request from worker `source`, as far as they are not here: it takes `seconds`, and
+    saves so many of computing, those not counted."""
 
     source: str
     tokens: int
     seconds: float
+    saved_s: float = 0.0
 
 
 class Holders:
-    """The workers that a request's prefix may be pulled from."""
+    """The workers that a request's prefix may be pulled from, by what their pools hold of it."""
 
     def __init__(self, request: RequestFacts, fleet: Sequence[WorkerFacts], cached_tokens: Mapping[str, int]) -> None:
         self._request = request
@@ -49,5 +51,5 @@ class Holders:
             seconds = worker.pull_s(lacking) + source.penalty_s
             saved_s = lacking / worker.extend_rate - seconds
             if saved_s > most_s:
-                best, most_s = Pull(source.worker_id, end, seconds), saved_s
+                best, most_s = Pull(source.worker_id, end, seconds, saved_s), saved_s
         return best

@@ -74,6 +74,10 @@ class Load:
     handoff_bytes_per_s: float = 0.0
     pull_bytes_per_s: float = 0.0
     pull_wait_s: float = 0.0
+    host_restore_bytes_per_s: float = 0.0
+    host_restore_wait_s: float = 0.0
+    disk_restore_bytes_per_s: float = 0.0
+    disk_restore_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

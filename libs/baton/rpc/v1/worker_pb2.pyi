@@ -194,7 +194,7 @@ class RowLogprobs(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., prompt: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "free_pages", "evictable_pages", "waiting_extend_tokens", "extend_tokens_per_s", "decode_step_s", "handoff_bytes_per_s", "pull_bytes_per_s", "pull_wait_s", "lent_pages", "tier_blocks", "totals")
+    __slots__ = ("running", "waiting", "free_pages", "evictable_pages", "waiting_extend_tokens", "extend_tokens_per_s", "decode_step_s", "handoff_bytes_per_s", "pull_bytes_per_s", "pull_wait_s", "host_restore_bytes_per_s", "host_restore_wait_s", "disk_restore_bytes_per_s", "disk_restore_wait_s", "lent_pages", "tier_blocks", "totals")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +205,10 @@ class Load(_message.Message):
     HANDOFF_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     PULL_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     PULL_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    HOST_RESTORE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    HOST_RESTORE_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    DISK_RESTORE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    DISK_RESTORE_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     LENT_PAGES_FIELD_NUMBER: _ClassVar[int]
     TIER_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TOTALS_FIELD_NUMBER: _ClassVar[int]
@@ -218,10 +222,14 @@ class Load(_message.Message):
     handoff_bytes_per_s: float
     pull_bytes_per_s: float
     pull_wait_s: float
+    host_restore_bytes_per_s: float
+    host_restore_wait_s: float
+    disk_restore_bytes_per_s: float
+    disk_restore_wait_s: float
     lent_pages: int
     tier_blocks: int
     totals: _common_pb2.WorkerTotals
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_pages: _Optional[int] = ..., evictable_pages: _Optional[int] = ..., waiting_extend_tokens: _Optional[int] = ..., extend_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., handoff_bytes_per_s: _Optional[float] = ..., pull_bytes_per_s: _Optional[float] = ..., pull_wait_s: _Optional[float] = ..., lent_pages: _Optional[int] = ..., tier_blocks: _Optional[int] = ..., totals: _Optional[_Union[_common_pb2.WorkerTotals, _Mapping]] = ...) -> None: ...
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_pages: _Optional[int] = ..., evictable_pages: _Optional[int] = ..., waiting_extend_tokens: _Optional[int] = ..., extend_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., handoff_bytes_per_s: _Optional[float] = ..., pull_bytes_per_s: _Optional[float] = ..., pull_wait_s: _Optional[float] = ..., host_restore_bytes_per_s: _Optional[float] = ..., host_restore_wait_s: _Optional[float] = ..., disk_restore_bytes_per_s: _Optional[float] = ..., disk_restore_wait_s: _Optional[float] = ..., lent_pages: _Optional[int] = ..., tier_blocks: _Optional[int] = ..., totals: _Optional[_Union[_common_pb2.WorkerTotals, _Mapping]] = ...) -> None: ...
 
 class AttemptEvent(_message.Message):
     __slots__ = ("ref", "attempt", "admitted", "failed", "handoff")
