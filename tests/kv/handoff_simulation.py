@@ -22,7 +22,7 @@ from baton.kv import handoff as h
 LAYERS = 2
 POOL_PAGES = RESERVED_PAGES + 6
 LAYOUT = KvLayout("m", "float16", LAYERS, page_size=1, kv_heads=1, head_dim=1)
-SOURCE_LIMITS = h.SourceLimits(lease_s=8, open_timeout_s=6, max_announce_bytes=2 * LAYOUT.page_bytes)
+SOURCE_LIMITS = h.SourceLimits(lease_s=8, open_timeout_s=6, max_announce_bytes=2 * LAYOUT.page_bytes, pair_credits=3)
 READER_LIMITS = h.ReaderLimits(stall_timeout_s=4, credits=2)
 FETCH_TIMEOUT_S = 20.0
 
@@ -443,6 +443,7 @@ class Simulation:
         pairs = list(zip(start.local_pages.tolist(), start.remote_pages.tolist(), strict=True))
         cells = deque((layer, local, remote) for layer in layers for local, remote in pairs)
         self.reads.append(Read(start, self.source_pool, self.reader_pool, cells))
+        self.reader.read_started(start.attempt, start.seq, self.now)
 
     def fence(self, session: Session) -> None:
         session.broken = session.reader_knows_end = True

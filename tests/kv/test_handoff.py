@@ -25,7 +25,7 @@ class Source:
     """A source side with one offered attempt of `tokens` pages at pool pages 10, 11, ..."""
 
     def __init__(self, tokens: int, announce_pages: int = 100, layer_group: int = 1) -> None:
-        limits = h.SourceLimits(max_announce_bytes=announce_pages * PAGE)
+        limits = h.SourceLimits(max_announce_bytes=announce_pages * PAGE, pair_credits=100)
         self.side = h.SourceSide(LAYOUT, 100, EPOCH, lambda *place: 0, limits, lambda peer, pages: layer_group)
         self.tokens = tokens
         self.side.offer(ATTEMPT, tokens, 0.0)

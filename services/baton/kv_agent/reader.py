@@ -1,16 +1,16 @@
 """The reader half of the agent: what the own worker fetches from other agents' pools.
 
-Carries the worker's messages and the sources' to `ReaderSide`, starts and cancels reads, and bounds the bytes in flight
-per source. A read's end is reported only when it moves no byte any more.
+Carries the worker's messages and the sources' to `ReaderSide`, starts reads in turn and cancels them. A read's end is
+reported only when it moves no byte any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -37,6 +37,7 @@ from baton.kv.handoff import (
 )
 from baton.kv.local import CancelFetch, Fetch, Fetched, FetchFailed, Hello
 from baton.kv.transport import TransportError
+from baton.kv.turns import Turns
 from baton.kv_agent import metrics, wire
 from baton.kv_agent.peers import Identity, SourceConnection
 from baton.kv_agent.timelines import Timelines
@@ -54,14 +55,6 @@ class _Times:
 
     first_read_at: float = 0.0
     first_arrival_at: float = 0.0
-
-
-@dataclass(slots=True)
-class _Pair:
-    """Reads from one connection: those under way, and those that wait because too many bytes are."""
-
-    bytes_in_flight: int = 0
-    waiting: deque[StartRead] = field(default_factory=deque)
 
 
 class Reader:
@@ -85,7 +78,7 @@ class Reader:
         self._connections: dict[tuple[str, int], SourceConnection] = {}
         self._running: dict[SourceConnection, asyncio.Task[None]] = {}
         self._made = 0
-        self._pairs: dict[SourceConnection, _Pair] = defaultdict(_Pair)
+        self._turns: dict[SourceConnection, Turns[Attempt, StartRead]] = {}
         self._reads: dict[Attempt, set[asyncio.Task[int]]] = defaultdict(set)
         self._times: dict[Attempt, _Times] = {}
         self.timelines = Timelines("reader", hello.layout.layers)
@@ -189,8 +182,12 @@ class Reader:
             connection = SourceConnection(self._me, self, address, agent_epoch, self._made)
             self._connections[name] = connection
             self._running[connection] = asyncio.create_task(connection.run())
-            self._running[connection].add_done_callback(lambda _: self._running.pop(connection))
+            self._turns[connection] = Turns(self._pair_bytes)
+            self._running[connection].add_done_callback(lambda _: self._ended(connection))
         return self._connections[name]
+
+    def _ended(self, connection: SourceConnection) -> None:
+        del self._running[connection], self._turns[connection]
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
@@ -200,7 +197,7 @@ class Reader:
                     action.peer.send(wire.to_source(action))
                 case StartRead():
                     self.timelines.heard(action, self._size(action))
-                    self._pairs[action.peer].waiting.append(action)
+                    self._turns[action.peer].add(action.attempt, action, self._size(action))
                     self._start_reads(action.peer)
                 case CancelReads():
                     self._cancel_reads(action.attempt)
@@ -226,17 +223,13 @@ class Reader:
         return (start.layer_end - start.layer_start) * len(start.local_pages) * self._hello.layout.page_bytes
 
     def _start_reads(self, connection: SourceConnection) -> None:
-        """Start what the bound of bytes in flight allows, in order; one read is always allowed."""
-        pair = self._pairs[connection]
-        if not pair.waiting and not pair.bytes_in_flight:
-            del self._pairs[connection]
-        while pair.waiting and (not pair.bytes_in_flight or pair.bytes_in_flight < self._pair_bytes):
-            start = pair.waiting.popleft()
-            size = self._size(start)
-            pair.bytes_in_flight += size
+        """Start the reads whose turn it is, as far as bytes in flight allow."""
+        turns, now = self._turns.get(connection), time.monotonic()
+        while turns is not None and (start := turns.next(now)) is not None:
+            self.side.read_started(start.attempt, start.seq, now)
             task = asyncio.create_task(self._read(connection, start))
             self._reads[start.attempt].add(task)
-            task.add_done_callback(partial(self._read_ended, connection, start, size))
+            task.add_done_callback(partial(self._read_ended, connection, start))
 
     async def _read(self, connection: SourceConnection, start: StartRead) -> int:
         """Move the bytes; returns the checksum of what arrived, 0 when none is asked for."""
@@ -253,14 +246,13 @@ class Reader:
             return 0
         return pages_checksum(self._me.pool, *layers, start.first_index, start.local_pages.tolist())
 
-    def _read_ended(self, connection: SourceConnection, start: StartRead, size: int, task: asyncio.Task[int]) -> None:
+    def _read_ended(self, connection: SourceConnection, start: StartRead, task: asyncio.Task[int]) -> None:
         """However it ended, also when it was cancelled before it began: it moves no byte any more."""
         reads = self._reads[start.attempt]
         reads.discard(task)
         if not reads:
             del self._reads[start.attempt]
-        self._pairs[connection].bytes_in_flight -= size
-        checksum, error = 0, "cancelled"
+        now, checksum, error = time.monotonic(), 0, "cancelled"
         if not task.cancelled():
             failure = task.exception()
             checksum, error = (task.result(), "") if failure is None else (0, str(failure) or repr(failure))
@@ -268,16 +260,17 @@ class Reader:
                 connection.fail(Failure.TRANSPORT.because(error))
             if failure is not None and not isinstance(failure, TransportError):
                 log.error("read failed", request_id=start.attempt.request_id, exc_info=failure)
-        self._act(self.side.read_finished(start.attempt, start.seq, checksum, error, time.monotonic()))
+        if turns := self._turns.get(connection):
+            size = self._size(start)
+            turns.ended(size, 0 if error else size, now)
+        self._act(self.side.read_finished(start.attempt, start.seq, checksum, error, now))
         self._start_reads(connection)
 
     def _cancel_reads(self, attempt: Attempt) -> None:
         for task in self._reads.get(attempt, ()):
             task.cancel()
-        for pair in self._pairs.values():
-            unwanted = [start for start in pair.waiting if start.attempt == attempt]
-            pair.waiting = deque(start for start in pair.waiting if start.attempt != attempt)
-            for start in unwanted:
+        for turns in self._turns.values():
+            for start in turns.drop(attempt):
                 asyncio.get_running_loop().call_soon(self._never_started, start)
 
     def _never_started(self, start: StartRead) -> None:

@@ -148,7 +148,7 @@ class SendOpen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StartRead:
-    """Read layers [layer_start, layer_end) of `remote_pages` into `local_pages`; report the end by `read_finished`.
+    """Read layers [layer_start, layer_end) of `remote_pages` into `local_pages`; report its beginning and its end.
 
     `first_index` is the place of the first page in the request: checksums depend on it. `verify`: the source sent a
     checksum, so the end must be reported with that of what arrived.

@@ -110,7 +110,7 @@ class ReaderHandoff:
         self._generations[first:last] = announcement.generations
         self._checksum ^= announcement.checksum
         self._next_seq += 1
-        self._in_flight[announcement.seq] = (announcement, now + self._stall_timeout_s)
+        self._in_flight[announcement.seq] = (announcement, math.inf)  # until it is its turn
         self.state = State.READING
         local_pages = self._local_pages[own_first:own_last]
         return [
@@ -126,6 +126,11 @@ class ReaderHandoff:
                 announcement.checksum != 0,
             )
         ]
+
+    def read_started(self, seq: int, now: float) -> None:
+        """A read has waited for its turn behind reads of other requests, and begins: from now on it may stall."""
+        if seq in self._in_flight and not self.state.ended:
+            self._in_flight[seq] = self._in_flight[seq][0], now + self._stall_timeout_s
 
     def read_finished(self, seq: int, checksum: int, error: str, now: float) -> list[Action] | None:
         """A read ended and moves no byte any more. `checksum`: of the bytes that arrived; 0 = not computed."""

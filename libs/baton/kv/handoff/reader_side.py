@@ -136,6 +136,11 @@ class ReaderSide:
 
     # From reads and from time
 
+    def read_started(self, attempt: Attempt, seq: int, now: float) -> None:
+        """What `StartRead` asked for begins; the caller lets reads of several requests take turns."""
+        if (handoff := self._active.get(attempt)) is not None:
+            handoff.read_started(seq, now)
+
     def read_finished(self, attempt: Attempt, seq: int, checksum: int, error: str, now: float) -> list[Action]:
         """A read has ended and moves no byte any more. `error` is empty when all its bytes are there."""
         handoff = self._active.get(attempt)

@@ -11,6 +11,7 @@ import numpy as np
 
 from baton.core.attempt import Attempt
 from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.kv.handoff.credits import PairCredits
 from baton.kv.handoff.model import (
     Action,
     Announcement,
@@ -47,8 +48,9 @@ class SourceHandoff:
     """The sender's view. Methods return actions; None: the event does not fit and was dropped.
 
     Every (layer, page) of the prompt is produced exactly once; a worker that breaks this loses the handoff. Pages
-    before the reader's `first_page` are never announced. At most `credits` announcements are unanswered, each of at
-    most `max_announce_bytes` (but at least one page of one layer); what waits is announced in fewer, larger pieces.
+    before the reader's `first_page` are never announced. At most `credits` announcements are unanswered, as far as the
+    reader's other handoffs leave credits (`pair`), each of at most `max_announce_bytes` (but at least one page of one
+    layer); what waits is announced in fewer, larger pieces.
     While the worker computes, layers wait until `layer_group` of them can be announced together.
     """
 
@@ -83,6 +85,7 @@ class SourceHandoff:
         self._layer_group = layer_group
         self._touched = now
         self._credits = 0
+        self._pair: PairCredits | None = None
         self._seq = 0
         self._checksum = 0
         self._produced = np.zeros((layout.layers, self.pages), bool)
@@ -128,7 +131,7 @@ class SourceHandoff:
         self._touched = now
         return self._advance()
 
-    def open(self, peer: Peer, first_page: int, credits: int, now: float) -> list[Action] | None:
+    def open(self, peer: Peer, first_page: int, credits: int, pair: PairCredits, now: float) -> list[Action] | None:
         if self.peer is not None:
             return None
         self.peer = peer
@@ -138,13 +141,20 @@ class SourceHandoff:
         self.state = State.RESERVED
         self.first_page = first_page
         self._credits = credits
+        self._pair = pair
         self._touched = now
+        return self._advance()
+
+    def take_turn(self) -> list[Action]:
+        """The reader has a credit for this handoff, which has waited for one."""
         return self._advance()
 
     def read_done(self, seq: int, now: float) -> list[Action] | None:
         if seq not in self.outstanding:
             return None
+        assert self._pair is not None
         self.outstanding.discard(seq)
+        self._pair.give()
         self._touched = now
         return self._advance()
 
@@ -170,6 +180,8 @@ class SourceHandoff:
             actions.append(SendAborted(self.peer, self.attempt, reason))
         self.state = state
         self.reason = reason
+        if self._pair is not None:
+            self._pair.leave(self.attempt, len(self.outstanding))
         self.outstanding.clear()
         self._pieces.clear()
         return [*actions, ReportReleased(self.attempt, state.value, reason)]
@@ -193,10 +205,13 @@ class SourceHandoff:
 
     def _advance(self) -> list[Action]:
         """Announce what credits allow; when nothing is left and the worker has committed, send the record."""
-        if self.peer is None:
+        if self._pair is None:
             return []
         actions: list[Action] = []
         while len(self.outstanding) < self._credits and (piece := self._next_piece()) is not None:
+            if not self._pair.take(self.attempt):
+                self._pieces.appendleft(piece)
+                break
             actions.append(self._announce(piece))
         if self._worker_commit is not None and not self._pieces and self.state is not State.COMMITTED:
             self.state = State.COMMITTED

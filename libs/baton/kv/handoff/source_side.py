@@ -9,6 +9,7 @@ import numpy as np
 
 from baton.core.attempt import Attempt
 from baton.core.layout import KvLayout
+from baton.kv.handoff.credits import PairCredits
 from baton.kv.handoff.model import (
     Action,
     AskWorker,
@@ -28,12 +29,14 @@ class SourceLimits:
     """`open_timeout_s`: how long a reader may wait for an attempt that the worker has not offered yet.
 
     `knot_s`: how long a worker may do nothing while readers wait for it and its pages wait for other readers.
+    `pair_credits`: announcements to one reader that may be unanswered, over all handoffs.
     """
 
     lease_s: float = 30.0
     open_timeout_s: float = 30.0
     knot_s: float = 1.0
     max_announce_bytes: int = 8 << 20
+    pair_credits: int = 16
     ended_remembered: int = 4096
 
 
@@ -73,6 +76,7 @@ class SourceSide:
         self._limits = limits or SourceLimits()
         self._active: dict[Attempt, SourceHandoff] = {}
         self._early: dict[Attempt, _EarlyOpen] = {}
+        self._pairs: dict[Peer, PairCredits] = {}
         self._ended: OrderedDict[Attempt, str] = OrderedDict()
         self._generations: Pages = np.zeros(pages, np.uint32)  # newest generation seen of each pool page
         self._moved_at = 0.0  # when something last went on: the worker spoke, or a reader came or had all
@@ -115,7 +119,7 @@ class SourceSide:
         early = self._early.pop(attempt, None)
         if early is None:
             return []
-        return self._after(handoff, handoff.open(early.peer, early.first_page, early.credits, now))
+        return self._after(handoff, self._open(handoff, early.peer, early.first_page, early.credits, now))
 
     def produced(
         self,
@@ -161,9 +165,7 @@ class SourceSide:
         why = Failure.PEER_LOST.because(reason)
         actions: list[Action] = [SendAborted(early.peer, attempt, why) for attempt, early in self._early.items()]
         self._early.clear()
-        for handoff in list(self._active.values()):
-            actions += self._after(handoff, handoff.end(State.ABORTED, why))
-        return actions
+        return actions + self._end_all(list(self._active.values()), State.ABORTED, why)
 
     # From readers
 
@@ -187,7 +189,7 @@ class SourceSide:
         if held is not None and held.peer not in (None, peer):
             return [SendAborted(peer, attempt, Failure.PROTOCOL.because("another reader has opened this attempt"))]
         if isinstance(held, SourceHandoff):
-            return self._after(held, held.open(peer, first_page, credits, now))
+            return self._after(held, self._open(held, peer, first_page, credits, now))
         if held is not None:
             return self._drop()
         self._moved_at = now
@@ -226,9 +228,9 @@ class SourceSide:
         for attempt in [attempt for attempt, early in self._early.items() if early.peer == peer]:
             del self._early[attempt]
             self._remember(attempt, why)
-        actions: list[Action] = []
-        for handoff in [handoff for handoff in self._active.values() if handoff.peer == peer]:
-            actions += self._after(handoff, handoff.end(State.ABORTED, why, tell_reader=False))
+        lost = [handoff for handoff in self._active.values() if handoff.peer == peer]
+        actions = self._end_all(lost, State.ABORTED, why, tell_reader=False)
+        self._pairs.pop(peer, None)
         return actions
 
     def tick(self, now: float) -> list[Action]:
@@ -239,9 +241,9 @@ class SourceSide:
             why = Failure.NOT_OFFERED.because(f"the worker did not offer it in {self._limits.open_timeout_s:g} s")
             self._remember(attempt, why)
             actions.append(SendAborted(early.peer, attempt, why))
-        for handoff in [handoff for handoff in self._active.values() if handoff.deadline <= now]:
-            detail = f"nothing was heard of the reader for {self._limits.lease_s:g} s"
-            actions += self._after(handoff, handoff.end(State.EXPIRED, Failure.LEASE.because(detail)))
+        expired = [handoff for handoff in self._active.values() if handoff.deadline <= now]
+        why = Failure.LEASE.because(f"nothing was heard of the reader for {self._limits.lease_s:g} s")
+        actions += self._end_all(expired, State.EXPIRED, why)
         if self._knot_at() <= now:
             actions += self._untie(now)
         return actions
@@ -267,6 +269,12 @@ class SourceSide:
         why = Failure.KNOT.because("others whose readers wait need its pages, and its own reader had no room")
         return self._after(least, least.end(State.ABORTED, why))
 
+    def _open(
+        self, handoff: SourceHandoff, peer: Peer, first_page: int, credits: int, now: float
+    ) -> list[Action] | None:
+        pair = self._pairs.setdefault(peer, PairCredits(self._limits.pair_credits))
+        return handoff.open(peer, first_page, credits, pair, now)
+
     def _of_reader(self, peer: Peer, attempt: Attempt) -> SourceHandoff | None:
         handoff = self._active.get(attempt)
         return handoff if handoff is not None and handoff.peer == peer else None
@@ -275,8 +283,31 @@ class SourceSide:
         if actions is None:
             return self._drop()
         if handoff.state.ended:
-            del self._active[handoff.attempt]
-            self._remember(handoff.attempt, handoff.reason or handoff.state.value)
+            self._forget(handoff)
+        return actions + self._give_turns(handoff.peer)
+
+    def _end_all(
+        self, handoffs: list[SourceHandoff], state: State, why: str, *, tell_reader: bool = True
+    ) -> list[Action]:
+        """End them together: the credits that come free go to those that are left."""
+        actions: list[Action] = []
+        for handoff in handoffs:
+            actions += handoff.end(state, why, tell_reader=tell_reader)
+            self._forget(handoff)
+        for peer in dict.fromkeys(handoff.peer for handoff in handoffs):
+            actions += self._give_turns(peer)
+        return actions
+
+    def _forget(self, handoff: SourceHandoff) -> None:
+        del self._active[handoff.attempt]
+        self._remember(handoff.attempt, handoff.reason or handoff.state.value)
+
+    def _give_turns(self, peer: Peer | None) -> list[Action]:
+        """Those of a reader's handoffs that wait for a credit announce in turn, as long as there are any."""
+        actions: list[Action] = []
+        pair = self._pairs.get(peer)
+        while pair is not None and (attempt := pair.next_turn()) is not None:
+            actions += self._active[attempt].take_turn()
         return actions
 
     def _remember(self, attempt: Attempt, reason: str) -> None:
