@@ -61,6 +61,9 @@ class FakeCounter:
     def report(self, attempt, report) -> None:
         self.reports.append(report)
 
+    def traceparent(self, attempt) -> str:
+        return ""
+
     def is_live(self, attempt) -> bool:
         return attempt in self.live
 

@@ -16,6 +16,7 @@ class GenerateRequest:
 
     `deadline_s`: total time allowed, None = the router's default. `tenant`: whose fair share it uses.
     `cache_salt`: prefixes are shared only among requests of equal salt. `priority`: higher runs first.
+    `traceparent`: the W3C trace context that the request belongs to, if it is traced.
     A `sampling.seed` of 0 means "any": the client picks one, so that a retry draws the same tokens.
     """
 
@@ -28,6 +29,7 @@ class GenerateRequest:
     cache_salt: str = ""
     priority: int = 0
     lora: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def generate_message(
         priority=request.priority,
         lora=request.lora,
         first_attempt=first_attempt,
+        traceparent=request.traceparent,
     )
 
 

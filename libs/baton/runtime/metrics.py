@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,9 +43,26 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _REQUEST_TIMEOUT_S = 5.0
 _MAX_HEADER_BYTES = 16 << 10
 
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A metric as it was declared. `kind`: counter, gauge or histogram. `buckets`: of a histogram."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...]
+
+
 _NO_OPTIONS: Mapping[str, Any] = {}
-_made: dict[str, tuple[MetricWrapperBase, tuple[str, ...], tuple[float, ...]]] = {}
+_made: dict[str, tuple[MetricWrapperBase, Declaration]] = {}
 M = TypeVar("M", bound=MetricWrapperBase)
+
+
+def declared() -> list[Declaration]:
+    """All metrics of the modules that have been imported, by name."""
+    return sorted((declaration for _, declaration in _made.values()), key=lambda declaration: declaration.name)
 
 
 def counter(name: str, help: str, labels: Sequence[str] = ()) -> Counter:
@@ -72,10 +90,11 @@ def _make(
     buckets: tuple[float, ...] = (),
     options: Mapping[str, Any] = _NO_OPTIONS,
 ) -> M:
+    wanted = Declaration(name, cls.__name__.lower(), help, tuple(labels), buckets)
     if name not in _made:
-        _made[name] = (cls(name, help, tuple(labels), registry=REGISTRY, **options), tuple(labels), buckets)
-    metric, known_labels, known_buckets = _made[name]
-    if not isinstance(metric, cls) or (known_labels, known_buckets) != (tuple(labels), buckets):
+        _made[name] = (cls(name, help, wanted.labels, registry=REGISTRY, **options), wanted)
+    metric, known = _made[name]
+    if not isinstance(metric, cls) or (known.labels, known.buckets) != (wanted.labels, buckets):
         raise ValueError(f"metric {name} exists already, as another kind or with other labels or buckets")
     return metric
 

@@ -98,6 +98,13 @@ class ServiceSettings(Settings):
     tls_key: str = setting("", "its key (PEM)", rare=True)
     tls_ca: str = setting("", "CA that certificates of other services must be of (PEM)", rare=True)
     tls_server_name: str = setting("", "name that they must carry; empty = the host of their address", rare=True)
+    trace_endpoint: str = setting(
+        "", "OpenTelemetry collector that gets traces (OTLP over HTTP), such as http://127.0.0.1:4318; empty = none",
+        unit="URL", rare=True,
+    )  # fmt: skip
+    trace_ratio: float = setting(
+        1.0, "share of requests that is traced, of those whose caller has not decided it", ge=0, le=1, rare=True
+    )
     redis_url: str = setting("", "Redis or Valkey: redis://host:6379/0 or unix:///path; empty = none", unit="URL")
 
 

@@ -43,6 +43,9 @@ class Counter(Protocol):
     def report(self, attempt: Attempt, report: pb.HandoffReport) -> None:
         """Tell the router how a handoff went."""
 
+    def traceparent(self, attempt: Attempt) -> str:
+        """What the agent's spans of the attempt lie below; empty when it is not traced. Any thread."""
+
     def is_live(self, attempt: Attempt) -> bool:
         """Whether a router still waits for the attempt."""
 

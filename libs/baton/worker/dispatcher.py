@@ -31,6 +31,7 @@ from baton.worker.pulls import Pulls
 from baton.worker.sessions import AttemptBook, LiveAttempt, RouterSession
 from baton.worker.tiering import Tiering
 from baton.worker.totals import Totals
+from baton.worker.traces import AttemptTraces
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +87,7 @@ class Dispatcher:
         self._step = 0
         self._told: set[RouterSession] = set()  # got a frame, and the load with it, since the last beat
         self._totals = Totals()
+        self._traces = AttemptTraces(description.worker_id)
         self._load = frames.load_message(engine.load(), 0.0, self._pulls.meter, self._pulls.prices, self._totals)
         self._handoff_bytes_per_s = 0.0
         self._asyncio_loop = asyncio.get_running_loop()
@@ -137,6 +139,7 @@ class Dispatcher:
         try:
             request = self._request(attempt, message)
             self._book.add(live)
+            self._traces.assigned(attempt, request.stage, message.traceparent)
         except BatonError as error:
             self._send_failure(live, error)
             return
@@ -189,6 +192,8 @@ class Dispatcher:
         self._stop_computing(attempt)
 
     def _stop_computing(self, attempt: Attempt) -> None:
+        self._traces.over(attempt)
+
         def command(engine: StepEngine) -> None:
             pages_free = engine.cancel(attempt)
             self._asyncio_loop.call_soon_threadsafe(self._stopped, attempt, pages_free)
@@ -207,6 +212,9 @@ class Dispatcher:
     def send(self, message: WorkerMessage) -> bool:
         return self._agent is not None and self._agent.send(message)
 
+    def traceparent(self, attempt: Attempt) -> str:
+        return self._traces.traceparent(attempt)
+
     def is_live(self, attempt: Attempt) -> bool:
         return self._book.get(attempt) is not None
 
@@ -222,6 +230,7 @@ class Dispatcher:
         metrics.handoff_s.observe(report.total_s)
         metrics.handoff_exposed_s.observe(report.exposed_s)
         self._totals.add_handoff(report)
+        self._traces.handed_over(attempt, report)
         if report.bytes and report.total_s > 0:
             rate = report.bytes / report.total_s
             old = self._handoff_bytes_per_s
@@ -234,6 +243,7 @@ class Dispatcher:
     def _on_step(self, output: StepOutput, load: EngineLoad) -> None:
         self._step += 1
         self._totals.add_step(output)
+        self._traces.on_step(output)
         meter, prices = self._pulls.meter, self._pulls.prices
         self._load = frames.load_message(load, self._handoff_bytes_per_s, meter, prices, self._totals)
         metrics.observe_step(output, load)
@@ -298,6 +308,7 @@ class Dispatcher:
 
     def _send_failure(self, live: LiveAttempt, error: BatonError) -> None:
         metrics.failures.labels(code=error.code).inc()
+        self._traces.over(live.attempt, error)
         level = log.info if isinstance(error, (InvalidRequest, Unavailable, DeadlineExceeded)) else log.warning
         level("attempt failed", request_id=live.attempt.request_id, attempt=live.attempt.n, error=error.message)
         live.session.put(_attempt_event(live, failed=error_to_pb(error)))

@@ -61,6 +61,7 @@ failures = metrics.counter(
     "baton_worker_failed_attempts_total", "Attempts that failed here, by error code", labels=("code",)
 )
 routers = metrics.gauge("baton_worker_routers_connected", "Open router streams")
+pool_bytes = metrics.gauge("baton_worker_pool_bytes", "Size of the KV pool")
 agent_connected = metrics.gauge("baton_worker_agent_connected", "1 while the KV agent is connected")
 
 structures = metrics.counter(
@@ -107,7 +108,7 @@ def observe_load(load: EngineLoad) -> None:
 
 
 def observe_pool(layout: KvLayout, pool_pages: int) -> None:
-    metrics.gauge("baton_worker_pool_bytes", "Size of the KV pool").set(layout.pool_bytes(pool_pages))
+    pool_bytes.set(layout.pool_bytes(pool_pages))
 
 
 def observe_structure(structure: Structure, outcome: str, seconds: float) -> None:

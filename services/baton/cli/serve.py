@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from baton.cli import flags
 from baton.cli.services import SERVICES, import_or_explain
-from baton.runtime import cores, environ, logs
+from baton.runtime import cores, environ, logs, tracing
 from baton.runtime.lifecycle import run_service
 from baton.runtime.settings import ServiceSettings, load
 
@@ -19,8 +19,17 @@ def main(name: str, argv: list[str]) -> int:
     environ.limit_threads(settings.model_dump().get("threads", 1) or cores.available().count)
     environ.quiet_libraries()
     logs.configure(name, settings.log_level, settings.log_format)
+    _trace(name, settings)
     run = import_or_explain(service.main, service.extra).run
     return run_service(lambda: run(settings))
+
+
+def _trace(name: str, settings: ServiceSettings) -> None:
+    """Record spans, where somebody wants them. Raises ConfigError when the extra `otel` is not installed."""
+    if settings.trace_endpoint:
+        otel = import_or_explain("baton.runtime.tracing_otel", "otel")
+        provider = otel.provider(name, settings.trace_endpoint, settings.trace_ratio)
+        tracing.install(otel.OtelTracer(provider.get_tracer("baton")))
 
 
 def settings_class(name: str) -> type[ServiceSettings]:

@@ -79,6 +79,7 @@ class FetchDesk:
                 first_page=reserved.first_page,
                 page_ids=np.asarray(reserved.page_ids, dtype="<u4").tobytes(),
                 timeout_s=FETCH_TIMEOUT_S,
+                traceparent=self._counter.traceparent(attempt),
             )
         )
         if not wanted.sent:

@@ -33,6 +33,7 @@ from baton.gateway.parsers.output_parser import OutputParser
 from baton.gateway.reasoning_tokens import ReasoningTokens
 from baton.gateway.tenants import current_caller
 from baton.gateway.text_model import TextModel
+from baton.gateway.traces import generating
 from baton.runtime.lifecycle import cancel_and_wait
 
 _QUEUED_PIECES = 64  # pieces that wait for a slow client; beyond them the router's events wait
@@ -94,33 +95,35 @@ class Generator:
         `started`: `time.monotonic()` of the HTTP request's arrival, for metrics. Raises BatonError.
         """
         caller = current_caller()
-        request = GenerateRequest(
-            model=self._name,
-            prompt_token_ids=choice.prompt_token_ids,
-            sampling=choice.sampling,
-            request_id=choice.request_id,
-            deadline_s=self.timeout_s,
-            tenant=caller.tenant,
-            cache_salt=caller.cache_salt,
-            priority=caller.priority,
-        )
-        output = self._output(choice)
-        clock = metrics.TokenClock(started)
-        async with aclosing(self._client.generate(request)) as events:
-            async for event in events:
-                if isinstance(event, TokensEvent):
-                    clock.tick(len(event.token_ids))
-                    choice.first_token_at = choice.first_token_at or time.monotonic()
-                with metrics.detokenizing():
-                    piece = _take(output, choice, event)
-                    _parse(choice, piece)
-                if piece:
-                    yield piece
-                if piece.finish:
-                    if choice.parser is not None:
-                        metrics.TOOL_CALLS.inc(choice.parser.calls)
-                    return
-        raise InternalError("the router's answer ended before it was complete")
+        with generating(choice) as span:
+            request = GenerateRequest(
+                model=self._name,
+                prompt_token_ids=choice.prompt_token_ids,
+                sampling=choice.sampling,
+                request_id=choice.request_id,
+                deadline_s=self.timeout_s,
+                tenant=caller.tenant,
+                cache_salt=caller.cache_salt,
+                priority=caller.priority,
+                traceparent=span.traceparent,
+            )
+            output = self._output(choice)
+            clock = metrics.TokenClock(started)
+            async with aclosing(self._client.generate(request)) as events:
+                async for event in events:
+                    if isinstance(event, TokensEvent):
+                        clock.tick(len(event.token_ids))
+                        choice.first_token_at = choice.first_token_at or time.monotonic()
+                    with metrics.detokenizing():
+                        piece = _take(output, choice, event)
+                        _parse(choice, piece)
+                    if piece:
+                        yield piece
+                    if piece.finish:
+                        if choice.parser is not None:
+                            metrics.TOOL_CALLS.inc(choice.parser.calls)
+                        return
+            raise InternalError("the router's answer ended before it was complete")
 
     def _output(self, choice: Choice) -> OutputText:
         sampling = choice.sampling

@@ -1,4 +1,4 @@
-"""What stands around the application, from the outside in: request ids and logs, audit log, CORS, API keys."""
+"""What stands around the application, from the outside in: request ids and logs, traces, audit log, CORS, API keys."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from baton.gateway.auth.guard import Guard
 from baton.gateway.http.audit import Audited, AuditLog
 from baton.gateway.http.context import WithContext
 from baton.gateway.settings import GatewaySettings
+from baton.gateway.traces import Traced
+from baton.runtime import tracing
 
 _RATES = [f"x-ratelimit-{name}-{what}" for name in ("limit", "remaining", "reset") for what in ("requests", "tokens")]
 _READABLE_HEADERS = ("x-request-id", "request-id", "retry-after", *_RATES)  # by scripts of web pages
@@ -38,4 +40,7 @@ def surrounded(
         )
     if settings.audit_log:
         inner = Audited(inner, AuditLog(Path(settings.audit_log)), bodies=settings.audit_bodies)
-    return WithContext(inner, [route for route in app.routes if isinstance(route, Route)])
+    if tracing.is_on():
+        inner = Traced(inner)
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    return WithContext(inner, routes, settings.log_requests)

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.core.errors import BatonError
+from baton.gateway import request_log
 from baton.gateway.generation import Choice, ChoiceStream
 from baton.gateway.http.context import RequestContext, context_of
 from baton.gateway.http.disconnect import unless_disconnected
@@ -157,6 +158,8 @@ async def _running(service: Service, choices: Sequence[Choice], context: Request
             "completion_tokens": usage.completion_tokens,
             "cached_tokens": usage.cached_tokens,
         }
+        if service.settings.log_requests == request_log.DETAIL:
+            context.facts |= request_log.details(choices, context.started)
 
 
 def most_tokens(choices: Sequence[Choice]) -> int:

@@ -20,6 +20,7 @@ from baton.gateway.settings import GatewaySettings
 from baton.gateway.store import open_records
 from baton.gateway.tenants import current_caller
 from baton.gateway.text_model import TextModel
+from baton.gateway.traces import understanding
 
 _INLINE_BYTES = 16 << 10  # parsing and tokenizing this much keeps the event loop for some 10 ms
 _THREADS = 2
@@ -59,7 +60,8 @@ class Service:
 
     async def prepare(self, body: bytes, work: Callable[[bytes], T]) -> T:
         """`work(body)`: parsing, templates, tokenizing. Large bodies go to a thread; few of them run at a time."""
-        return await self.run(len(body), lambda: work(body))
+        with understanding():
+            return await self.run(len(body), lambda: work(body))
 
     async def run(self, size_bytes: int, work: Callable[[], T]) -> T:
         """`work()`, which computes with `size_bytes` of text: as `prepare`."""

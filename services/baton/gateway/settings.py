@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from baton.gateway import request_log
 from baton.gateway.limits.outage import LOCAL, REFUSE
 from baton.gateway.parsers.registry import AUTO, NONE, REASONING_FORMATS, TOOL_FORMATS
 from baton.runtime.settings import ServiceSettings, setting
@@ -49,6 +50,12 @@ class GatewaySettings(ServiceSettings):
     https_cert: str = setting("", "certificate of the HTTP API (PEM), which then is HTTPS", rare=True)
     https_key: str = setting("", "its key (PEM)", rare=True)
     https_client_ca: str = setting("", "CA of certificates that clients must show (PEM); empty = none", rare=True)
+    log_requests: str = setting(
+        request_log.ALL,
+        "requests that get a line in the log; detail adds sampling, times and workers, and no text",
+        choices=request_log.LEVELS,
+        rare=True,
+    )
     max_body_bytes: int = setting(16 << 20, "largest accepted request body", unit="bytes", ge=1024)
     max_head_bytes: int = setting(64 << 10, "largest accepted URL and headers", unit="bytes", ge=1024, rare=True)
     head_timeout_s: float = setting(30.0, "longest time for them to arrive", unit="s", gt=0, rare=True)
@@ -60,7 +67,7 @@ class GatewaySettings(ServiceSettings):
     keep_alive_s: float = setting(
         10.0, "silence after which a stream gets an SSE comment, so that proxies keep it", unit="s", gt=0, rare=True
     )
-    ui: bool = setting(True, "serve the page /ui, and tell clients that ask which workers served them")
+    ui: bool = setting(True, "serve the page /ui, and tell clients that ask which workers served them", rare=True)
     responses_ttl_s: float = setting(86400.0, "how long stored responses are kept", unit="s", gt=0)
     responses_memory_bytes: int = setting(
         64 << 20, "memory for stored responses where there is no Redis; the oldest make room", unit="bytes", ge=1 << 20

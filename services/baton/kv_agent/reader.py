@@ -41,6 +41,7 @@ from baton.kv.turns import Turns
 from baton.kv_agent import metrics, wire
 from baton.kv_agent.peers import Identity, SourceConnection
 from baton.kv_agent.timelines import Timelines
+from baton.kv_agent.traces import HandoffSpans
 from baton.rpc.convert import attempt_from_pb
 from baton.rpc.v1 import kv_pb2 as pb
 
@@ -81,6 +82,7 @@ class Reader:
         self._turns: dict[SourceConnection, Turns[Attempt, StartRead]] = {}
         self._reads: dict[Attempt, set[asyncio.Task[int]]] = defaultdict(set)
         self._times: dict[Attempt, _Times] = {}
+        self._spans = HandoffSpans()
         self.timelines = Timelines("reader", hello.layout.layers)
         self._stale = 0
 
@@ -96,6 +98,8 @@ class Reader:
         connection = self._connection(message.source_address, message.source_agent_epoch)
         if self.side.of(message.attempt) is None:
             self._times[message.attempt] = _Times()
+            known = {"baton.source": message.source_worker_id, "baton.is_pull": bool(message.block_hashes)}
+            self._spans.begin("agent.fetch", message.attempt, message.traceparent, known)
             self.timelines.began(message.attempt)
         self._act(
             self.side.fetch(
@@ -194,7 +198,7 @@ class Reader:
             match action:
                 case SendOpen() | SendReadDone() | SendConfirm() | SendClose():
                     self._note(action)
-                    action.peer.send(wire.to_source(action))
+                    action.peer.send(wire.to_source(action, self._spans.traceparent(action.attempt)))
                 case StartRead():
                     self.timelines.heard(action, self._size(action))
                     self._turns[action.peer].add(action.attempt, action, self._size(action))
@@ -280,6 +284,9 @@ class Reader:
         attempt, done_at = report.attempt, time.time()
         times = self._times.pop(attempt)
         self.timelines.ended(attempt, "fetched")
+        self._spans.event(attempt, "first read", times.first_read_at)
+        self._spans.event(attempt, "last layer computed", report.computed_at)
+        self._spans.end(attempt, {"baton.bytes": report.bytes_read})
         metrics.fetches.labels(outcome="fetched").inc()
         log.debug("handoff verified", request_id=attempt.request_id, attempt=attempt.n, bytes=report.bytes_read)
         self._tell_worker(
@@ -300,6 +307,7 @@ class Reader:
         del self._times[attempt]
         outcome = report.reason.partition(":")[0]
         self.timelines.ended(attempt, outcome)
+        self._spans.end(attempt, {}, report.reason)
         metrics.fetches.labels(outcome=outcome).inc()
         log.info("handoff failed", request_id=attempt.request_id, attempt=attempt.n, reason=report.reason)
         self._tell_worker(FetchFailed(attempt, report.reason))

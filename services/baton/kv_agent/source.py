@@ -33,6 +33,7 @@ from baton.kv.pacing import Pacer
 from baton.kv.transport import Transport
 from baton.kv_agent import metrics, wire
 from baton.kv_agent.timelines import Timelines
+from baton.kv_agent.traces import HandoffSpans
 from baton.rpc.convert import attempt_from_pb
 from baton.rpc.v1 import kv_pb2 as pb
 
@@ -86,12 +87,14 @@ class Source:
         self._streams: set[ReaderStream] = set()
         self._serving = 0
         self._stale = 0
+        self._spans = HandoffSpans()
 
     def on_worker(self, message: FromWorker) -> None:
         now = time.monotonic()
         match message:
             case Offer():
                 self.timelines.began(message.attempt)
+                self._spans.begin("agent.offer", message.attempt, message.traceparent, {"baton.tokens": message.tokens})
                 self._act(self.side.offer(message.attempt, message.tokens, now))
             case Produced():
                 self.timelines.computed(message)
@@ -136,6 +139,8 @@ class Source:
                     is_pull=bool(m.block_hashes),
                 )
                 self.timelines.opened(attempt)
+                if m.block_hashes:  # a pull: the worker's offer will not say for whom it is
+                    self._spans.begin("agent.lend", attempt, m.traceparent, {"baton.reader": stream.agent_id})
                 opening = m.first_page, m.worker_epoch, m.credits
                 self._act(self.side.open(stream, attempt, *opening, now, m.block_hashes))
             case "read_done":
@@ -214,6 +219,7 @@ class Source:
         attempt, outcome = action.attempt, action.outcome
         self._pacer.ended(attempt)
         self.timelines.ended(attempt, outcome)
+        self._spans.end(attempt, {"baton.outcome": outcome}, "" if outcome == "released" else action.reason)
         level = log.debug if outcome == "released" else log.info
         level("lease ended", request_id=attempt.request_id, attempt=attempt.n, outcome=outcome, reason=action.reason)
         self._tell_worker(Released(attempt, outcome, action.reason))

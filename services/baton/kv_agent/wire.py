@@ -59,7 +59,9 @@ def to_reader(action: SendAnnounce | SendCommit | SendConfirmed | SendAborted) -
             return pb.SourceMessage(aborted=pb.HandoffAborted(attempt=attempt, reason=action.reason))
 
 
-def to_source(action: SendOpen | SendReadDone | SendConfirm | SendClose) -> pb.ReaderMessage:
+def to_source(
+    action: SendOpen | SendReadDone | SendConfirm | SendClose, traceparent: str = ""
+) -> pb.ReaderMessage:
     attempt = attempt_to_pb(action.attempt)
     match action:
         case SendOpen():
@@ -70,6 +72,7 @@ def to_source(action: SendOpen | SendReadDone | SendConfirm | SendClose) -> pb.R
                     worker_epoch=action.worker_epoch,
                     credits=action.credits,
                     block_hashes=action.block_hashes,
+                    traceparent=traceparent,
                 )
             )
         case SendReadDone():

@@ -210,12 +210,14 @@ class Lifecycle:
             metrics.INTER_TOKEN_S.observe(now - request.last_token_at)
         elif not request.asked.emitted:
             metrics.TTFT_S.observe(now - request.arrived_at)
+            request.trace.first_token()
         request.last_token_at = now
 
     # --- another attempt ------------------------------------------------------------------------------------------
 
     def _again(self, request: Request, run: Run, error: BatonError, blamed: Iterable[Ticket | None]) -> None:
         """Give the attempt up and make another: from the prompt and all tokens emitted so far."""
+        request.trace.failed(error)
         self._placer.abandon(request)
         for ticket in blamed:
             if ticket is not None:
@@ -256,14 +258,15 @@ class Lifecycle:
         request.sink.on_finished(request.attempt_number, finish, stop_token_id, request.usage)
 
     def _fail(self, request: Request, error: BatonError) -> None:
-        self._over(request, error.code)
+        self._over(request, error.code, error.message)
         request.sink.on_error(request.attempt_number, error)
 
-    def _over(self, request: Request, outcome: str) -> None:
+    def _over(self, request: Request, outcome: str, error: str = "") -> None:
         if request.phase is Phase.QUEUED:
             self._admission.remove(request)
         self._placer.abandon(request)
         self._deadlines.enter(request, Phase.OVER)
+        request.trace.over(outcome, request.usage.completion_tokens, error)
         del self._requests[request.request_id]
         if not self._requests:
             self.idle.set()

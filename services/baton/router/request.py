@@ -14,6 +14,7 @@ from baton.core.sampling import SamplingParams
 from baton.router.index import BlockNames
 from baton.router.policy import Placement
 from baton.router.ports import Finish, Handoff, Row, WorkerPort
+from baton.router.traces import RequestTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Submission:
     priority: int = 0
     lora: str = ""
     first_attempt: int = 0
+    traceparent: str = ""
 
 
 @dataclass(slots=True)
@@ -138,6 +140,7 @@ class Request:
     phase_since: float
     tokens: list[int]
     usage: Usage
+    trace: RequestTrace
     phase: Phase = Phase.QUEUED
     run: Run | None = None
     failed: Counter[str] = field(default_factory=Counter)  # worker id -> attempts that it failed
@@ -149,7 +152,8 @@ class Request:
     @classmethod
     def of(cls, asked: Submission, sink: Sink, now: float) -> Request:
         usage = Usage(prompt_tokens=len(asked.prompt), completion_tokens=len(asked.emitted))
-        return cls(asked, sink, now, now, [*asked.prompt, *asked.emitted], usage)
+        trace = RequestTrace(asked.request_id, asked.model, len(asked.prompt), asked.traceparent)
+        return cls(asked, sink, now, now, [*asked.prompt, *asked.emitted], usage, trace)
 
     @property
     def request_id(self) -> str:

@@ -20,6 +20,7 @@ from baton.router.validation import submission
 from baton.rpc.convert import error_from_pb, error_to_pb
 from baton.rpc.v1 import router_pb2 as pb
 from baton.rpc.v1 import router_pb2_grpc
+from baton.runtime import tracing
 from baton.runtime.lifecycle import cancel_and_wait
 
 
@@ -63,6 +64,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self, message: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateEvent]:
         outbox = Outbox(on_overflow=_cancel_this_call())
+        if tracing.is_on() and not message.traceparent:
+            message.traceparent = _traceparent(context)
         self._submit(message, outbox)
         outbox.close_when_done()
         try:
@@ -143,6 +146,12 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def _cancel_all(self, outbox: Outbox) -> None:
         for request in list(outbox.live.values()):
             self._lifecycle.cancel(request)
+
+
+def _traceparent(context: grpc.aio.ServicerContext) -> str:
+    """What clients send as metadata whose messages are made by hand."""
+    value = dict(context.invocation_metadata() or ()).get("traceparent", "")
+    return value if isinstance(value, str) else ""
 
 
 def _cancel_this_call() -> Callable[[], object]:

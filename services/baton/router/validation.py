@@ -40,6 +40,7 @@ def submission(message: router_pb2.GenerateRequest, settings: RouterSettings, fl
         priority=message.priority,
         lora=message.lora,
         first_attempt=message.first_attempt,
+        traceparent=message.traceparent,
     )
 
 

@@ -112,7 +112,10 @@ class Planner:
         return self._service(name, command, all_flags, address=address, metrics=f"127.0.0.1:{metrics_port}")
 
     def _service(self, name: str, command: str, flags: Mapping[str, Any], *, address: str, metrics: str) -> ChildSpec:
-        common = {"log_format": "json", "log_level": self._settings.log_level, "redis_url": self._redis_url}
+        common = {
+            "log_format": "json", "log_level": self._settings.log_level, "redis_url": self._redis_url,
+            "trace_endpoint": self._settings.trace_endpoint or None,
+        }  # fmt: skip
         texts = {key: str(value) for key, value in _given({**flags, **common}).items()}
         load(settings_class(command), flags=texts, config=self._config)
         arguments = [f"--{key.replace('_', '-')}={value}" for key, value in texts.items()]

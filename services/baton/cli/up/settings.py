@@ -28,6 +28,7 @@ class UpSettings(Settings):
     transport: str | None = setting(None, "how KV pages travel; none = auto", choices=("auto", "ucx", "ucxx", "tcp"))
     redis_url: str = setting("", "Redis to use; empty = an own one, private and in memory", unit="URL")
     runtime_dir: Path | None = setting(None, "folder for sockets and status.json; none = a temporary one")
+    trace_endpoint: str = setting("", "OpenTelemetry collector that gets traces of all services", unit="URL")
     log_level: str = setting("info", "least severe level shown", choices=("debug", "info", "warning", "error"))
     log_format: str = setting("console", "for people or for collectors", choices=("console", "json"))
 

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baton.gateway import metrics
+from baton.gateway import metrics, request_log
 
 if TYPE_CHECKING:
     from baton.gateway.limits.limiter import Ticket
@@ -63,10 +63,11 @@ def context_of(scope: Scope) -> RequestContext:
 
 
 class WithContext:
-    """ASGI middleware around the whole application. `routes` name what metrics count by."""
+    """Middleware around the whole application. `routes` name what metrics count by. `log_requests`: the setting."""
 
-    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
+    def __init__(self, app: ASGIApp, routes: Sequence[Route], log_requests: str = request_log.ALL) -> None:
         self._app = app
+        self._log_requests = log_requests
         self._paths: dict[Any, str] = {route.endpoint: route.path for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +107,8 @@ class WithContext:
         seconds = time.monotonic() - context.started
         metrics.REQUESTS.labels(endpoint, str(context.status)).inc()
         metrics.REQUEST_SECONDS.labels(endpoint).observe(seconds)
-        tell = log.debug if scope["path"] in _QUIET_PATHS else log.info
+        is_told = scope["path"] not in _QUIET_PATHS and request_log.gets_line(self._log_requests, context.status)
+        tell = log.info if is_told else log.debug
         tell(
             "request",
             method=scope["method"],

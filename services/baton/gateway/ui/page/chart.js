@@ -18,6 +18,7 @@ export class Chart {
     this.line = svg("path", { class: "line" });
     this.cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, hidden: true });
     this.drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" },
+      svg("line", { class: "most", x1: 0, x2: WIDTH, y1: TOP, y2: TOP }),
       svg("line", { class: "ground", x1: 0, x2: WIDTH, y1: HEIGHT - 0.5, y2: HEIGHT - 0.5 }), this.area, this.line, this.cursor);
     this.title = title;
     this.values = [];

@@ -3,7 +3,7 @@
 import { loads } from "./api.js";
 import { Chart } from "./chart.js";
 import { announce, h, setText } from "./dom.js";
-import { bytes, counted, percent, seconds, short } from "./format.js";
+import { bytesPerS, counted, percent, seconds, short } from "./format.js";
 import { Series } from "./series.js";
 import { Pool } from "./workers.js";
 
@@ -69,7 +69,7 @@ export class Cluster {
       inFlight: new Chart({ title: "Requests in flight", colour: "plain", format: short }),
       extendPerS: new Chart({ title: "Prompt tokens", colour: "prefill", format: perSecond }),
       decodePerS: new Chart({ title: "Output tokens", colour: "decode", format: perSecond }),
-      handoffPerS: new Chart({ title: "Handed over", colour: "handoff", format: (value) => `${bytes(value)}/s` }),
+      handoffPerS: new Chart({ title: "Handed over", colour: "handoff", format: bytesPerS }),
       overlap: new Chart({ title: "Overlap", colour: "handoff", format: percent, most: 1 }),
       pagesUsed: new Chart({ title: "Pages held", colour: "plain", format: percent, most: 1 }),
     };

@@ -1,7 +1,8 @@
 // Numbers for people.
 
 const NUMBER = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-const BYTE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+const MEMORY_UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+const RATE_UNITS = ["B/s", "kB/s", "MB/s", "GB/s", "TB/s"];
 
 /** 12,345 */
 export const count = (value) => NUMBER.format(value);
@@ -16,21 +17,27 @@ export function short(value) {
   return value >= 100 || Number.isInteger(value) ? count(value) : digits(value);
 }
 
-export function bytes(value) {
-  let unit = 0;
-  while (value >= 1000 && unit < BYTE_UNITS.length - 1) {
-    value /= 1024;
-    unit += 1;
-  }
-  return `${unit ? digits(value) : count(value)} ${BYTE_UNITS[unit]}`;
-}
+/** Memory, in powers of 1024. */
+export const bytes = (value) => scaled(value, 1024, MEMORY_UNITS);
+
+/** A data rate, in powers of 1000, as networks are sold. */
+export const bytesPerS = (value) => scaled(value, 1000, RATE_UNITS);
 
 export function seconds(value) {
-  if (value < 1) return `${digits(value * 1000)} ms`;
+  if (value < 1) return `${value < 0.01 ? digits(value * 1000) : Math.round(value * 1000)} ms`;
   return value < 100 ? `${digits(value)} s` : `${Math.round(value / 60)} min`;
 }
 
 export const percent = (share) => `${Math.round(share * 100)}%`;
+
+function scaled(value, base, units) {
+  let unit = 0;
+  while (value >= 1000 && unit < units.length - 1) {
+    value /= base;
+    unit += 1;
+  }
+  return `${unit ? digits(value) : count(value)} ${units[unit]}`;
+}
 
 function digits(value) {
   if (value >= 100) return value.toFixed(0);

@@ -2,7 +2,7 @@
 
 import { Chat } from "./chat.js";
 import { Cluster } from "./cluster.js";
-import { byId } from "./dom.js";
+import { byId, h } from "./dom.js";
 import { Options } from "./options.js";
 import { load, save } from "./storage.js";
 
@@ -66,7 +66,7 @@ function setTheme(theme) {
   if (theme === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
   save("theme", theme === "system" ? null : theme);
-  byId("theme").textContent = { system: "Auto", light: "Light", dark: "Dark" }[theme];
+  byId("theme").replaceChildren(h("span", { class: "half", "aria-hidden": "true" }), { system: "Auto", light: "Light", dark: "Dark" }[theme]);
   byId("theme").setAttribute("aria-label", `Theme: ${theme}. Change it`);
 }
 

@@ -51,9 +51,8 @@ class Card {
     this.bar = { lent: h("span", { class: "lent" }), cached: h("span", { class: "cached" }) };
     this.pages = h("p", { class: "pages" });
     this.meter = h("div", { class: "meter", role: "img" }, this.bar.lent, this.bar.cached);
-    this.figures = Object.fromEntries(["running", "waiting", "speed", "tier"].map((key) => [key, h("dd")]));
-    this.terms = { speed: h("dt"), tier: h("dt", {}, "host tier") };
-    this.tier = h("div", { hidden: true }, this.terms.tier, this.figures.tier);
+    this.figures = Object.fromEntries(["running", "waiting", "speed"].map((key) => [key, h("dd")]));
+    this.speedTerm = h("dt");
     this.small = h("p", { class: "fine" });
     this.element = h("li", { class: "worker-card" },
       h("p", { class: "worker-head" }, h("strong", {}, name), this.state),
@@ -61,8 +60,7 @@ class Card {
       h("dl", {},
         h("div", {}, h("dt", {}, "running"), this.figures.running),
         h("div", {}, h("dt", {}, "waiting"), this.figures.waiting),
-        h("div", {}, this.terms.speed, this.figures.speed),
-        this.tier),
+        h("div", {}, this.speedTerm, this.figures.speed)),
       this.small);
   }
 
@@ -79,12 +77,15 @@ class Card {
     setText(this.figures.running, count(worker.running));
     setText(this.figures.waiting, count(worker.waiting));
     const isPrefill = worker.role === "prefill";
-    setText(this.terms.speed, isPrefill ? "reads" : "step");
+    setText(this.speedTerm, isPrefill ? "reads" : "step");
     const speed = isPrefill ? rates.extend_tokens_per_s : rates.decode_step_s;
     setText(this.figures.speed, !speed ? "–" : isPrefill ? `${short(speed)} tok/s` : seconds(speed));
-    this.tier.hidden = !tier.capacity_blocks;
-    setText(this.figures.tier, `${count(tier.blocks)} of ${count(tier.capacity_blocks)}`);
-    const pool = bytes(pages.total * pages.page_bytes);
-    setText(this.small, [pool, worker.agent?.transport, worker.address, worker.version].filter(Boolean).join(" · "));
+    setText(this.small, [
+      `${bytes(pages.total * pages.page_bytes)} of pages`,
+      tier.capacity_blocks ? `host tier ${percent(tier.blocks / tier.capacity_blocks)} full` : "",
+      worker.agent?.transport,
+      worker.address,
+      worker.version ? `Baton ${worker.version}` : "",
+    ].filter(Boolean).join(" · "));
   }
 }
