@@ -241,6 +241,11 @@ class AgentProcess:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def stop(self) -> None:
+        """SIGSTOP; on return it runs no more."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
