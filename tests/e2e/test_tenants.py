@@ -67,7 +67,7 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
 
 
 async def test_what_one_tenant_cached_no_other_one_finds(system: System, placement: Placement) -> None:
-    [prompt] = prompts(900, [PROMPT])
+    [prompt] = prompts(500, [PROMPT])
     pulled = count(metrics.pulled_tokens)
     assert [await system.cached("ann", prompt) for _ in range(2)] == [0, WHOLE_PAGES]
     assert [await system.cached("bob", prompt) for _ in range(2)] == [0, WHOLE_PAGES]
