@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check chaos proto docs bench clean
+.PHONY: help setup up test check ui-test chaos proto docs bench clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
@@ -33,7 +33,7 @@ PINS := -c constraints.txt
 endif
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.dev ## everything that up, test and check need
 	@echo "setup: ready"
@@ -50,7 +50,14 @@ check: $(VENV)/.dev ## style, types, layers, and whether generated files are cur
 	$(BIN)/mypy --no-error-summary libs/baton services/baton || status=1; \
 	$(BIN)/lint-imports --no-cache > $(VENV)/.layers 2>&1 || { cat $(VENV)/.layers; status=1; }; \
 	for tool in stubs configuration_doc module_map; do $(BIN)/python tools/$$tool.py --check || status=1; done; \
+	$(BIN)/python -m tools.metrics_doc --check || status=1; \
 	test $$status = 0 && echo "check: all good" || exit 1
+
+ui-test: $(VENV)/.dev ## the page in a real browser; installs Debian's Chromium where that is allowed
+	@command -v chromium chromium-browser google-chrome > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium > /dev/null; } || \
+		{ echo "error: a Chromium is needed (Debian: apt-get install chromium)"; exit 1; }
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ui $(ARGS)
 
 chaos: $(VENV)/.dev ## faults against a system under load (SEED=7 MINUTES=3 ARGS="--transport=tcp"; see docs/chaos.md)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tools.chaos $(if $(SEED),--seed=$(SEED)) $(if $(MINUTES),--minutes=$(MINUTES)) $(ARGS)
@@ -58,9 +65,10 @@ chaos: $(VENV)/.dev ## faults against a system under load (SEED=7 MINUTES=3 ARGS
 proto: $(VENV)/.dev ## generate the gRPC stubs anew
 	@$(BIN)/python tools/stubs.py
 
-docs: $(VENV)/.dev ## generate docs/configuration.md and the module table anew
+docs: $(VENV)/.dev ## generate docs/configuration.md, docs/metrics.md and the module table anew
 	@$(BIN)/python tools/configuration_doc.py
 	@$(BIN)/python tools/module_map.py
+	@$(BIN)/python -m tools.metrics_doc
 
 bench: $(if $(NAME),$(VENV)/.dev) ## list the benchmarks, or run one (NAME=prefix_index ARGS="...")
 	@$(if $(NAME),exec $(BIN)/python benchmarks/$(NAME).py $(ARGS),for f in benchmarks/*.py benchmarks/*/compare.py benchmarks/handoff/{transports,hidden}.py; do \

@@ -49,6 +49,7 @@ def to_reader(action: SendAnnounce | SendCommit | SendConfirmed | SendAborted) -
                 checksum=record.checksum,
                 state=record.state,
                 computed_at=record.computed_at,
+                confirmed=record.confirmed,
             )
             return pb.SourceMessage(commit=commit)
         case SendConfirmed():
@@ -59,9 +60,7 @@ def to_reader(action: SendAnnounce | SendCommit | SendConfirmed | SendAborted) -
             return pb.SourceMessage(aborted=pb.HandoffAborted(attempt=attempt, reason=action.reason))
 
 
-def to_source(
-    action: SendOpen | SendReadDone | SendConfirm | SendClose, traceparent: str = ""
-) -> pb.ReaderMessage:
+def to_source(action: SendOpen | SendReadDone | SendConfirm | SendClose, traceparent: str = "") -> pb.ReaderMessage:
     attempt = attempt_to_pb(action.attempt)
     match action:
         case SendOpen():
@@ -108,4 +107,5 @@ def commit_record(message: pb.CommitRecord) -> CommitRecord:
         checksum=message.checksum,
         state=message.state,
         computed_at=message.computed_at,
+        confirmed=message.confirmed,
     )

@@ -106,7 +106,7 @@ export class Chat {
       this.#draw();
       if (!(error instanceof OptionError)) throw error;
       this.#fail(error);
-      this.openOptions();
+      this.openOptions(error.field);
       return;
     }
     const message = this.conversation.add(newAnswer());

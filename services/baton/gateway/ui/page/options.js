@@ -25,8 +25,13 @@ const EXAMPLES = {
   }],
 };
 
-/** A field that cannot be sent as it is; it is shown beside the field. */
-export class OptionError extends Error {}
+/** A field that cannot be sent as it is. */
+export class OptionError extends Error {
+  constructor(field, message) {
+    super(message);
+    this.field = field;
+  }
+}
 
 export class Options {
   constructor() {
@@ -61,12 +66,12 @@ export class Options {
     return this.fields.system.value.trim();
   }
 
-  /** Fields of a chat completion, messages aside. Throws OptionError, and shows which field is wrong. */
+  /** Fields of a chat completion, messages aside. Throws OptionError. */
   request() {
     const body = { model: this.model, stream: true, stream_options: { include_usage: true } };
     for (const name of NUMBERS) {
       const field = this.fields[name];
-      if (!field.reportValidity()) throw new OptionError(`${name} is out of range.`);
+      if (!field.checkValidity()) throw new OptionError(name, `${name} is out of range.`);
       if (field.value !== "") body[name] = Number(field.value);
     }
     const stops = this.fields.stop.value.split("\n").filter((line) => line);
@@ -91,10 +96,7 @@ export class Options {
     const text = this.fields[name].value.trim();
     const error = text ? problem(text, fits, wanted) : "";
     this.#complain(name, error);
-    if (error) {
-      this.focus(name);
-      throw new OptionError(error);
-    }
+    if (error) throw new OptionError(name, error);
     return text ? JSON.parse(text) : null;
   }
 
