@@ -182,6 +182,50 @@ def test_a_record_without_all_announcements_is_refused():
     assert "2 (layer, page)s were never announced" in failure(reader.side.recorded("peer", ATTEMPT, record, 0.0))
 
 
+def test_a_record_after_the_last_answer_says_that_the_lease_was_alive():
+    """The source knows that all reads have ended: the reader has nothing to ask."""
+    source = Source(tokens=2)
+    source.open()
+    source.produce(range(6), range(2))
+    source.side.read_done("peer", ATTEMPT, 0, 0.0)
+    (commit,) = source.commit()
+    assert isinstance(commit, h.SendCommit) and commit.record.confirmed
+    reader = Reader(tokens=2)
+    reader.announce(layer_end=6)
+    reader.side.read_finished(ATTEMPT, 0, 0, "", 0.0)
+    close, report = reader.side.recorded("peer", ATTEMPT, commit.record, 0.0)
+    assert isinstance(close, h.SendClose) and isinstance(report, h.ReportFetched)
+    (released,) = source.side.close("peer", ATTEMPT, close.released, close.reason)
+    assert isinstance(released, h.ReportReleased) and released.outcome == "released"
+
+
+def test_a_record_before_an_answer_or_after_reuse_says_nothing_of_the_lease():
+    source = Source(tokens=2)
+    source.open()
+    source.produce(range(6), range(2))
+    (commit,) = source.commit()
+    assert not commit.record.confirmed
+    reused = Source(tokens=2)
+    reused.open()
+    reused.produce(range(6), range(2))
+    reused.side.read_done("peer", ATTEMPT, 0, 0.0)
+    another = Attempt("another")
+    reused.side.offer(another, 1, 0.0)
+    reused.side.produced(another, 0, 1, 0, ids(10), ids(2), 0.0, 0.0)  # a leased page, in a later generation
+    (commit,) = reused.commit()
+    assert not commit.record.confirmed
+    assert [type(a) for a in reused.side.confirm("peer", ATTEMPT, 0.0)] == [h.SendAborted, h.ReportReleased]
+
+
+def test_a_reader_with_a_read_under_way_asks_whatever_the_record_says():
+    reader = Reader(tokens=2)
+    reader.announce(layer_end=6)
+    record = h.CommitRecord(2, 2, 6, 2 * PAGE, 1, 0, b"", 0.0, confirmed=True)
+    assert reader.side.recorded("peer", ATTEMPT, record, 0.0) == []
+    confirm, done = reader.side.read_finished(ATTEMPT, 0, 0, "", 0.0)
+    assert isinstance(confirm, h.SendConfirm) and isinstance(done, h.SendReadDone)
+
+
 class Knot:
     """A full source whose prompts are computed for readers without pages, while other readers wait for it."""
 

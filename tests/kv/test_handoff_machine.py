@@ -260,6 +260,17 @@ def without_arrival(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(h.ReaderHandoff, "_advance", early)
 
 
+def without_answers(patch: pytest.MonkeyPatch) -> None:
+    """The record says that the lease was alive after the last read, when reads may still be going on."""
+    record = h.SourceHandoff._record
+
+    def hasty(self: h.SourceHandoff, state: bytes, computed_at: float) -> CommitRecord:
+        self._confirmed = True
+        return record(self, state, computed_at)
+
+    patch.setattr(h.SourceHandoff, "_record", hasty)
+
+
 def without_record_check(patch: pytest.MonkeyPatch) -> None:
     """The source sends the record before everything was announced, and the reader believes it."""
     advance = h.SourceHandoff._advance
@@ -292,16 +303,15 @@ def without_reader_lost(patch: pytest.MonkeyPatch) -> None:
 
 def without_short_pull_check(patch: pytest.MonkeyPatch) -> None:
     """The reader believes that a pull brought everything that it asked for."""
-    confirmed = h.ReaderHandoff.confirmed
+    deliver = h.ReaderHandoff._deliver
 
-    def generous(self: h.ReaderHandoff, alive: bool, reason: str) -> list[h.Action] | None:
-        actions = confirmed(self, alive, reason)
-        return actions and [
+    def generous(self: h.ReaderHandoff, record: CommitRecord) -> list[h.Action]:
+        return [
             replace(action, tokens=self._tokens) if isinstance(action, h.ReportFetched) else action
-            for action in actions
+            for action in deliver(self, record)
         ]
 
-    patch.setattr(h.ReaderHandoff, "confirmed", generous)
+    patch.setattr(h.ReaderHandoff, "_deliver", generous)
 
 
 def without_late_loan(patch: pytest.MonkeyPatch) -> None:
@@ -318,6 +328,7 @@ MUTANTS = [
     without_confirmation,
     without_lease,
     without_arrival,
+    without_answers,
     without_record_check,
     without_quiet,
     without_reader_lost,

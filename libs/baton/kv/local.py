@@ -57,11 +57,15 @@ class Welcome(Message, frozen=True):
 
 
 class Offer(Message, frozen=True):
-    """Prefill: this attempt will be handed over, its pages follow as they are computed. `tokens`: prompt length."""
+    """Prefill: this attempt will be handed over, its pages follow as they are computed. `tokens`: prompt length.
+
+    `offered_at`: wall clock, when computing it began; 0 = not said.
+    """
 
     attempt: Attempt
     tokens: int
     traceparent: str = ""
+    offered_at: float = 0.0
 
 
 class Produced(Message, frozen=True):

@@ -93,7 +93,7 @@ class Source:
         now = time.monotonic()
         match message:
             case Offer():
-                self.timelines.began(message.attempt)
+                self.timelines.began(message.attempt, message.offered_at)
                 self._spans.begin("agent.offer", message.attempt, message.traceparent, {"baton.tokens": message.tokens})
                 self._act(self.side.offer(message.attempt, message.tokens, now))
             case Produced():
@@ -104,6 +104,7 @@ class Source:
                 self._pacer.produced(message.attempt, *layers, start, len(ids), at)
                 self._act(self.side.produced(message.attempt, *layers, start, ids, generations, at, now))
             case Commit():
+                self.timelines.committed(message.attempt)
                 self._act(self.side.commit(message.attempt, message.tokens, message.state, message.computed_at, now))
             case Abort():
                 self._act(self.side.abort(message.attempt, message.reason))

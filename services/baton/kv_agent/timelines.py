@@ -41,13 +41,17 @@ class Timelines:
     def of_request(self, request_id: str) -> list[pb.HandoffTimeline]:
         return [timeline for attempt, timeline in self._kept.items() if attempt.request_id == request_id]
 
-    def began(self, attempt: Attempt) -> None:
-        """Its worker offered it or asked for it."""
-        self._entry(attempt).began_at = self._clock()
+    def began(self, attempt: Attempt, at: float = 0.0) -> None:
+        """Its worker asked for it; or, at the source, began to compute it, by its own stamp."""
+        self._entry(attempt).began_at = at or self._clock()
 
     def opened(self, attempt: Attempt) -> None:
         """The opening was sent or came; a reader may be earlier than the offer."""
         self._entry(attempt).opened_at = self._clock()
+
+    def committed(self, attempt: Attempt) -> None:
+        if entry := self._kept.get(attempt):
+            entry.committed_at = self._clock()
 
     def recorded(self, attempt: Attempt) -> None:
         if entry := self._kept.get(attempt):

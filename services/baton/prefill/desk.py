@@ -54,7 +54,7 @@ class OfferDesk:
     def offered(self, attempt: Attempt, tokens: int) -> None:
         if entry := self._open.get(attempt):
             entry.offered = True
-        self._counter.send(Offer(attempt, tokens, self._counter.traceparent(attempt)))
+        self._counter.send(Offer(attempt, tokens, self._counter.traceparent(attempt), time.time()))
 
     def produced(
         self,

@@ -75,7 +75,10 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class CommitRecord:
-    """What the source vouches for: everything that belongs to the handoff."""
+    """What the source vouches for: everything that belongs to the handoff.
+
+    `confirmed`: the reader had said that all its reads had ended, and the lease was alive then.
+    """
 
     tokens: int
     pages: int
@@ -85,6 +88,7 @@ class CommitRecord:
     checksum: int
     state: bytes
     computed_at: float
+    confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

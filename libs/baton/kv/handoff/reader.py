@@ -146,7 +146,7 @@ class ReaderHandoff:
             return self.fail(Failure.CHECKSUM.because(f"what arrived of {layers} is not what the source announced"))
         size = announcement.layer_end - announcement.layer_start
         self._bytes_read += size * len(announcement.page_ids) * self._layout.page_bytes
-        return [SendReadDone(self.peer, self.attempt, seq), *self._advance(now)]
+        return [*self._advance(now), SendReadDone(self.peer, self.attempt, seq)]
 
     def recorded(self, record: CommitRecord, now: float) -> list[Action] | None:
         if self.state not in (State.RESERVED, State.READING) or self._record is not None:
@@ -155,7 +155,7 @@ class ReaderHandoff:
         if wrong:
             return self.fail(Failure.RECORD.because(wrong))
         self._record = record
-        return self._advance(now)
+        return self._deliver(record) if record.confirmed and not self._in_flight else self._advance(now)
 
     def confirmed(self, alive: bool, reason: str) -> list[Action] | None:
         if self.state is not State.COMMITTED:
@@ -163,9 +163,12 @@ class ReaderHandoff:
         if not alive:
             return self.fail(reason or Failure.LEASE.because("the source does not vouch for the pages"))
         assert self._record is not None and not self._in_flight
+        return self._deliver(self._record)
+
+    def _deliver(self, record: CommitRecord) -> list[Action]:
+        """Everything is there, fits the record, and the lease was alive after the last read."""
         self.state = State.RELEASED
         self.quiet = True
-        record = self._record
         return [
             SendClose(self.peer, self.attempt, True, ""),
             ReportFetched(self.attempt, record.tokens, record.state, self._bytes_read, record.computed_at),

@@ -31,6 +31,8 @@ from baton.kv.handoff.model import (
 Digest = Callable[[int, int, int, Pages], int]
 # (reader, pages) -> how many layers of so many pages one announcement should cover
 LayerGroup = Callable[[Peer, int], int]
+# (page ids, generations) -> whether none of the pages was seen with another generation
+Intact = Callable[[Pages, Pages], bool]
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class SourceHandoff:
         max_announce_bytes: int,
         digest: Digest,
         layer_group: LayerGroup,
+        intact: Intact,
     ) -> None:
         self.attempt = attempt
         self.state = State.OFFERED
@@ -83,6 +86,7 @@ class SourceHandoff:
         self._max_announce_bytes = max_announce_bytes
         self._digest = digest
         self._layer_group = layer_group
+        self._intact = intact
         self._touched = now
         self._credits = 0
         self._pair: PairCredits | None = None
@@ -158,11 +162,11 @@ class SourceHandoff:
         self._touched = now
         return self._advance()
 
-    def confirm(self, intact: bool, now: float) -> list[Action] | None:
-        """The reader asks whether the lease was alive until now. `intact`: no page was seen with another generation."""
+    def confirm(self, now: float) -> list[Action] | None:
+        """The reader asks whether the lease was alive until now."""
         if self.state is not State.COMMITTED:
             return None
-        if not intact:
+        if not self._intact(self.page_ids, self.generations):
             return self.end(State.ABORTED, Failure.LEASE.because("a page was reused before its lease had ended"))
         self._touched = now
         self._confirmed = True
@@ -215,6 +219,7 @@ class SourceHandoff:
             actions.append(self._announce(piece))
         if self._worker_commit is not None and not self._pieces and self.state is not State.COMMITTED:
             self.state = State.COMMITTED
+            self._confirmed = not self.outstanding and self._intact(self.page_ids, self.generations)
             actions.append(SendCommit(self.peer, self.attempt, self._record(*self._worker_commit)))
         return actions
 
@@ -296,4 +301,5 @@ class SourceHandoff:
             checksum=self._checksum,
             state=state,
             computed_at=computed_at,
+            confirmed=self._confirmed,
         )

@@ -114,6 +114,7 @@ class SourceSide:
             max_announce_bytes=self._limits.max_announce_bytes,
             digest=self._digest,
             layer_group=self._layer_group,
+            intact=self._intact,
         )
         self._active[attempt] = handoff
         early = self._early.pop(attempt, None)
@@ -208,8 +209,7 @@ class SourceSide:
         if handoff is None:
             reason = self._ended.get(attempt, "no such attempt here")
             return [*self._drop(), SendConfirmed(peer, attempt, False, Failure.LEASE.because(reason))]
-        intact = bool((self._generations[handoff.page_ids] == handoff.generations).all())
-        return self._after(handoff, handoff.confirm(intact, now))
+        return self._after(handoff, handoff.confirm(now))
 
     def close(self, peer: Peer, attempt: Attempt, released: bool, reason: str) -> list[Action]:
         handoff = self._of_reader(peer, attempt)
@@ -274,6 +274,9 @@ class SourceSide:
     ) -> list[Action] | None:
         pair = self._pairs.setdefault(peer, PairCredits(self._limits.pair_credits))
         return handoff.open(peer, first_page, credits, pair, now)
+
+    def _intact(self, page_ids: Pages, generations: Pages) -> bool:
+        return bool((self._generations[page_ids] == generations).all())
 
     def _of_reader(self, peer: Peer, attempt: Attempt) -> SourceHandoff | None:
         handoff = self._active.get(attempt)

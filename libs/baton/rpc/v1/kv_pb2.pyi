@@ -136,7 +136,7 @@ class ReadDone(_message.Message):
     def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class CommitRecord(_message.Message):
-    __slots__ = ("attempt", "tokens", "pages", "layers", "bytes_per_layer", "announcements", "checksum", "state", "computed_at")
+    __slots__ = ("attempt", "tokens", "pages", "layers", "bytes_per_layer", "announcements", "checksum", "state", "computed_at", "confirmed")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +146,7 @@ class CommitRecord(_message.Message):
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_AT_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMED_FIELD_NUMBER: _ClassVar[int]
     attempt: _common_pb2.Attempt
     tokens: int
     pages: int
@@ -155,7 +156,8 @@ class CommitRecord(_message.Message):
     checksum: int
     state: bytes
     computed_at: float
-    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., tokens: _Optional[int] = ..., pages: _Optional[int] = ..., layers: _Optional[int] = ..., bytes_per_layer: _Optional[int] = ..., announcements: _Optional[int] = ..., checksum: _Optional[int] = ..., state: _Optional[bytes] = ..., computed_at: _Optional[float] = ...) -> None: ...
+    confirmed: bool
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., tokens: _Optional[int] = ..., pages: _Optional[int] = ..., layers: _Optional[int] = ..., bytes_per_layer: _Optional[int] = ..., announcements: _Optional[int] = ..., checksum: _Optional[int] = ..., state: _Optional[bytes] = ..., computed_at: _Optional[float] = ..., confirmed: _Optional[bool] = ...) -> None: ...
 
 class ConfirmLease(_message.Message):
     __slots__ = ("attempt",)
@@ -230,7 +232,7 @@ class TimelinesReply(_message.Message):
     def __init__(self, now: _Optional[float] = ..., clock: _Optional[str] = ..., handoffs: _Optional[_Iterable[_Union[HandoffTimeline, _Mapping]]] = ...) -> None: ...
 
 class HandoffTimeline(_message.Message):
-    __slots__ = ("attempt", "side", "began_at", "opened_at", "recorded_at", "questioned_at", "ended_at", "outcome", "layers", "computed", "reads", "left_out")
+    __slots__ = ("attempt", "side", "began_at", "opened_at", "recorded_at", "questioned_at", "ended_at", "outcome", "layers", "computed", "reads", "left_out", "committed_at")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SIDE_FIELD_NUMBER: _ClassVar[int]
     BEGAN_AT_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +245,7 @@ class HandoffTimeline(_message.Message):
     COMPUTED_FIELD_NUMBER: _ClassVar[int]
     READS_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_AT_FIELD_NUMBER: _ClassVar[int]
     attempt: _common_pb2.Attempt
     side: str
     began_at: float
@@ -255,7 +258,8 @@ class HandoffTimeline(_message.Message):
     computed: _containers.RepeatedCompositeFieldContainer[ComputedRange]
     reads: _containers.RepeatedCompositeFieldContainer[ReadRange]
     left_out: int
-    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., side: _Optional[str] = ..., began_at: _Optional[float] = ..., opened_at: _Optional[float] = ..., recorded_at: _Optional[float] = ..., questioned_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., outcome: _Optional[str] = ..., layers: _Optional[int] = ..., computed: _Optional[_Iterable[_Union[ComputedRange, _Mapping]]] = ..., reads: _Optional[_Iterable[_Union[ReadRange, _Mapping]]] = ..., left_out: _Optional[int] = ...) -> None: ...
+    committed_at: float
+    def __init__(self, attempt: _Optional[_Union[_common_pb2.Attempt, _Mapping]] = ..., side: _Optional[str] = ..., began_at: _Optional[float] = ..., opened_at: _Optional[float] = ..., recorded_at: _Optional[float] = ..., questioned_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., outcome: _Optional[str] = ..., layers: _Optional[int] = ..., computed: _Optional[_Iterable[_Union[ComputedRange, _Mapping]]] = ..., reads: _Optional[_Iterable[_Union[ReadRange, _Mapping]]] = ..., left_out: _Optional[int] = ..., committed_at: _Optional[float] = ...) -> None: ...
 
 class ComputedRange(_message.Message):
     __slots__ = ("layer_start", "layer_end", "page_start", "pages", "computed_at")
