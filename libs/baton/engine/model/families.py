@@ -277,7 +277,9 @@ FAMILIES: Mapping[str, Family] = {
     "Olmo3ForCausalLM": replace(
         _OLMO2,
         model_type="olmo3",
-        defaults={**_OLMO2.defaults, "sliding_window": 4096, "sliding_window_pattern": 4},
+        defaults={
+            **_OLMO2.defaults, "rope_theta": 500_000.0, "sliding_window": 4096, "sliding_window_pattern": 4,
+        },
         sliding="pattern",
         local_rope=True,
     ),
@@ -321,7 +323,10 @@ FAMILIES: Mapping[str, Family] = {
     "MixtralForCausalLM": replace(
         _MISTRAL,
         model_type="mixtral",
-        defaults={**_MISTRAL.defaults, "rope_theta": 1e6, "rms_norm_eps": 1e-5, "sliding_window": None},
+        defaults={
+            **_MISTRAL.defaults, "rope_theta": 1e6, "rms_norm_eps": 1e-5, "sliding_window": None,
+            "num_experts_per_tok": 2,
+        },
         mixture=Mixture(
             names=ExpertNames(
                 router="block_sparse_moe.gate",

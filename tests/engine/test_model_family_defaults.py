@@ -1,0 +1,86 @@
+"""A config.json that says little means what the family's own config class makes of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from baton.engine.attention import Chunks, Window
+from baton.engine.model.config import load_config
+from baton.engine.model.families import FAMILIES
+
+LAYERS = 8
+SIZES = {
+    "vocab_size": 100, "hidden_size": 256, "intermediate_size": 96, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 32, "num_experts": 16, "num_local_experts": 16, "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}  # fmt: skip
+# What transformers 4 wrote, and wrote otherwise than transformers 5.
+OLD = {
+    "LlamaForCausalLM": {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    "Phi3ForCausalLM": {
+        "rope_theta": 2e4, "partial_rotary_factor": 0.5, "max_position_embeddings": 4096,
+    },
+    "Glm4ForCausalLM": {"rope_theta": 2e4, "partial_rotary_factor": 0.25},
+    "NemotronForCausalLM": {"rope_theta": 2e4, "partial_rotary_factor": 0.25},
+    "Gemma2ForCausalLM": {"rope_theta": 2e4, "hidden_act": "relu", "cache_implementation": "hybrid"},
+    "Gemma3ForCausalLM": {
+        "rope_theta": 2e6, "rope_local_base_freq": 3e4, "sliding_window_pattern": 3,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "Cohere2ForCausalLM": {"rope_theta": 2e4, "sliding_window_pattern": 2},
+    "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3},
+    "Qwen3MoeForCausalLM": {"use_sliding_window": True, "sliding_window": 64, "attention_bias": True},
+    "DeepseekV3ForCausalLM": {
+        "rope_theta": 2e4,
+        "rope_scaling": {
+            "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+    },
+}  # fmt: skip
+CASES = [(name, {}) for name, family in FAMILIES.items() if family.model_type != "mimo"] + list(OLD.items())
+
+
+@pytest.mark.parametrize(("architecture", "fields"), CASES, ids=[f"{n} {'old' if f else ''}" for n, f in CASES])
+def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -> None:
+    family = FAMILIES[architecture]
+    raw = {**SIZES, **fields, "architectures": [architecture]}
+    if family.latent or architecture == "Glm4MoeForCausalLM":
+        raw["n_routed_experts"] = 16
+        raw["num_experts_per_tok"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    ours = load_config(tmp_path)
+    theirs = AutoConfig.for_model(family.model_type, **json.loads(json.dumps(raw)))
+    assert ours.norm_eps == getattr(theirs, family.eps_key)
+    assert ours.tied_embeddings == theirs.tie_word_embeddings
+    eos = theirs.eos_token_id
+    assert ours.eos_token_ids == set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    if not family.latent:
+        assert ours.kv_heads == (theirs.num_key_value_heads or 32)
+        assert ours.head_dim == (getattr(theirs, "head_dim", None) or 256 // 32)
+    assert ours.qkv_bias == getattr(theirs, "attention_bias", architecture.startswith("Qwen2"))
+    assert ours.windows == tuple(window_of(theirs, layer) for layer in range(LAYERS))
+    for layer, rope in enumerate(ours.ropes):
+        expected = theirs.rope_parameters
+        if "full_attention" in expected:
+            expected = expected[theirs.layer_types[layer]]
+        assert rope.theta == expected["rope_theta"]
+        assert rope.kind == expected["rope_type"]
+        if rope.part:
+            assert rope.part == expected.get("partial_rotary_factor", 1.0)
+        if rope.kind in ("linear", "llama3"):
+            assert rope.factor == expected["factor"]
+    assert ours.context_tokens == max(theirs.max_position_embeddings, *(rope.context_tokens for rope in ours.ropes))
+
+
+def window_of(theirs: Any, layer: int) -> Window:
+    kinds, size = getattr(theirs, "layer_types", None), getattr(theirs, "sliding_window", None)
+    if kinds is None:
+        return size or None
+    if kinds[layer] == "chunked_attention":
+        return Chunks(theirs.attention_chunk_size)
+    return size if kinds[layer] == "sliding_attention" else None
