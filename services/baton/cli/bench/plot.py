@@ -17,12 +17,12 @@ _BINS = 60
 
 def check_available() -> None:
     """Raises ConfigError where matplotlib is missing: before a long run, not after it."""
-    _pyplot()
+    load_pyplot()
 
 
 def write_plot(path: Path, log: Log, title: str) -> None:
     """Draw `log` into `path`; its suffix says the format. Raises ConfigError when the file cannot be written."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     answered = log.answered
     figure, axes = pyplot.subplots(2, 2, figsize=_INCHES, constrained_layout=True)
     figure.suptitle(title)
@@ -52,7 +52,8 @@ def _cumulative(axis: Any, values_s: list[float], title: str) -> None:
     axis.set(title=title, xlabel="ms", ylabel="share of values at most", ylim=(0, 1.02))
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """matplotlib.pyplot, drawing into files only. Raises ConfigError where it is missing."""
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ModuleNotFoundError:
