@@ -180,3 +180,4 @@ def test_announcements_follow_blocks_that_are_here_or_elsewhere(seed: int) -> No
             assert all(told.get(block_hash) != tier for block_hash, tier in changes.items())
             told = {name: tier for name, tier in (told | changes).items() if tier is not None}
             assert told == cache.elsewhere | dict.fromkeys(cache._nodes, Tier.POOL)
+            assert cache.host_blocks == list(cache.elsewhere.values()).count(Tier.HOST)

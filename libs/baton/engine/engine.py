@@ -275,7 +275,7 @@ class EngineCore:
             waiting_extend_tokens=self._scheduler.owed_tokens,
             extend_tokens_per_s=self._meter.extend_tokens_per_s,
             decode_step_s=self._meter.decode_step_s,
-            tier_blocks=len(self._ledger.cache.elsewhere),
+            tier_blocks=self._ledger.cache.host_blocks,
         )
 
     def audit(self) -> None:

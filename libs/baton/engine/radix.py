@@ -71,6 +71,7 @@ class RadixCache:
     def __init__(self) -> None:
         self.root = Node(b"", _ROOT_PAGE, None)
         self.elsewhere: dict[bytes, Tier] = {}  # blocks that the worker's agent holds, whether they are here or not
+        self.host_blocks = 0  # of `elsewhere`: in host memory
         self._nodes: dict[bytes, Node] = {}
         self._protected = 0
         self._leaves = 0  # evictable leaves = valid heap entries
@@ -162,8 +163,7 @@ class RadixCache:
         are among them, so that whoever holds them knows what was used last."""
         moved: list[tuple[bytes, int]] = []
         while len(moved) < count and (node := self._oldest()) is not None:
-            self._note(node.block_hash)
-            self.elsewhere[node.block_hash] = Tier.HOST
+            self.place([node.block_hash], Tier.HOST)
             self._remove(node)
             moved.append((node.block_hash, node.page))
         return moved
@@ -172,10 +172,10 @@ class RadixCache:
         """These blocks are held elsewhere in `tier`; None: not any more, or never were."""
         for block_hash in block_hashes:
             self._note(block_hash)
-            if tier is None:
-                self.elsewhere.pop(block_hash, None)
-            else:
+            before = self.elsewhere.pop(block_hash, None)
+            if tier is not None:
                 self.elsewhere[block_hash] = tier
+            self.host_blocks += (tier is Tier.HOST) - (before is Tier.HOST)
 
     @property
     def has_events(self) -> bool:

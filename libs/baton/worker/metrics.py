@@ -41,12 +41,13 @@ pull_s = metrics.histogram(
 )
 restores = metrics.counter(
     "baton_worker_restores_total",
-    "Prefixes asked for at the host tier: fetched, in_part, slower (than computing: not asked), or the kind of failure",
+    "Prefixes asked for at the agent's memory and disk: fetched, in_part, slower (than computing: not all was asked for), "
+    "or the kind of failure",
     labels=("outcome",),
 )
-restored_pages = metrics.counter("baton_worker_restored_pages_total", "Pages that came back from the host tier")
+restored_pages = metrics.counter("baton_worker_restored_pages_total", "Pages that came back from the agent's memory or disk")
 restore_s = metrics.histogram(
-    "baton_worker_restore_seconds", "From asking the host tier to verified", buckets=metrics.LATENCY_BUCKETS_S
+    "baton_worker_restore_seconds", "From asking the agent for its own blocks to verified", buckets=metrics.LATENCY_BUCKETS_S
 )
 loans = metrics.counter(
     "baton_worker_loans_total", "Prefixes that other workers asked for, by outcome", labels=("outcome",)

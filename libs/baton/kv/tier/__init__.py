@@ -1,1 +1,1 @@
-"""The host tier: blocks that left a worker's pool, kept in bounded memory of its agent."""
+"""Tiers below a worker's pool: blocks that left it, kept in bounded memory of its agent, then on disk."""

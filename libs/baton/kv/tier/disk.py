@@ -117,6 +117,10 @@ class DiskTier:
     def load(self, blocks: Sequence[tuple[bytes, int]]) -> int:
         """Read (hash, page of the pool) into the pool, up to the first that is not here or not intact; returns how
         many."""
+        for block_hash, _ in blocks:
+            if (place := self._places.get(block_hash)) is None:
+                break
+            self._kept[place[0]].segment.announce_read(place[1])
         for loaded, (block_hash, page) in enumerate(blocks):
             place = self._places.get(block_hash)
             if place is None:
