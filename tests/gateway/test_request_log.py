@@ -28,7 +28,7 @@ async def lines(router: FakeRouterClient, model: TextModel, level: str) -> list[
         app = create_app(Service(router, model, NAME, GatewaySettings(log_requests=level)))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
             assert (await http.post("/v1/completions", json=GOOD)).status_code == 200
-            assert (await http.post("/v1/completions", json={**GOOD, "max_tokens": 0})).status_code == 400
+            assert (await http.post("/v1/completions", json={**GOOD, "temperature": 9})).status_code == 400
             await http.get("/health")
     finally:
         logs.configure("gateway", level="warning")
@@ -49,4 +49,4 @@ async def test_detail(router: FakeRouterClient, model: TextModel) -> None:
     assert good["sampling"]["temperature"] == 0.5 and good["sampling"]["max_tokens"] == 4
     (choice,) = good["choices"]
     assert choice["tokens"] == 4 and choice["finish"] == "length" and 0 <= choice["first_token_s"] < 10
-    assert "max_tokens" in bad["error"] and "choices" not in bad
+    assert "temperature" in bad["error"] and "choices" not in bad
