@@ -41,13 +41,17 @@ pull_s = metrics.histogram(
 )
 restores = metrics.counter(
     "baton_worker_restores_total",
-    "Prefixes asked for at the agent's memory and disk: fetched, in_part, slower (than computing: not all was asked for), "
+    "Prefixes asked for at the agent's memory and disk: fetched, in_part, slower (not all: computing is faster), "
     "or the kind of failure",
     labels=("outcome",),
 )
-restored_pages = metrics.counter("baton_worker_restored_pages_total", "Pages that came back from the agent's memory or disk")
+restored_pages = metrics.counter(
+    "baton_worker_restored_pages_total", "Pages that came back from the agent's memory or disk"
+)
 restore_s = metrics.histogram(
-    "baton_worker_restore_seconds", "From asking the agent for its own blocks to verified", buckets=metrics.LATENCY_BUCKETS_S
+    "baton_worker_restore_seconds",
+    "From asking the agent for its own blocks to verified",
+    buckets=metrics.LATENCY_BUCKETS_S,
 )
 loans = metrics.counter(
     "baton_worker_loans_total", "Prefixes that other workers asked for, by outcome", labels=("outcome",)
