@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError
+from baton.core.pooling import PoolingParams
 from baton.core.sampling import SamplingParams
 from baton.core.tiers import Tier
 
@@ -45,6 +46,7 @@ class EngineRequest:
     `token_ids` are the user's prompt and what earlier attempts have emitted; `prompt_tokens` is the prompt's
     length. `root_hash` names the parent of the first block (baton.core.hashing). `pull_tokens`: leading tokens whose KV
     cache is to be pulled as far as it is not here; not with stage FETCH. `grammar`: of `sampling.structure`, compiled.
+    `pooling`: the answer is a vector, and no token is drawn; with stage RUN_ALL only, and `sampling` means nothing.
     """
 
     attempt: Attempt
@@ -56,6 +58,7 @@ class EngineRequest:
     priority: int = 0
     pull_tokens: int = 0
     grammar: Grammar | None = None
+    pooling: PoolingParams | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +72,17 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class RowOutput:
-    """New tokens of one attempt in one step. `prompt_logprobs` comes once, with the first token: positions 1.. ."""
+    """New tokens of one attempt in one step. `prompt_logprobs` comes once, with the first token: positions 1.. .
+
+    A pooling request has one row, without tokens: its answer is `vector`, its finish STOP.
+    """
 
     attempt: Attempt
     token_ids: list[int]
     finish: Finish | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    vector: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

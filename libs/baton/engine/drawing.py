@@ -68,8 +68,10 @@ class Draws:
         draws = cls()
         end = 0
         for index, row in enumerate(rows):
-            start, end = end, end + row.end - row.logits_start
             request = row.request
+            if request.pooled is not None:
+                continue  # no logits are made for it
+            start, end = end, end + row.end - row.logits_start
             if request.prompt_logprobs is not None and not row.late:
                 following = request.tokens.view[row.start + 1 : row.end + 1].tolist()
                 k = request.sampling.prompt_logprobs or 0

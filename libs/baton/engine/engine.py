@@ -25,6 +25,7 @@ import torch
 
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, ConfigError, InternalError, InvalidRequest
+from baton.core.pooling import Task, check_task
 from baton.core.tiers import Tier
 from baton.engine.announce import Announcer
 from baton.engine.api import (
@@ -51,6 +52,8 @@ from baton.engine.ledger import PageLedger
 from baton.engine.meter import LoadMeter
 from baton.engine.plan import EngineConfig, PlannedRow, StepPlan
 from baton.engine.pool import KvPool
+from baton.engine.pooling.pooler import Pooled
+from baton.engine.pooling.step import Answers, LaunchedPools, PoolingModel, Pools
 from baton.engine.request import Phase, RequestState
 from baton.engine.scheduler import Scheduler
 from baton.engine.transfer import indices
@@ -69,7 +72,16 @@ class Prepared:
     batch: StepBatch
     late: tuple[torch.Tensor, torch.Tensor] | None
     draws: Draws
+    pools: Pools | None
     on_layer: Callable[[int], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """Results of a step, once it has ended. `pools`: None when it had no pooling requests."""
+
+    draws: LaunchedDraws
+    pools: LaunchedPools | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,7 @@ class Flight:
     """A step under way."""
 
     plan: StepPlan
-    launched: Started[LaunchedDraws]
+    launched: Started[Launched]
     started_s: float
 
 
@@ -95,14 +107,16 @@ class EngineCore:
         listener: HandoffListener | None = None,
         clock: Callable[[], float] = time.monotonic,
         lane: Lane | None = None,
+        pooling: PoolingModel | None = None,
     ) -> None:
         """`listener` makes this an engine that takes OFFER requests. `clock` counts seconds from any start.
         `lane` is where steps run; None: on the GPU's stream, or on a CPU on a thread of its own if the config says
-        overlap, else on the caller's."""
+        overlap, else on the caller's. `pooling`: the runner, where it can answer pooling requests too."""
         config = config or EngineConfig()
         if runner.layout != pool.layout:
             raise ConfigError(f"the pool is laid out as {pool.layout}, the model needs {runner.layout}")
         self._runner = runner
+        self._pooling = pooling
         self._clock = clock
         self._page_size = pool.layout.page_size
         self._limits = Limits(
@@ -137,12 +151,26 @@ class EngineCore:
             raise InvalidRequest(f"attempt {request.attempt} is under way already", param="attempt")
         if request.stage is Stage.OFFER and self._announcer is None:
             raise InvalidRequest("this engine hands nothing over: it takes no request of stage offer", param="stage")
+        pooled = self._pooled(request)
         self._limits.check(request)
         if request.sampling.structure is not None and request.grammar is None:
             raise InvalidRequest("this engine compiles no grammars: its output cannot be structured", param="structure")
         self._arrivals += 1
         most = self._limits.request_tokens
-        self._scheduler.submit(RequestState.of(request, self._arrivals, self._clock(), self._page_size, most))
+        self._scheduler.submit(RequestState.of(request, self._arrivals, self._clock(), self._page_size, most, pooled))
+
+    def _pooled(self, request: EngineRequest) -> Pooled | None:
+        """What a pooling request gathers. Raises InvalidRequest for a task that is none of the model's."""
+        if self._pooling is None:
+            if request.pooling is not None:
+                raise InvalidRequest("this engine generates only", param="task")
+            return None
+        pooler = self._pooling.pooler
+        if request.pooling is None:
+            check_task(Task.GENERATE, pooler.tasks, "this model")
+            return None
+        pooler.check(request.pooling)
+        return Pooled(request.pooling, pooler.pooling(request.pooling))
 
     def activate(self, attempt: Attempt, first_token: int) -> None:
         """See StepEngine.activate. No effect on an unknown attempt; a cancelled one ends, and its pages stay cached.
@@ -301,19 +329,27 @@ class EngineCore:
         batch = self._batches.build(plan.rows)
         late = self._batches.late_tokens(plan.rows)  # reads the places of the step before: `Draws.of` gives new ones
         draws = Draws.of(plan.rows, self._runner.eos_token_ids, self._runner.vocab_size, self._tokens.device)
-        return Prepared(batch, late, draws, on_layer)
+        return Prepared(batch, late, draws, Pools.of(plan.rows), on_layer)
 
     @torch.inference_mode()
-    def _run(self, step: Prepared) -> LaunchedDraws:
+    def _run(self, step: Prepared) -> Launched:
         """All that a step does on the device. Runs on the lane; tokens pass from step to step in the token pool."""
         if step.late is not None:
             at, places = step.late
             step.batch.token_ids[at] = self._tokens[places]
         masks = self._start_masks(step.draws)
-        logits = self._runner.forward(step.batch, step.on_layer)
+        logits, pools = self._forward(step)
         launched = step.draws.launch(logits, masks.result() if masks is not None else None)
         self._tokens[: len(launched.token_ids)] = launched.token_ids
-        return launched
+        return Launched(launched, pools)
+
+    def _forward(self, step: Prepared) -> tuple[torch.Tensor, LaunchedPools | None]:
+        """Logits of the rows that draw, and what pools, if anything does."""
+        if step.pools is None or self._pooling is None:
+            return self._runner.forward(step.batch, step.on_layer), None
+        hidden = self._pooling.hidden(step.batch, step.on_layer)
+        pools = step.pools.launch(hidden, self._pooling.pooler)
+        return self._pooling.logits(step.pools.others(hidden)), pools
 
     def _start_masks(self, draws: Draws) -> Future[StepMasks] | None:
         if not draws.masks:
@@ -330,20 +366,22 @@ class EngineCore:
         output.extend_tokens += plan.extend_tokens
         output.decode_rows += plan.decode_rows
         try:
-            drawn = flight.launched.result().read()
+            launched = flight.launched.result()
+            drawn = launched.draws.read()
+            answers = launched.pools.read() if launched.pools is not None else {}
         except Exception as error:
             self._ledger.land()
             self._fail_step(plan, error, output)
         else:
             self._ledger.land()
-            self._commit(plan, drawn, output)
+            self._commit(plan, drawn, answers, output)
         now = self._clock()
         duration_s = now - max(flight.started_s, self._landed_s)
         self._landed_s = now
         output.duration_s += duration_s
         self._meter.observe(plan.extend_tokens, plan.decode_rows, duration_s)
 
-    def _commit(self, plan: StepPlan, drawn: Drawn, output: StepOutput) -> None:
+    def _commit(self, plan: StepPlan, drawn: Drawn, answers: Answers, output: StepOutput) -> None:
         """Make the step's results part of its requests. Blocks are shared before a finished request lets go of them."""
         for index, row in enumerate(plan.rows):
             if not row.request.computing:
@@ -354,6 +392,8 @@ class EngineCore:
             self._scheduler.computed(row)
             if row.request.prompt_logprobs is not None:
                 row.request.prompt_logprobs += drawn.prompt_logprobs[index]
+            if index in answers:
+                self._answer(row, answers[index], output)
             if index not in drawn.tokens:
                 continue
             try:
@@ -364,6 +404,14 @@ class EngineCore:
             output.rows.append(emitted)
             output.forced_tokens += len(emitted.token_ids) - 1
         output.mask_s += drawn.mask_s
+
+    def _answer(self, row: PlannedRow, answer: list[float] | InternalError, output: StepOutput) -> None:
+        """A pooling request is over."""
+        if isinstance(answer, InternalError):
+            self._fail([row], answer, output)
+            return
+        self._scheduler.end(row.request)
+        output.rows.append(RowOutput(row.request.attempt, [], Finish.STOP, vector=answer))
 
     def _emit(
         self, request: RequestState, token_id: int, logprob: TokenLogprob | None, foreseen: Sequence[int]

@@ -5,6 +5,7 @@
         engine.generate(["a", "b"], {"temperature": 0})              one result per prompt, batched
         for chunk in engine.stream("Once upon a time"): ...          the same result, growing
         await engine.async_generate([1, 2, 3])                       token ids; many at once are batched
+        engine.embed(["a text", "another one"])                      vectors
 
 A result is a dict: `text`, `output_ids`, and `meta_info` with `id`, `finish_reason`, `prompt_tokens`,
 `completion_tokens`, `cached_tokens`, and `output_token_logprobs` where they were asked for.
@@ -24,17 +25,24 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from baton.core.architecture import reads_both_ways
 from baton.core.attempt import Attempt
 from baton.core.errors import ConfigError, InvalidRequest
 from baton.core.hashing import root_hash
+from baton.core.layout import KvLayout
+from baton.core.pooling import PoolingParams, Task
 from baton.core.sampling import SamplingParams
-from baton.engine.api import EngineRequest, Finish, TokenLogprob
+from baton.engine.api import EngineRequest, Finish, StepEngine, TokenLogprob
 from baton.engine.cuda.graphs import sizes_up_to
 from baton.engine.driver import Driver, Progress
 from baton.engine.engine import EngineCore
 from baton.engine.grammar.compiler import GrammarCompiler
+from baton.engine.model.files import read_config
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
+from baton.engine.pooling.encoder_engine import EncoderEngine
+from baton.engine.pooling.encoder_runner import EncoderRunner
+from baton.engine.pooling.inprocess import Text, Vectors
 from baton.engine.runner import TorchModelRunner
 from baton.engine.sizing import pool_pages
 
@@ -68,6 +76,14 @@ class Engine:
 
         Raises ConfigError (CheckpointError) naming what cannot work.
         """
+        self._path = Path(model)
+        self._loaded_tokenizer: Tokenizer | None = None
+        if reads_both_ways(read_config(self._path)):
+            if deterministic or quantization != "none":
+                raise ConfigError("deterministic and quantization are not to be had for a model of both directions")
+            encoder = EncoderRunner.load(model, dtype, device, max_context_tokens)
+            self._run(EncoderEngine(encoder, config), encoder.layout, None)
+            return
         runner = TorchModelRunner.load(
             model,
             dtype=dtype,
@@ -80,15 +96,40 @@ class Engine:
         config, layout = config or EngineConfig(), runner.layout
         pages = pool_pages(runner, config, kv_memory_bytes, memory_fraction)
         pool = KvPool(layout, pages, device=runner.device, spare=runner.can_capture and cuda_graphs)
-        core = EngineCore(runner, pool, config)
+        core = EngineCore(runner, pool, config, pooling=runner)
         if cuda_graphs and runner.can_capture:
             runner.capture(sizes_up_to(config.max_running), progress=lambda done, total: None)
-        self._path = Path(model)
-        self._loaded_tokenizer: Tokenizer | None = None
+        self._run(core, layout, GrammarCompiler(self._path, runner.vocab_size, runner.eos_token_ids))
+
+    def _run(self, engine: StepEngine, layout: KvLayout, grammars: GrammarCompiler | None) -> None:
         self._root = root_hash(layout.model_revision, layout.fingerprint)
-        grammars = GrammarCompiler(self._path, runner.vocab_size, runner.eos_token_ids)
-        self._driver = Driver(core, grammars)
+        self._driver = Driver(engine, grammars)
         self._numbers = itertools.count(1)
+        self._vectors = Vectors(self._driver, self._path, lambda: self._tokenizer, self._root)
+
+    def embed(
+        self, texts: Text | Sequence[Text], *, dimensions: int = 0, normalize: bool = True
+    ) -> list[float] | list[list[float]]:
+        """The embedding of one text (or its token ids), or a list of embeddings for a list of them.
+
+        `dimensions`: only so many leading ones, 0 = all. `normalize`: as the checkpoint says; False: not scaled.
+        Raises BatonError: InvalidRequest, PromptTooLong for what cannot run.
+        """
+        return self._pooled(texts, PoolingParams(Task.EMBED, dimensions=dimensions, raw=not normalize))
+
+    def classify(self, texts: Text | Sequence[Text], *, raw: bool = False) -> list[float] | list[list[float]]:
+        """Probabilities of the labels of the model's classification head, or its logits if `raw`, for a text or a pair
+        of texts (a tuple), or for each of a list of them. A reranker's and a reward model's head has one label."""
+        return self._pooled(texts, PoolingParams(Task.CLASSIFY, raw=raw))
+
+    def score(self, texts: Text | Sequence[Text], label_token_ids: Sequence[int]) -> list[float] | list[list[float]]:
+        """Logprobs of the label tokens as what comes next, after a text or each of a list of them."""
+        return self._pooled(texts, PoolingParams(Task.SCORE, label_token_ids=tuple(label_token_ids)))
+
+    def _pooled(self, texts: Text | Sequence[Text], params: PoolingParams) -> list[float] | list[list[float]]:
+        if isinstance(texts, (str, tuple)) or not texts or isinstance(texts[0], int):
+            return self._vectors.of([texts], params)[0]  # type: ignore[list-item]
+        return self._vectors.of(texts, params)  # type: ignore[arg-type]
 
     def generate(self, prompt: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] = None) -> Any:
         """Generate to the end: a result for one prompt, a list of results for a list of them, in their order.
@@ -210,6 +251,8 @@ class Engine:
             if not file.is_file():
                 raise ConfigError(f"{file} is missing; without it prompts must be token ids, and results have no text")
             self._loaded_tokenizer = Tokenizer.from_file(str(file))
+            self._loaded_tokenizer.no_padding()  # some files ask for it, and for cutting
+            self._loaded_tokenizer.no_truncation()
         return self._loaded_tokenizer
 
 

@@ -29,6 +29,8 @@ class Limits:
         """Raises InvalidRequest or PromptTooLong, naming what is wrong, when the request can never run here."""
         self._check_lengths(request)
         self._check_token_ids(request)
+        if request.pooling is not None and request.stage is not Stage.RUN_ALL:
+            raise InvalidRequest("a pooling request is of stage run_all", param="stage")
         check_params(request.sampling, self.vocab_size)
 
     def _check_lengths(self, request: EngineRequest) -> None:
@@ -40,11 +42,15 @@ class Limits:
                 f"prompt_tokens is {request.prompt_tokens}; with {tokens} token ids it must be 1 to {tokens}",
                 param="prompt",
             )
-        if tokens > self.max_context_tokens - 1:
+        if request.pooling is None and tokens > self.max_context_tokens - 1:
             raise PromptTooLong(
                 f"the prompt has {tokens} tokens; the limit is {self.max_context_tokens - 1}, one less than the "
                 f"context of {self.max_context_tokens}, to leave room for an answer",
                 param="prompt",
+            )
+        if tokens > self.max_context_tokens:
+            raise PromptTooLong(
+                f"the input has {tokens} tokens; the limit is {self.max_context_tokens}", param="prompt"
             )
         # A FETCH goes on from a token that another worker has drawn, and that needs a place here.
         in_pool = tokens + (request.stage is Stage.FETCH)

@@ -45,7 +45,7 @@ class PlannedRow:
     """Positions `start:end` of a request, computed in this step; logits are wanted of `logits_start:end`.
 
     `draws`: the row reaches the request's last token, so that the next one is drawn. `late`: the row's one token is
-    what the step before draws, and is not known on the host yet.
+    what the step before draws, and is not known on the host yet. `completes`: it reaches the end of a pooling request.
     """
 
     request: RequestState
@@ -54,6 +54,7 @@ class PlannedRow:
     logits_start: int
     draws: bool
     late: bool = False
+    completes: bool = False
 
 
 @dataclass(slots=True)

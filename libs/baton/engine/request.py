@@ -26,6 +26,7 @@ from baton.core.hashing import block_hashes
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Finish, Stage, TokenLogprob
 from baton.engine.grammar.matcher import Matcher
+from baton.engine.pooling.pooler import Pooled
 from baton.engine.radix import Node
 from baton.engine.token_counts import TokenCounts
 
@@ -102,6 +103,7 @@ class RequestState:
     token_limit: int  # most tokens, prompt and output, that it may have
     pull_blocks: int = 0  # leading blocks to pull, or being pulled, as far as they are not cached
     pull_tried: bool = False  # it has pulled, or begun without: neither happens twice
+    pooled: Pooled | None = None  # what a pooling request has gathered; touched where steps run
 
     phase: Phase = Phase.WAITING
     pages: IntArray = field(default_factory=lambda: IntArray(np.empty(0, dtype=np.int32)))
@@ -127,9 +129,15 @@ class RequestState:
 
     @classmethod
     def of(
-        cls, request: EngineRequest, arrival: int, arrived_s: float, page_size: int, most_tokens: int = 1 << 62
+        cls,
+        request: EngineRequest,
+        arrival: int,
+        arrived_s: float,
+        page_size: int,
+        most_tokens: int = 1 << 62,
+        pooled: Pooled | None = None,
     ) -> RequestState:
-        """`most_tokens`: what the engine allows any request, prompt and output."""
+        """`most_tokens`: what the engine allows any request, prompt and output. `pooled`: of a pooling request."""
         tokens = np.array(request.token_ids, dtype=np.int64)
         fresh = len(tokens) == request.prompt_tokens and request.stage is not Stage.FETCH
         return cls(
@@ -148,6 +156,7 @@ class RequestState:
             token_limit=min(request.prompt_tokens + request.sampling.max_tokens, most_tokens),
             pull_blocks=request.pull_tokens // page_size if request.stage is not Stage.FETCH else 0,
             matcher=request.grammar.matcher() if request.grammar is not None else None,
+            pooled=pooled,
         )
 
     @property
@@ -187,6 +196,11 @@ class RequestState:
         return self.phase is Phase.EXTENDING or self.phase is Phase.DECODING
 
     @property
+    def decodes_here(self) -> bool:
+        """It will need pages for tokens that are drawn."""
+        return self.stage is not Stage.OFFER and self.pooled is None
+
+    @property
     def remaining(self) -> int:
         """Tokens of the prompt that no step has taken up yet."""
         return len(self.tokens) - self.planned_len
@@ -196,11 +210,17 @@ class RequestState:
         """Most leading blocks that it may take from the cache.
 
         A FETCH may hold the whole prompt already. All others compute at least one token, for its logits. Prompt
-        logprobs need the logits of all of the prompt, so a request that wants them takes nothing from the cache.
+        logprobs need the logits of all of the prompt, so a request that wants them takes nothing from the cache;
+        nor does a pooling request that needs the hidden states of all tokens.
         """
-        if self.prompt_logprobs is not None:
+        if self.wants_all:
             return 0
         return (len(self.tokens) - (self.stage is not Stage.FETCH)) // self.page_size
+
+    @property
+    def wants_all(self) -> bool:
+        """What the model makes of each token of the prompt is wanted, and not only of the last one."""
+        return self.prompt_logprobs is not None or (self.pooled is not None and self.pooled.needs_all)
 
     def append(self, token_id: int) -> None:
         """Add an output token; names the block that it completes."""

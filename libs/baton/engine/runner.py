@@ -33,6 +33,8 @@ from baton.engine.model.pointwise import Pointwise, TorchPointwise
 from baton.engine.model.projection import Linear
 from baton.engine.model.tensors import Progress
 from baton.engine.model.weights import DecoderWeights, load_weights, stored_dtype
+from baton.engine.pooling.load import load_causal_pooler
+from baton.engine.pooling.pooler import Pooler, generating
 
 BACKENDS = ("auto", "torch")
 
@@ -48,11 +50,12 @@ class TorchModelRunner:
         max_context_tokens: int | None = None,
         kernels: Kernels | None = None,
         deterministic: bool = False,
+        pooler: Pooler | None = None,
     ) -> None:
         """`kernels`: what runs on a CPU; None for plain torch operations, as for what the kernels do not support.
 
         `deterministic`: a token's logits are the same to the last bit however its request was cut into steps, and
-        whatever is in the batch. ConfigError where that cannot be had.
+        whatever is in the batch. ConfigError where that cannot be had. `pooler`: None: the model generates only.
         """
         limit = config.context_tokens
         if max_context_tokens is not None and not 1 <= max_context_tokens <= limit:
@@ -88,6 +91,7 @@ class TorchModelRunner:
         self._decoder = Decoder(config, weights, self._attention, pointwise, self.max_context_tokens)
         self._pool: torch.Tensor | None = None
         self._graphs: DecodeGraphs | None = None
+        self.pooler = pooler or generating(config.vocab_size, config.hidden_size)
 
     @classmethod
     def load(
@@ -150,7 +154,8 @@ class TorchModelRunner:
         elif own is not None:
             projection = panels.maker(own, steady if deterministic and dtype in cpu_attention.DTYPES else projection)
         weights = load_weights(path, config, getattr(torch, dtype), device, progress, projection)
-        return cls(config, weights, layout, max_context_tokens, own, deterministic)
+        pooler = load_causal_pooler(path, config.vocab_size, config.hidden_size, weights)
+        return cls(config, weights, layout, max_context_tokens, own, deterministic, pooler)
 
     def bind_pool(self, pool: torch.Tensor) -> None:
         """Use `pool`, [layers, pages, 2, page_size, kv_heads, head_dim], for K and V; it stays the caller's.
@@ -204,6 +209,18 @@ class TorchModelRunner:
             return self._graphs.run(batch)
         self._attention.plan(batch)
         return self._decoder.forward(batch, on_layer)
+
+    @torch.inference_mode()
+    def hidden(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        """As `forward`, but the final hidden states [L, E] that it makes logits of."""
+        self._bound_pool()
+        self._attention.plan(batch)
+        return self._decoder.hidden(batch, on_layer)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [L, V] of what `hidden` returns."""
+        return self._decoder.logits(hidden)
 
     def _bound_pool(self) -> torch.Tensor:
         if self._pool is None:

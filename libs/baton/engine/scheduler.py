@@ -231,9 +231,12 @@ class Scheduler:
             end = (start + limit) // self._ledger.page_size * self._ledger.page_size
         if end <= start:
             return 0
-        draws = end == len(request.tokens)
-        logits_start = start if request.prompt_logprobs is not None else end - draws
-        plan.rows.append(PlannedRow(request, start, end, logits_start, draws))
+        reaches_end = end == len(request.tokens)
+        draws = reaches_end and request.pooled is None
+        logits_start = start if request.wants_all else end - reaches_end
+        plan.rows.append(
+            PlannedRow(request, start, end, logits_start, draws, completes=reaches_end and request.pooled is not None)
+        )
         if request.jumping:
             plan.decode_rows += draws
         else:
@@ -254,7 +257,7 @@ class Scheduler:
             return
         extending = [request for request in self._running if self._is_to_share(request)]
         extending += [request for request in self._fetching.values() if request.pull_blocks]
-        headroom = self.running - sum(request.stage is Stage.OFFER for request in self._running)
+        headroom = self.running - sum(not request.decodes_here for request in self._running)
         unfit: list[RequestState] = []
         for request in admission_order(self._waiting, self._ledger, now, self._config.patience_s):
             if not self._worth_starting(request, extending, budget):
@@ -269,7 +272,7 @@ class Scheduler:
                 other.passes += 1
             if request.phase is Phase.EXTENDING or request.pull_blocks:
                 extending.append(request)
-            headroom += request.stage is not Stage.OFFER
+            headroom += request.decodes_here
             if self.running >= self._config.max_running:
                 return
 
