@@ -14,12 +14,14 @@ from baton.client.api import (
     FleetWorker,
     GenerateRequest,
     Model,
+    Pooled,
     TokenLogprobs,
     TokensEvent,
     Usage,
     WorkerTotals,
 )
 from baton.client.client import BatonClient
+from baton.core.pooling import PoolingParams, Task
 from baton.core.sampling import SamplingParams
 
 __all__ = [
@@ -31,7 +33,10 @@ __all__ = [
     "FleetWorker",
     "GenerateRequest",
     "Model",
+    "Pooled",
+    "PoolingParams",
     "SamplingParams",
+    "Task",
     "TokenLogprobs",
     "TokensEvent",
     "Usage",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from baton.core.attempt import new_request_id
+from baton.core.pooling import PoolingParams, Task
 from baton.core.sampling import SamplingParams
 
 
@@ -18,6 +19,7 @@ class GenerateRequest:
     `cache_salt`: prefixes are shared only among requests of equal salt. `priority`: higher runs first.
     `traceparent`: the W3C trace context that the request belongs to, if it is traced.
     A `sampling.seed` of 0 means "any": the client picks one, so that a retry draws the same tokens.
+    `pooling`: the answer is a vector, and `sampling` means nothing.
     """
 
     model: str
@@ -29,6 +31,7 @@ class GenerateRequest:
     cache_salt: str = ""
     priority: int = 0
     lora: str = ""
+    pooling: PoolingParams | None = None
     traceparent: str = ""
 
 
@@ -53,6 +56,7 @@ class TokensEvent:
     cached_tokens: int | None = None
     prefill_worker: str = ""
     decode_worker: str = ""
+    vector: list[float] | None = None  # of a pooling request, which has no tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +104,24 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Pooled:
+    """The answer of a pooling request (baton.core.pooling says what it holds)."""
+
+    request_id: str
+    vector: list[float]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """A served model. `ready`: some placement exists now. `max_context_tokens`: the least of its workers."""
+    """A served model. `ready`: some placement exists now. `max_context_tokens`: the least of its workers. `tasks`:
+    what its workers can do; empty while none is connected."""
 
     name: str
     max_context_tokens: int
     revision: str
     ready: bool
+    tasks: frozenset[Task] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from baton.client.api import (
     Fleet,
     GenerateRequest,
     Model,
+    Pooled,
     TokenLogprobs,
     TokensEvent,
     Usage,
@@ -127,6 +128,16 @@ class BatonClient:
                 token_ids += event.token_ids
                 logprobs += event.logprobs or ()
                 prompt_logprobs = event.prompt_logprobs or prompt_logprobs
+        raise InternalError("the router ended the request without saying how")
+
+    async def pool(self, request: GenerateRequest) -> Pooled:
+        """The answer of a request that has `pooling`. Raises as `generate` does."""
+        vector: list[float] = []
+        async with aclosing(self.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, FinishedEvent):
+                    return Pooled(request.request_id, vector, event.usage)
+                vector = event.vector or vector
         raise InternalError("the router ended the request without saying how")
 
     async def models(self) -> list[Model]:
@@ -233,7 +244,8 @@ class _Generation:
         if message.finish:
             reason = convert.FINISH[message.finish]
             usage = Usage(prompt_tokens=len(self._request.prompt_token_ids), completion_tokens=len(self._emitted))
-            self.finish = FinishedEvent(reason, usage, tokens.token_ids[-1] if reason == "stop" else None)
+            stop_token_id = tokens.token_ids[-1] if reason == "stop" and tokens.token_ids else None
+            self.finish = FinishedEvent(reason, usage, stop_token_id)
         return tokens
 
 

@@ -17,7 +17,7 @@ from baton.client.api import (
     WorkerTotals,
 )
 from baton.core.sampling import SamplingParams
-from baton.rpc.convert import sampling_to_pb
+from baton.rpc.convert import pooling_to_pb, sampling_to_pb, tasks_from_pb
 from baton.rpc.v1 import common_pb2, router_pb2
 
 FINISH: dict[int, FinishReason] = {
@@ -47,6 +47,7 @@ def generate_message(
         priority=request.priority,
         lora=request.lora,
         first_attempt=first_attempt,
+        pooling=pooling_to_pb(request.pooling) if request.pooling is not None else None,
         traceparent=request.traceparent,
     )
 
@@ -59,6 +60,7 @@ def tokens_event(message: router_pb2.Tokens) -> TokensEvent:
         cached_tokens=message.cached_tokens if message.HasField("cached_tokens") else None,
         prefill_worker=message.prefill_worker,
         decode_worker=message.decode_worker,
+        vector=list(message.vector) if message.vector else None,
     )
 
 
@@ -83,7 +85,10 @@ def finished_event(message: router_pb2.Finished) -> FinishedEvent:
 
 
 def models(message: router_pb2.ListModelsResponse) -> list[Model]:
-    return [Model(m.name, m.max_context_tokens, m.revision, m.ready) for m in message.models]
+    return [
+        Model(m.name, m.max_context_tokens, m.revision, m.ready, tasks_from_pb(m.tasks) if m.tasks else frozenset())
+        for m in message.models
+    ]
 
 
 def fleet(message: router_pb2.FleetResponse) -> Fleet:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, InternalError, InvalidRequest, from_code
 from baton.core.layout import KvLayout
+from baton.core.pooling import POOLING_TASKS, PoolingParams, Task
 from baton.core.sampling import SamplingParams
 from baton.core.structure import Structure
 from baton.rpc.v1 import common_pb2 as pb
+
+_TASKS = frozenset(Task)
 
 
 def attempt_to_pb(attempt: Attempt) -> pb.Attempt:
@@ -104,6 +109,34 @@ def _structure_to_pb(structure: Structure | None) -> pb.Structure | None:
 
 def _structure_from_pb(message: pb.Structure) -> Structure:
     return Structure(message.kind, message.text, message.lenient)
+
+
+def pooling_to_pb(params: PoolingParams) -> pb.Pooling:
+    return pb.Pooling(
+        task=params.task,
+        dimensions=params.dimensions,
+        raw=params.raw,
+        second_text_at=params.second_text_at,
+        label_token_ids=params.label_token_ids,
+    )
+
+
+def pooling_from_pb(message: pb.Pooling) -> PoolingParams:
+    """Raises InvalidRequest when a value is out of range, or the task is none that is known here."""
+    if message.task not in POOLING_TASKS:
+        raise InvalidRequest(f"{message.task!r} is no pooling task that is known here", param="task")
+    return PoolingParams(
+        task=Task(message.task),
+        dimensions=message.dimensions,
+        raw=message.raw,
+        second_text_at=message.second_text_at,
+        label_token_ids=tuple(message.label_token_ids),
+    )
+
+
+def tasks_from_pb(names: Iterable[str]) -> frozenset[Task]:
+    """Tasks that a worker tells of, those of a newer one left out; one that tells nothing generates."""
+    return frozenset(Task(name) for name in names if name in _TASKS) or frozenset({Task.GENERATE})
 
 
 def error_to_pb(error: BaseException) -> pb.Error:

@@ -20,7 +20,7 @@ from baton.core.tiers import Tier
 from baton.engine.api import EngineLoad, EngineRequest, Failed, HandoffListener, Stage, StepEngine, StepOutput
 from baton.engine.grammar.compiler import GrammarCompiler
 from baton.kv.local import AgentMessage, Welcome, WorkerMessage
-from baton.rpc.convert import attempt_from_pb, attempt_to_pb, error_to_pb, sampling_from_pb
+from baton.rpc.convert import attempt_from_pb, attempt_to_pb, error_to_pb, pooling_from_pb, sampling_from_pb
 from baton.rpc.v1 import worker_pb2 as pb
 from baton.worker import frames, metrics
 from baton.worker.desk import HandoffDesk, MakeDesk
@@ -185,6 +185,7 @@ class Dispatcher:
             ),
             stage=stage,
             priority=message.priority,
+            pooling=pooling_from_pb(message.pooling) if message.HasField("pooling") else None,
         )
 
     def _deadline_passed(self, attempt: Attempt) -> None:

@@ -34,6 +34,8 @@ def step_frame(step: int, rows: Iterable[tuple[int, RowOutput]], load: worker_pb
                     prompt=[_logprob(entry) for entry in row.prompt_logprobs or ()],
                 )
             )
+        if row.vector is not None:
+            frame.vectors.append(worker_pb2.RowVector(ref=ref, values=row.vector))
     return frame
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import structlog
 
+from baton.core.architecture import reads_both_ways
 from baton.core.attempt import new_epoch
 from baton.core.errors import ConfigError
 from baton.core.version import VERSION
+from baton.engine.model.files import read_config
 from baton.kv.link import AgentLink
 from baton.kv.local import Hello
 from baton.prefix.publisher import BlockPublisher
@@ -29,6 +31,7 @@ from baton.runtime import metrics as metrics_endpoint
 from baton.runtime.lifecycle import cancel_and_wait, parse_host_port
 from baton.worker import metrics
 from baton.worker.build import BuiltModel, build_model
+from baton.worker.build_encoder import BuiltEncoder, build_encoder
 from baton.worker.desk import MakeDesk
 from baton.worker.dispatcher import Dispatcher
 from baton.worker.servicer import WorkerServicer
@@ -37,6 +40,7 @@ from baton.worker.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 SERVICE = "baton.rpc.v1.Worker"
+Built = BuiltModel | BuiltEncoder
 GIL_SWITCH_S = 0.0005  # the engine's thread holds the GIL between operators; streams must not wait 5 ms for it
 
 
@@ -49,15 +53,21 @@ async def serve(settings: WorkerSettings, role: str, make_desk: MakeDesk) -> Non
     async with contextlib.AsyncExitStack() as stack:
         if settings.metrics_port:
             await stack.enter_async_context(metrics_endpoint.serve(settings.metrics_host, settings.metrics_port))
-        built = await asyncio.to_thread(build_model, settings, epoch)
+        built = await asyncio.to_thread(_build, settings, epoch)
         metrics.observe_pool(built.runner.layout, built.pages)
         await _Worker(settings, role, epoch, built, make_desk).run(stack)
+
+
+def _build(settings: WorkerSettings, epoch: int) -> Built:
+    if reads_both_ways(read_config(Path(settings.model))):
+        return build_encoder(settings)
+    return build_model(settings, epoch)
 
 
 class _Worker:
     """The parts of one worker process, and their order of starting and stopping."""
 
-    def __init__(self, settings: WorkerSettings, role: str, epoch: int, built: BuiltModel, make_desk: MakeDesk) -> None:
+    def __init__(self, settings: WorkerSettings, role: str, epoch: int, built: Built, make_desk: MakeDesk) -> None:
         self._settings = settings
         self._built = built
         self._epoch = epoch
@@ -73,6 +83,7 @@ class _Worker:
             max_context_tokens=built.max_context_tokens,
             max_batch_tokens=settings.max_batch_tokens,
             max_running=settings.max_running,
+            tasks=sorted(built.runner.pooler.tasks),
             version=VERSION,
         )
         self._store = RedisStore.from_url(settings.redis_url) if settings.redis_url else None

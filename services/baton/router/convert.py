@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from baton.router.ports import AgentInfo, Assignment, Fetch, Finish, Load, Offer, Row, Standing, WorkerInfo
-from baton.rpc.convert import attempt_to_pb, layout_from_pb, sampling_to_pb
+from baton.rpc.convert import attempt_to_pb, layout_from_pb, pooling_to_pb, sampling_to_pb, tasks_from_pb
 from baton.rpc.v1 import common_pb2, worker_pb2
 
 _FINISH = {
@@ -30,6 +30,7 @@ def worker_info(message: worker_pb2.WorkerDescription) -> WorkerInfo:
         max_running=message.max_running,
         agent=_agent_info(agent) if message.HasField("agent") else None,
         address=message.address,
+        tasks=tasks_from_pb(message.tasks),
         version=message.version,
     )
 
@@ -63,6 +64,7 @@ def rows(frame: worker_pb2.StepFrame) -> Iterator[tuple[int, Row]]:
     if len(token_ids) != sum(frame.counts):
         raise ValueError(f"frame {frame.step} counts {sum(frame.counts)} tokens and holds {len(token_ids)}")
     logprobs = {entry.ref: entry for entry in frame.logprobs}
+    vectors = {entry.ref: entry.values for entry in frame.vectors}
     start = 0
     for ref, count, finish in zip(frame.refs, frame.counts, frame.finish, strict=True):
         entry = logprobs.get(ref)
@@ -73,6 +75,7 @@ def rows(frame: worker_pb2.StepFrame) -> Iterator[tuple[int, Row]]:
                 _FINISH[finish],
                 entry.tokens if entry else (),
                 entry.prompt if entry else (),
+                vectors.get(ref, ()),
             ),
         )
         start += count
@@ -90,6 +93,8 @@ def assign_message(ref: int, assignment: Assignment) -> worker_pb2.WorkerRequest
         cache_salt=assignment.cache_salt,
         lora=assignment.lora,
     )
+    if assignment.pooling is not None:
+        message.pooling.CopyFrom(pooling_to_pb(assignment.pooling))
     match assignment.stage:
         case Offer(decode_worker_id):
             message.offer.decode_worker_id = decode_worker_id

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import structlog
 
+from baton.core.pooling import Task
 from baton.router.metrics import WORKERS_CONNECTED
 from baton.router.policy_facts import WorkerFacts
 from baton.router.ports import Load, Standing, WorkerInfo, WorkerPort
@@ -98,6 +99,10 @@ class Fleet:
 
     def of_model(self, model: str) -> list[WorkerState]:
         return [state for state in self._by_id.values() if state.info.model == model]
+
+    def tasks(self, model: str) -> frozenset[Task]:
+        """What connected workers of the model can do."""
+        return frozenset(task for state in self.of_model(model) for task in state.info.tasks)
 
     def facts(self, model: str) -> list[WorkerFacts]:
         """A snapshot for the policy."""
@@ -203,4 +208,5 @@ def _facts(state: WorkerState, penalty_s: float) -> WorkerFacts:
         pending_extend_tokens=sum(decision.extend_tokens for decision in decisions),
         pending_pages=sum(decision.pages for decision in decisions),
         penalty_s=penalty_s,
+        tasks=info.tasks,
     )

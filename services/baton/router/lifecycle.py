@@ -198,6 +198,7 @@ class Lifecycle:
             request.tokens += row.token_ids
             request.usage.completion_tokens += len(row.token_ids)
             request.has_prompt_logprobs |= bool(row.prompt_logprobs)
+        if row.token_ids or row.vector:
             request.sink.on_tokens(run.attempt.n, row)
         if row.finish is Finish.CANCELLED:
             self._again(request, run, AttemptFailed("the worker cancelled the attempt"), (run.decode or run.prefill,))
@@ -254,7 +255,7 @@ class Lifecycle:
         if finish is not Finish.CANCELLED:
             metrics.PROMPT_TOKENS.inc(request.usage.prompt_tokens)
             metrics.CACHED_TOKENS.inc(request.usage.cached_tokens)
-        stop_token_id = request.tokens[-1] if finish is Finish.STOP else 0
+        stop_token_id = request.tokens[-1] if finish is Finish.STOP and request.asked.pooling is None else 0
         request.sink.on_finished(request.attempt_number, finish, stop_token_id, request.usage)
 
     def _fail(self, request: Request, error: BatonError) -> None:

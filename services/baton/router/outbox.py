@@ -67,6 +67,7 @@ class OutboxSink:
             token_ids=row.token_ids,
             logprobs=row.logprobs,
             prompt_logprobs=row.prompt_logprobs,
+            vector=row.vector,
             finish=FINISH_TO_PB[row.finish],
         )
         if not self._has_begun and (request := self._outbox.live.get(self._request_id)) is not None:

@@ -9,6 +9,7 @@ import structlog
 
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, WorkerLost
+from baton.core.pooling import Task
 from baton.router import metrics
 from baton.router.fleet import Fleet
 from baton.router.index import PrefixIndex
@@ -50,14 +51,17 @@ class Placer:
 
     def can_place(self, model: str) -> bool:
         """Whether some placement exists, were all workers idle."""
-        answer = place(RequestFacts(model, 1, 2), self._fleet.facts(model), {}, self._limits, 0)
-        return isinstance(answer, Placement) or answer.busy
+        tasks = self._fleet.tasks(model)
+        wanted = [RequestFacts(model, 1, 2 if task is Task.GENERATE else 1, task=task) for task in tasks]
+        facts = self._fleet.facts(model)
+        answers = [place(request, facts, {}, self._limits, 0) for request in wanted]
+        return any(isinstance(answer, Placement) or answer.busy for answer in answers)
 
     def choose(self, request: Request) -> Placement | NoPlacement:
         model = request.asked.model
         workers = [state.info for state in self._fleet.of_model(model)]
         cached = self._index.held(workers, request.names, request.tokens, request.asked)
-        facts = RequestFacts(model, len(request.tokens), request.remaining, request.failed)
+        facts = RequestFacts(model, len(request.tokens), request.remaining, request.failed, request.asked.task)
         self._turn += 1
         return place(facts, self._fleet.facts(model), cached, self._limits, self._turn)
 
@@ -116,6 +120,7 @@ class Placer:
             cache_salt=asked.cache_salt,
             lora=asked.lora,
             pull=None if is_decode else self._pull(run.placement.pull),
+            pooling=asked.pooling,
         )
         ref = state.port.assign(assignment, _Side(events, request, run, is_decode))
         pages = state.info.layout.pages_for(len(request.tokens) + 1)

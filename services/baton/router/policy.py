@@ -1,7 +1,7 @@
 """Placement: which workers run a request. Pure: no I/O, no clock, no state; a simulator runs the same code.
 
 A request runs on a pair (prefill, decode), or whole on one worker: any unified one, a decode worker that holds all but
-a short suffix of it (or when no pair exists), a prefill worker when only one token is wanted.
+a short suffix of it (or when no pair exists), a prefill worker when only one token is wanted, or a vector.
 
 The price of a candidate is in seconds:
 
@@ -69,7 +69,7 @@ def place(
     turn: int,
 ) -> Placement | NoPlacement:
     """Choose. `cached`: leading tokens of the request that each worker holds. `turn` spreads ties."""
-    able = [w for w in fleet if w.model == request.model and w.token_limit > request.tokens]
+    able = [w for w in fleet if w.can_run(request)]
     if not able:
         return NoPlacement(busy=False, reason=f"no worker for model {request.model!r} is connected")
     holders = Holders(request, able, {worker_id: held.pool for worker_id, held in cached.items()})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from baton.core.tiers import Tier
+from baton.core.pooling import Task
 from baton.router.ports import Load
 
 # Used until a worker has measured its own: they only matter relative to each other.
@@ -39,6 +40,13 @@ class WorkerFacts(Load):
     pending_extend_tokens: int = 0
     pending_pages: int = 0
     penalty_s: float = 0.0
+    tasks: frozenset[Task] = frozenset({Task.GENERATE})
+
+    def can_run(self, request: RequestFacts) -> bool:
+        """Whether the request fits here, were the worker idle. Its output, if it has one, needs a token at least."""
+        output_tokens = 1 if request.task is Task.GENERATE else 0
+        fits = self.token_limit >= request.tokens + output_tokens
+        return self.model == request.model and request.task in self.tasks and fits
 
     @property
     def requests(self) -> int:
@@ -79,12 +87,14 @@ class WorkerFacts(Load):
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """`tokens`: prompt and what was emitted. `remaining`: tokens still wanted. `failed`: by worker, how often."""
+    """`tokens`: prompt and what was emitted. `remaining`: tokens still wanted; 1 of a pooling request. `failed`: by
+    worker, how often."""
 
     model: str
     tokens: int
     remaining: int
     failed: Mapping[str, int] = field(default_factory=dict)
+    task: Task = Task.GENERATE
 
 
 class Held(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError
 from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.core.pooling import PoolingParams, Task
 from baton.core.sampling import SamplingParams
 
 Opaque: TypeAlias = Any
@@ -52,10 +53,13 @@ class WorkerInfo:
     agent: AgentInfo | None
     address: str
     version: str = ""
+    tasks: frozenset[Task] = frozenset({Task.GENERATE})
 
     @property
     def token_limit(self) -> int:
-        """Longest prompt plus output that one request can have here."""
+        """Longest prompt plus output that one request can have here. A worker without pages runs requests whole."""
+        if not self.pages:
+            return self.max_context_tokens
         pool_tokens = max(0, self.pages - RESERVED_PAGES) * self.layout.page_size
         return min(self.max_context_tokens or pool_tokens, pool_tokens)
 
@@ -137,16 +141,19 @@ class Assignment:
     cache_salt: str = ""
     lora: str = ""
     pull: PullFrom | None = None
+    pooling: PoolingParams | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """New tokens of one attempt in one step. `logprobs`: one per token, or empty."""
+    """New tokens of one attempt in one step. `logprobs`: one per token, or empty. `vector`: all of the answer of a
+    pooling request, which has no tokens."""
 
     token_ids: Sequence[int]
     finish: Finish | None = None
     logprobs: Sequence[Opaque] = ()
     prompt_logprobs: Sequence[Opaque] = ()
+    vector: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)

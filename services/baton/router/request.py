@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError
+from baton.core.pooling import PoolingParams, Task
 from baton.core.sampling import SamplingParams
 from baton.router.index import BlockNames
 from baton.router.policy import Placement
@@ -35,6 +36,11 @@ class Submission:
     priority: int = 0
     lora: str = ""
     first_attempt: int = 0
+    pooling: PoolingParams | None = None  # the answer is one vector; `sampling.max_tokens` is 1
+
+    @property
+    def task(self) -> Task:
+        return Task.GENERATE if self.pooling is None else self.pooling.task
     traceparent: str = ""
 
 
@@ -53,7 +59,8 @@ class Usage:
 
 
 class Sink(Protocol):
-    """Where a request's events go: any number of tokens, then one of the others. Must not block or raise."""
+    """Where a request's events go: any number of tokens, or one vector, then one of the others. Must not block or
+    raise."""
 
     def on_tokens(self, attempt: int, row: Row) -> None: ...
 

@@ -98,6 +98,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
                 max_context_tokens=min(limits, default=0),
                 revision=revision,
                 ready=self._placer.can_place(name),
+                tasks=sorted(self._fleet.tasks(name)),
             )
         return answer
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from baton.core.attempt import new_request_id
 from baton.core.errors import InvalidRequest, PromptTooLong
+from baton.core.pooling import Task, check_task
 from baton.core.sampling import SEED_MASK, SamplingParams
 from baton.router.fleet import Fleet
 from baton.router.request import Submission
 from baton.router.settings import RouterSettings
-from baton.rpc.convert import sampling_from_pb
+from baton.rpc.convert import pooling_from_pb, sampling_from_pb
 from baton.rpc.v1 import router_pb2
 
 _MAX_ID_BYTES = 256
@@ -27,12 +28,16 @@ def submission(message: router_pb2.GenerateRequest, settings: RouterSettings, fl
     for name in ("request_id", "tenant", "cache_salt", "lora"):
         if len(getattr(message, name).encode()) > _MAX_ID_BYTES:
             raise InvalidRequest(f"{name} is longer than {_MAX_ID_BYTES} bytes", param=name)
-    _check_length(message, fleet)
+    pooling = pooling_from_pb(message.pooling) if message.HasField("pooling") else None
+    task = Task.GENERATE if pooling is None else pooling.task
+    if tasks := fleet.tasks(message.model):
+        check_task(task, tasks, f"model {message.model!r}")
+    _check_length(message, fleet, task)
     return Submission(
         request_id=message.request_id or new_request_id(),
         model=message.model,
         prompt=list(message.prompt_token_ids),
-        sampling=_seeded(sampling_from_pb(message.sampling)),
+        sampling=_seeded(sampling_from_pb(message.sampling)) if pooling is None else SamplingParams(max_tokens=1),
         deadline_s=message.deadline_ms / 1000 or settings.deadline_s,
         emitted=list(message.emitted_token_ids),
         tenant=message.tenant,
@@ -40,14 +45,21 @@ def submission(message: router_pb2.GenerateRequest, settings: RouterSettings, fl
         priority=message.priority,
         lora=message.lora,
         first_attempt=message.first_attempt,
+        pooling=pooling,
         traceparent=message.traceparent,
     )
 
 
-def _check_length(message: router_pb2.GenerateRequest, fleet: Fleet) -> None:
+def _check_length(message: router_pb2.GenerateRequest, fleet: Fleet, task: Task) -> None:
     limits: Sequence[int] = [state.info.token_limit for state in fleet.of_model(message.model)]
     tokens = len(message.prompt_token_ids) + len(message.emitted_token_ids)
-    if limits and tokens >= max(limits):
+    if task is not Task.GENERATE:
+        if limits and tokens > max(limits):
+            raise PromptTooLong(
+                f"the input has {tokens} tokens; model {message.model!r} takes at most {max(limits)}",
+                param="prompt_token_ids",
+            )
+    elif limits and tokens >= max(limits):
         raise PromptTooLong(
             f"the prompt has {tokens} tokens; model {message.model!r} takes at most {max(limits)} tokens, "
             "prompt and output together, and one must be left for the output",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from baton.cli import flags
 from baton.cli.up.lines import LogLine
-from baton.cli.up.model import find_model
+from baton.cli.up.model import find_model, suited
 from baton.cli.up.network import check_port, free_port, http_status
 from baton.cli.up.output import Output
 from baton.cli.up.plan import Model, Planner
@@ -41,6 +41,7 @@ async def run(settings: UpSettings, config: str | None = None) -> None:
         check_port(settings.host, settings.port)
     port = settings.port or free_port(settings.host)
     model = find_model(settings)
+    settings = suited(settings, model)
     with runtime_dir(settings.runtime_dir) as folder:
         system = _System(settings, Planner(settings, config, folder, model, port), folder, model, port, output)
         try:

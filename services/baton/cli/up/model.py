@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from baton.cli.up.plan import Model
 from baton.cli.up.settings import UpSettings
+from baton.core.architecture import reads_both_ways
 from baton.core.errors import ConfigError
 from baton.models import TINY, bundled
 
@@ -18,6 +20,18 @@ def find_model(settings: UpSettings) -> Model:
         path = settings.model.expanduser().absolute()
         _check_folder(path)
     return Model(path, settings.served_name or path.resolve().name)
+
+
+def suited(settings: UpSettings, model: Model) -> UpSettings:
+    """Settings that the model can run with: one that reads in both directions has nothing to hand over, so that all of
+    its workers are unified."""
+    try:
+        config = json.loads((model.path / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model {model.path}: config.json cannot be read: {error}") from None
+    if not reads_both_ways(config):
+        return settings
+    return settings.model_copy(update={"prefill": 0, "decode": 0, "unified": max(1, settings.unified)})
 
 
 def _check_folder(path: Path) -> None:
