@@ -10,19 +10,27 @@ import pytest
 from pydantic import BaseModel
 
 from baton.gateway.anthropic import request as anthropic
+from baton.gateway.ollama import embed
 from baton.gateway.ollama import request as ollama
-from baton.gateway.openai import chat, completions, tokens
+from baton.gateway.openai import chat, classify, completions, embeddings, ranking, tokens
 
 DOC = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 ENDPOINTS: dict[str, tuple[type[BaseModel], Mapping[str, object]]] = {
     "/v1/chat/completions": (chat.ChatRequest, chat._UNSUPPORTED),
     "/v1/completions": (completions.CompletionRequest, completions._UNSUPPORTED),
+    "/v1/embeddings": (embeddings.EmbeddingRequest, {}),
+    "/v1/rerank": (ranking.RerankRequest, {}),
+    "/v1/score": (ranking.ScoreRequest, {}),
+    "/v1/classify": (classify.ClassifyRequest, {}),
+    "/pooling": (classify.PoolRequest, {}),
     "/tokenize": (tokens.TokenizeRequest, {}),
     "/detokenize": (tokens.DetokenizeRequest, {}),
     "/v1/messages": (anthropic.MessagesRequest, anthropic.UNSUPPORTED),
     "/v1/messages/count_tokens": (anthropic.CountRequest, {}),
     "/api/chat": (ollama.ChatRequest, {}),
     "/api/generate": (ollama.GenerateRequest, {}),
+    "/api/embed": (embed.EmbedRequest, {}),
+    "/api/embeddings": (embed.EmbeddingsRequest, {}),
 }
 
 
@@ -30,7 +38,7 @@ def table(path: str) -> dict[str, str]:
     """Field -> yes, no, differs or ignored."""
     section = DOC.split(f"### `POST {path}`\n")[1].split("\n#")[0]
     rows = [row.split("|")[1:3] for row in section.splitlines() if row.startswith("| `")]
-    return {name: verdict.strip() for fields, verdict in rows for name in re.findall("`([a-z_]+)`", fields)}
+    return {name: verdict.strip() for fields, verdict in rows for name in re.findall("`([a-z0-9_]+)`", fields)}
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)

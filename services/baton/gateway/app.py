@@ -21,6 +21,7 @@ from baton.gateway.drain import DrainEndpoint
 from baton.gateway.http.context import WithContext, context_of
 from baton.gateway.layers import surrounded
 from baton.gateway.loads import LoadsEndpoint
+from baton.gateway.ollama.embed import EmbeddingsRequest, EmbedEndpoint, EmbedRequest
 from baton.gateway.ollama.endpoint import GenerationEndpoint
 from baton.gateway.ollama.errors import error_response as ollama_error
 from baton.gateway.ollama.models import ModelPages, ShowRequest
@@ -28,10 +29,13 @@ from baton.gateway.ollama.request import ChatRequest as OllamaChatRequest
 from baton.gateway.ollama.request import GenerateRequest
 from baton.gateway.openai.batches.endpoint import BatchesEndpoint, BatchRequest
 from baton.gateway.openai.chat import ChatEndpoint, ChatRequest
+from baton.gateway.openai.classify import ClassifyEndpoint, ClassifyRequest, PoolRequest
 from baton.gateway.openai.completions import CompletionEndpoint, CompletionRequest
+from baton.gateway.openai.embeddings import EmbeddingRequest, EmbeddingsEndpoint
 from baton.gateway.openai.errors import error_response
 from baton.gateway.openai.files.endpoint import FilesEndpoint
 from baton.gateway.openai.models import ModelsEndpoint
+from baton.gateway.openai.ranking import RankingEndpoint, RerankRequest, ScoreRequest
 from baton.gateway.openai.responses.endpoint import ResponsesEndpoint
 from baton.gateway.openai.responses.request import CountInputRequest, ResponseRequest
 from baton.gateway.openai.tokens import DetokenizeRequest, TokenizeRequest, TokensEndpoint
@@ -43,7 +47,6 @@ from baton.gateway.ui.pages import UiPages
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 # What Ollama has and this server has not; its clients are told so.
-_EMBEDDINGS = ("/api/embed", "/api/embeddings")
 _MODEL_MANAGEMENT = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete")
 
 
@@ -52,7 +55,8 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
     models, messages, status = ModelsEndpoint(service), MessagesEndpoint(service), StatusPages(service)
     tokens, responses = TokensEndpoint(service), ResponsesEndpoint(service)
     files, batches = FilesEndpoint(service), BatchesEndpoint(service)
-    ollama, pages = GenerationEndpoint(service), ModelPages(service)
+    ranking, classify = RankingEndpoint(service), ClassifyEndpoint(service)
+    ollama, embed, pages = GenerationEndpoint(service), EmbedEndpoint(service), ModelPages(service)
     app = FastAPI(title="Baton", version=version("baton-serving"), docs_url=None, redoc_url=None)
     post: list[tuple[str, Endpoint, type[BaseModel]]] = [
         ("/v1/chat/completions", ChatEndpoint(service).create, ChatRequest),
@@ -60,12 +64,20 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
         ("/v1/responses", responses.create, ResponseRequest),
         ("/v1/responses/input_tokens", responses.count, CountInputRequest),
         ("/v1/batches", batches.create, BatchRequest),
+        ("/v1/embeddings", EmbeddingsEndpoint(service).create, EmbeddingRequest),
+        ("/v1/score", ranking.score, ScoreRequest),
+        ("/v1/rerank", ranking.rerank, RerankRequest),
+        ("/v2/rerank", ranking.rerank, RerankRequest),
+        ("/v1/classify", classify.classify, ClassifyRequest),
+        ("/pooling", classify.pool, PoolRequest),
         ("/tokenize", tokens.tokenize, TokenizeRequest),
         ("/detokenize", tokens.detokenize, DetokenizeRequest),
         ("/v1/messages", messages.create, MessagesRequest),
         ("/v1/messages/count_tokens", messages.count_tokens, CountRequest),
         ("/api/chat", ollama.chat, OllamaChatRequest),
         ("/api/generate", ollama.generate, GenerateRequest),
+        ("/api/embed", embed.embed, EmbedRequest),
+        ("/api/embeddings", embed.embeddings, EmbeddingsRequest),
         ("/api/show", pages.show, ShowRequest),
     ]
     get: list[tuple[str, Endpoint]] = [
@@ -97,8 +109,6 @@ def create_app(service: Service, access: Access | None = None) -> ASGIApp:
     ]
     for method, path, endpoint in others:
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
-    for path in _EMBEDDINGS:
-        app.add_api_route(path, pages.no_embeddings, methods=["POST"], include_in_schema=False)
     for path in _MODEL_MANAGEMENT:
         app.add_api_route(path, pages.not_managed, methods=["POST", "DELETE"], include_in_schema=False)
     for path, endpoint in get:

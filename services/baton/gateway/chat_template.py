@@ -62,7 +62,7 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """The prompt's text, up to where the assistant's answer begins.
+        """The prompt's text, up to where the assistant's answer begins (unless `variables` say otherwise).
 
         `messages` have `role` and `content` (str, or None where only tool calls are said), and may have `tool_calls`
         with arguments as objects; `tools` are as in OpenAI's API; `variables` are further ones for the template. Raises
@@ -79,9 +79,9 @@ class ChatTemplate:
             raise InvalidRequest(message, param="messages") from error
 
     def _render(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
-        names = {"tools": None, "documents": None, **self._special_tokens, **variables}
+        names = {"tools": None, "documents": None, "add_generation_prompt": True, **self._special_tokens, **variables}
         template = self._tool_template if names["tools"] else self._template
-        return template.render(messages=messages, add_generation_prompt=True, **names)
+        return template.render(messages=messages, **names)
 
     def _prepare(self, message: Mapping[str, Any]) -> dict[str, Any]:
         prepared = dict(message)

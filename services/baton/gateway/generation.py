@@ -20,6 +20,7 @@ from baton.client import (
     Fleet,
     GenerateRequest,
     Model,
+    Pooled,
     SamplingParams,
     TokenLogprobs,
     TokensEvent,
@@ -45,6 +46,8 @@ class RouterClient(Protocol):
     """What the gateway uses of `baton.client.BatonClient`. Methods raise BatonError."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Event]: ...
+
+    async def pool(self, request: GenerateRequest) -> Pooled: ...
 
     async def models(self) -> list[Model]: ...
 

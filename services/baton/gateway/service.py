@@ -40,6 +40,7 @@ class Service:
         drain: DrainFlag | None = None,
     ) -> None:
         self.settings = settings
+        self.client = client
         self.model = model
         template = model.template.source if model.template is not None else ""
         self.parsers = Parsers.choose(settings.tool_parser, settings.reasoning_parser, template)

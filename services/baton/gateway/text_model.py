@@ -14,6 +14,7 @@ from baton.core.errors import CheckpointError, InvalidRequest
 from baton.core.sampling import SamplingParams
 from baton.gateway.chat_template import ChatTemplate
 from baton.gateway.checkpoint_json import read_json
+from baton.gateway.pooling.text_side import PoolingText
 from baton.gateway.tokenizer import Tokenizer
 
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -45,6 +46,7 @@ class TextModel:
     eos_token_ids: frozenset[int] = frozenset()
     context_tokens: int | None = None
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    pooling: PoolingText = field(default_factory=PoolingText)
 
     @classmethod
     def load(cls, folder: Path) -> TextModel:
@@ -65,6 +67,7 @@ class TextModel:
             eos_token_ids=_token_ids(generation.get("eos_token_id", config.get("eos_token_id"))),
             context_tokens=_integer(config, "max_position_embeddings"),
             sampling_defaults=_sampling_defaults(folder / "generation_config.json", generation),
+            pooling=PoolingText.load(folder, config, tokenizer),
         )
 
 

@@ -55,6 +55,23 @@ class Tokenizer:
         encode = self._inner.encode_batch_fast
         return [encode([text], add_special_tokens=add_special_tokens)[0].ids for text in texts]
 
+    def encode_texts(self, texts: Sequence[str], most: int | None) -> tuple[list[int], int]:
+        """One text, or a pair of them, as the tokenizer puts special tokens around them, and where it marks the second
+        to begin (0: it does not). With more than `most` tokens the longer text loses its end, as in `transformers`.
+        """
+        parts = [self._inner.encode_batch([text], add_special_tokens=False)[0] for text in texts]
+        if most is not None:
+            own = self._inner.num_special_tokens_to_add(len(texts) == 2)
+            for part, length in zip(parts, _cut([len(part.ids) for part in parts], most - own), strict=True):
+                part.truncate(length)
+        whole = self._inner.post_process(parts[0], parts[1] if len(parts) == 2 else None, True)
+        return whole.ids, whole.type_ids.index(1) if 1 in whole.type_ids else 0
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as the vocabulary writes it; None when there is none."""
+        found: int | None = self._inner.token_to_id(token)
+        return found
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of `token_ids`, special tokens left out."""
         return self._inner.decode(list(token_ids), skip_special_tokens=True)
@@ -92,6 +109,17 @@ class Tokenizer:
         if self._scheme is None:
             return self._inner.decode([token_id]).encode()
         return self._scheme.to_bytes(token)
+
+
+def _cut(lengths: Sequence[int], most: int) -> list[int]:
+    """Lengths of which the greatest are made smaller, until there are no more than `most` tokens."""
+    cut = list(lengths)
+    while (excess := sum(cut) - max(0, most)) > 0:
+        longest = max(cut)
+        at = cut.index(longest)
+        others = max((length for index, length in enumerate(cut) if index != at), default=0)
+        cut[at] -= min(excess, max(1, longest - others))
+    return cut
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from baton.gateway.http.body import json_object, read_body
 from baton.gateway.http.fields import Body, parse
 from baton.gateway.ollama.errors import NotSupported
 from baton.gateway.parsers.registry import NONE
+from baton.gateway.pooling.text_side import Ranker
 from baton.gateway.service import Service
 
 _FOR_EVER = "9999-12-31T23:59:59Z"
@@ -84,9 +85,6 @@ class ModelPages:
     async def version(self, request: Request) -> Response:
         return _json({"version": version("baton-serving")})
 
-    async def no_embeddings(self, request: Request) -> Response:
-        raise NotSupported("This server makes no embeddings yet.")
-
     async def not_managed(self, request: Request) -> Response:
         raise NotSupported("Models are not managed here: a server serves those that it was started with.")
 
@@ -110,12 +108,17 @@ class ModelPages:
         }
 
     def _capabilities(self) -> list[str]:
-        template, parsers = self._service.model.template, self._service.parsers
+        model = self._service.model
+        template, parsers = model.template, self._service.parsers
+        if not model.pooling.draws_tokens:
+            return [] if model.pooling.labels else ["embedding"]
         found = ["completion"]
         if parsers.tools != NONE and template is not None and template.knows_tools:
             found.append("tools")
         if parsers.reasoning != NONE:
             found.append("thinking")
+        if model.pooling.ranker is Ranker.COSINE:
+            found.append("embedding")
         return found
 
 

@@ -19,6 +19,7 @@ from baton.gateway.http.body import json_object, read_body
 from baton.gateway.http.context import context_of
 from baton.gateway.http.fields import parse, refuse_unsupported
 from baton.gateway.openai.logprobs import CompletionLogprobs
+from baton.gateway.openai.prompts import as_prompts
 from baton.gateway.openai.sampling import MAX_CHOICES, GenerationFields, sampling_of
 from baton.gateway.openai.writer import ChoicesWriter
 from baton.gateway.output import Piece
@@ -39,17 +40,7 @@ class CompletionRequest(GenerationFields):
     @field_validator("prompt", mode="before")
     @classmethod
     def _prompts(cls, value: Any) -> list[Any]:
-        """A text, texts, token ids, or lists of token ids; as a list of prompts."""
-        if isinstance(value, str) or _is_token_ids(value):
-            return [value]
-        if isinstance(value, list) and value and (all(isinstance(prompt, str) for prompt in value)
-                                                  or all(_is_token_ids(prompt) for prompt in value)):  # fmt: skip
-            return value
-        raise ValueError("a string, a list of strings, a list of token ids or a list of those is expected, not empty")
-
-
-def _is_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+        return as_prompts(value)
 
 
 @dataclass(frozen=True, slots=True)
