@@ -3,15 +3,19 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from fake_router import NAME, FakeRouterClient
+from openai_description import Description
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from baton.gateway.app import create_app
+from baton.gateway.http.context import WithContext
 from baton.gateway.server import listen, serve
 from baton.gateway.service import Service
 from baton.gateway.settings import GatewaySettings
@@ -26,14 +30,54 @@ def _logs() -> None:
     logs.configure("gateway", level="warning")
 
 
+CONFORMANCE = Path(
+    os.environ.get("BATON_CONFORMANCE_DIR") or Path(__file__).parents[2] / ".." / "shared" / "conformance"
+)
+
+
 @pytest.fixture(scope="session")
 def conformance() -> Path:
     """Recorded material of other projects; see BATON_CONFORMANCE_DIR."""
-    default = Path(__file__).parents[2] / ".." / "shared" / "conformance"
-    folder = Path(os.environ.get("BATON_CONFORMANCE_DIR") or default)
+    folder = CONFORMANCE
     if not folder.is_dir():
         pytest.skip("no conformance material: BATON_CONFORMANCE_DIR is not set, and ../shared/conformance is not there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def description() -> Description | None:
+    path = CONFORMANCE / "openapi" / "openapi.json"
+    return Description(path) if path.is_file() else None
+
+
+@pytest.fixture(autouse=True)
+def _answers_as_described(
+    description: Description | None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[tuple[str, str]]]:
+    """Every answer of every test is held against OpenAI's description, where that is there."""
+    problems: list[tuple[str, str]] = []
+    answer = WithContext.__call__
+
+    async def recorded(self: WithContext, scope: Scope, receive: Receive, send: Send) -> None:
+        status, media_type, body = 0, "", b""
+
+        async def seen(message: Message) -> None:
+            nonlocal status, media_type, body
+            if message["type"] == "http.response.start":
+                status, media_type = message["status"], Headers(raw=message["headers"]).get("content-type", "")
+            else:
+                body += message.get("body", b"")
+            await send(message)
+
+        await answer(self, scope, receive, seen)
+        if "anthropic-version" not in Headers(scope=scope):
+            found = description.problems(scope["method"], scope["path"], status, media_type, body)
+            problems.extend((f"{scope['method']} {scope['path']} {status}", problem) for problem in found)
+
+    if description is not None:
+        monkeypatch.setattr(WithContext, "__call__", recorded)
+    yield problems
+    assert problems == []
 
 
 @pytest.fixture(scope="session")

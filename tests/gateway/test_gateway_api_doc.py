@@ -13,11 +13,16 @@ from baton.gateway.anthropic import request as anthropic
 from baton.gateway.ollama import embed
 from baton.gateway.ollama import request as ollama
 from baton.gateway.openai import chat, classify, completions, embeddings, ranking, tokens
+from baton.gateway.openai.batches import endpoint as batches
+from baton.gateway.openai.responses import request as responses
 
 DOC = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 ENDPOINTS: dict[str, tuple[type[BaseModel], Mapping[str, object]]] = {
     "/v1/chat/completions": (chat.ChatRequest, chat._UNSUPPORTED),
-    "/v1/completions": (completions.CompletionRequest, completions._UNSUPPORTED),
+    "/v1/completions": (completions.CompletionRequest, {}),
+    "/v1/responses": (responses.ResponseRequest, responses.UNSUPPORTED),
+    "/v1/responses/input_tokens": (responses.CountInputRequest, {}),
+    "/v1/batches": (batches.BatchRequest, {}),
     "/v1/embeddings": (embeddings.EmbeddingRequest, {}),
     "/v1/rerank": (ranking.RerankRequest, {}),
     "/v1/score": (ranking.ScoreRequest, {}),

@@ -120,11 +120,11 @@ BAD_COMPLETIONS = [
     ("prompt", [1 << 40]),
     ("prompt", [True]),
     ("prompt", ["a"] * 200),
-    ("best_of", 2),
+    ("best_of", 129),
     ("suffix", "end"),
     ("logprobs", 21),
     ("logprobs", -1),
-    ("max_tokens", 0),
+    ("max_tokens", -1),
     ("echo", "x"),
 ]
 

@@ -18,7 +18,7 @@ GBNF, LARK = 'root ::= "a" | "b"', 'start: "a" | "b"'
 
 
 def read(**fields: Any) -> Structure | None:
-    return parse(StructureFields, fields).structure()
+    return parse(StructureFields, fields).structure()[0]
 
 
 def schema_format(**fields: Any) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def answers_to(
             prompt=0,
             prompt_token_ids=prompt.token_ids,
             sampling=sampling.build(index, most, structure),
+            structure_field=sampling.structure_field if structure is None else "tools",
             stops=stops,
             continues_text=prompt.raw,
             parser=None if sampling.structured else prompt.new_parser(service.parsers),

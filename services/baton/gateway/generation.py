@@ -26,7 +26,7 @@ from baton.client import (
     TokensEvent,
     Usage,
 )
-from baton.core.errors import DeadlineExceeded, InternalError, Unavailable
+from baton.core.errors import DeadlineExceeded, InternalError, InvalidRequest, Unavailable
 from baton.gateway import metrics
 from baton.gateway.output import Finish, OutputText, Piece
 from baton.gateway.parsers.events import Content
@@ -62,6 +62,7 @@ class Choice:
     output goes on from the prompt's text (it does not begin a message). `parser` takes the text apart; None = all of it
     is content. `finish`, `stop`: how it ended, as in `Piece`. `first_token_at`: `time.monotonic()`. `served`: by which
     workers; all of it counts once the router has reported (`is_reported`), which it does not when we end the answer.
+    `structure_field`: the field by which the client asked for a structure.
     """
 
     request_id: str
@@ -69,6 +70,7 @@ class Choice:
     prompt: int
     prompt_token_ids: Sequence[int]
     sampling: SamplingParams
+    structure_field: str = "structure"
     stops: Sequence[str] = ()
     continues_text: bool = False
     parser: OutputParser | None = None
@@ -259,6 +261,8 @@ class ChoiceStream:
                     first.set()
                     await self._queue.put((choice, piece))
         except Exception as error:  # handed to the reader, who raises it
+            if isinstance(error, InvalidRequest) and error.param == "structure":
+                error.param = choice.structure_field
             await self._queue.put(error)
         finally:
             first.set()

@@ -19,6 +19,7 @@ class SamplingBuilder:
     """Makes the sampling parameters of each choice of one request. A seed is drawn once when the client gave none.
 
     `given`: values by field of SamplingParams, as clients write them; None = not given, the model's default counts.
+    `structure_field`: by which field of theirs the structure came.
     Raises InvalidRequest when `stop_token_ids` or `logit_bias` name tokens that do not exist.
     """
 
@@ -27,11 +28,13 @@ class SamplingBuilder:
         model: TextModel,
         given: Mapping[str, Any],
         *,
+        structure_field: str = "structure",
         seed: int | None = None,
         logit_bias: Mapping[str, float] | None = None,
         stop_token_ids: Sequence[int] = (),
         min_tokens: int = 0,
     ) -> None:
+        self.structure_field = structure_field
         self._seed = secrets.randbits(64) if seed is None else seed & SEED_MASK
         self._min_tokens = min_tokens
         self._fixed = {

@@ -74,8 +74,8 @@ class StructureFields(Body):
     regex: Text | None = None
     ebnf: Text | None = None
 
-    def structure(self) -> Structure | None:
-        """Raises InvalidRequest when there are several."""
+    def structure(self) -> tuple[Structure | None, str]:
+        """What is asked for, if anything, and by which field. Raises InvalidRequest when there are several."""
         asked: dict[str, Structure | None] = {
             "response_format": self.response_format.structure() if self.response_format else None,
             "guided_json": _schema(self.guided_json, "guided_json"),
@@ -94,10 +94,11 @@ class StructureFields(Body):
                 "structured_outputs.grammar": _grammar(nested.grammar),
                 "structured_outputs.json_object": Structure("json_object") if nested.json_object else None,
             }
-        given = {name: structure for name, structure in asked.items() if structure is not None}
+        given = [(structure, name) for name, structure in asked.items() if structure is not None]
         if len(given) > 1:
-            raise InvalidRequest(f"Only one of {', '.join(map(repr, given))} can be given.", param=list(given)[1])
-        return next(iter(given.values()), None)
+            names = [name for _, name in given]
+            raise InvalidRequest(f"Only one of {', '.join(map(repr, names))} can be given.", param=names[1])
+        return given[0] if given else (None, "")
 
 
 def json_text(value: Any, param: str) -> str:

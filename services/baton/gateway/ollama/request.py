@@ -121,7 +121,8 @@ class GenerationRequest(ModelRequest):
         given["repetition_penalty"] = options.repeat_penalty
         given["structure"] = self._structure()
         given["top_logprobs"] = (self.top_logprobs or 0) if self.logprobs else None
-        return SamplingBuilder(model, given, seed=None if (options.seed or 0) < 0 else options.seed)
+        seed = None if (options.seed or 0) < 0 else options.seed
+        return SamplingBuilder(model, given, structure_field="format", seed=seed)
 
     def _structure(self) -> Structure | None:
         if not self.format:

@@ -6,6 +6,7 @@ stop_token_ids, ignore_eos, and those of baton.gateway.structure_fields.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -78,15 +79,22 @@ class GenerationFields(StructureFields):
 
 
 def sampling_of(
-    fields: GenerationFields, model: TextModel, *, top_logprobs: int | None = None, prompt_logprobs: int | None = None
+    fields: GenerationFields,
+    model: TextModel,
+    *,
+    top_logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+    ends: Sequence[int] = (),
 ) -> SamplingBuilder:
-    """The sampling that `fields` ask for. Raises InvalidRequest."""
+    """The sampling that `fields` ask for. `ends`: tokens that end the answer besides theirs. Raises InvalidRequest."""
     given = {name: getattr(fields, name) for name in _SAMPLING_FIELDS}
+    structure, structure_field = fields.structure()
     return SamplingBuilder(
         model,
-        {**given, "top_logprobs": top_logprobs, "prompt_logprobs": prompt_logprobs, "structure": fields.structure()},
+        {**given, "top_logprobs": top_logprobs, "prompt_logprobs": prompt_logprobs, "structure": structure},
+        structure_field=structure_field,
         seed=fields.seed,
         logit_bias=fields.logit_bias,
-        stop_token_ids=fields.stop_token_ids,
+        stop_token_ids=[*fields.stop_token_ids, *ends],
         min_tokens=fields.min_tokens or 0,
     )

@@ -40,16 +40,18 @@ class NamedChoice(Body):
 ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 
 
-def offered(tools: Sequence[FunctionTool], choice: ToolChoice | None) -> list[dict[str, Any]]:
+def offered(
+    tools: Sequence[FunctionTool], choice: ToolChoice | None, name_field: str = "function.name"
+) -> list[dict[str, Any]]:
     """The tools that the model is told of, as templates take them; none where it may call none.
 
-    Raises InvalidRequest when two tools have one name.
+    Raises InvalidRequest when two tools have one name, in their `name_field`.
     """
     names = [tool.function.name for tool in tools]
     for index, tool in enumerate(tools):
         if tool.function.name in names[:index]:
             raise InvalidRequest(
-                f"Two tools have the name '{tool.function.name}'.", param=f"tools[{index}].function.name"
+                f"Two tools have the name '{tool.function.name}'.", param=f"tools[{index}].{name_field}"
             )
     return [] if choice == "none" else [tool.for_template() for tool in tools]
 

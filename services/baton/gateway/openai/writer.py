@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import orjson
 from starlette.requests import Request
@@ -18,6 +18,9 @@ from baton.gateway.output import Piece
 from baton.gateway.respond import Answer, usage_of
 from baton.gateway.served import details, wants_details
 from baton.gateway.service import Service
+
+
+Select: TypeAlias = Callable[[Sequence[Answer]], Sequence[Answer]]
 
 
 class Shape(Protocol):
@@ -38,15 +41,17 @@ class Shape(Protocol):
 
 
 class ChoicesWriter:
-    """`model`: the name that the client asked for. `include_usage`: the stream ends with a chunk of token counts."""
+    """`model`: the name that the client asked for. `include_usage`: the stream ends with a chunk of token counts.
+    `select`: which answers are shown, and how; for answers that are not streamed."""
 
     media_type = SSE
 
     def __init__(
         self, service: Service, request: Request, shape: Shape, model: str, choices: Sequence[Choice],
-        include_usage: bool,
+        include_usage: bool, select: Select | None = None,
     ) -> None:  # fmt: skip
         self._shape = shape
+        self._select = select
         self._choices = choices
         self._include_usage = include_usage
         self._request = request
@@ -64,7 +69,8 @@ class ChoicesWriter:
             self._chunk_envelope["usage"] = None
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        entries = [self._shape.whole(answer) for answer in answers]
+        shown = answers if self._select is None else self._select(answers)
+        entries = [self._shape.whole(answer) for answer in shown]
         return {**self._envelope, "choices": entries, "usage": _usage(self._choices), **self._details()}
 
     def piece(self, choice: Choice, piece: Piece) -> bytes:

@@ -51,6 +51,9 @@ async def ask(handler: Handler, path: str, body: bytes, request_id: str, ticket:
     try:
         response = await handler(Request(scope, receive))
     except BatonError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # told as an error to clients, who are still there
+            raise asyncio.CancelledError from error
         return failed(error)
     except Exception as error:
         log.exception("a request of a batch failed by a defect", request_id=request_id)

@@ -14,6 +14,7 @@ from baton.gateway.openai.batches.run import BatchRun
 from baton.gateway.openai.batches.store import BatchStore
 from baton.gateway.openai.chat import ChatEndpoint
 from baton.gateway.openai.completions import CompletionEndpoint
+from baton.gateway.openai.embeddings import EmbeddingsEndpoint
 from baton.gateway.openai.files.store import FileStore
 from baton.gateway.openai.responses.endpoint import ResponsesEndpoint
 from baton.gateway.service import Service
@@ -30,6 +31,7 @@ def handlers_of(service: Service) -> dict[str, Handler]:
     return {
         "/v1/chat/completions": ChatEndpoint(service).create,
         "/v1/completions": CompletionEndpoint(service).create,
+        "/v1/embeddings": EmbeddingsEndpoint(service).create,
         "/v1/responses": ResponsesEndpoint(service).create,
     }
 

@@ -121,7 +121,7 @@ _ITEM_TYPES: dict[str, type[InputItem]] = {
 def read_input(value: str | Sequence[Any]) -> list[InputItem]:
     """A request's `input`. Raises InvalidRequest that names the wrong item."""
     if isinstance(value, str):
-        return [MessageItem(role="user", content=[value])]
+        return [MessageItem.model_validate({"role": "user", "content": value})]
     return [_read_item(index, item) for index, item in enumerate(value)]
 
 

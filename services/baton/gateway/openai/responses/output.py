@@ -28,11 +28,11 @@ class OutputItems:
         self._unique = unique
         self._logprobs = logprobs
         self._open: _OpenItem | None = None
-        self._tokens: list[OutputToken] = []  # of text whose meaning is not decided yet
+        self._undecided = _Undecided()
 
     def take(self, piece: Piece) -> list[OutputEvent]:
         """The events that the next piece of the answer makes; the last one completes the items."""
-        self._tokens += piece.tokens
+        self._undecided.add(piece)
         ended = "incomplete" if piece.finish == "length" else "completed"
         events: list[OutputEvent] = []
         for event in piece.events:
@@ -45,7 +45,7 @@ class OutputItems:
         return events
 
     def _write(self, event: Event, ended: str) -> list[OutputEvent]:
-        tokens, self._tokens = self._tokens, []
+        tokens = self._undecided.take(event.text if isinstance(event, Content) else "")
         match event:
             case Content(text):
                 return self._add("message", text, self._logprobs(tokens))
@@ -77,6 +77,28 @@ class OutputItems:
         self.items.append(item)
         self._open = None
         return events
+
+
+class _Undecided:
+    """Text whose meaning is not known yet, and its tokens."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._start = 0  # characters of the output before `_text`
+        self._tokens: list[OutputToken] = []
+
+    def add(self, piece: Piece) -> None:
+        self._text += piece.text
+        self._tokens += piece.tokens
+
+    def take(self, content: str) -> list[OutputToken]:
+        """What is there is decided: the tokens of `content`, without those of markers before it."""
+        begins = self._start + max(0, self._text.find(content))
+        self._start += len(self._text)
+        ends = [*(token.offset for token in self._tokens[1:]), self._start]
+        tokens = [token for token, end in zip(self._tokens, ends, strict=False) if end > begins]
+        self._text, self._tokens = "", []
+        return tokens
 
 
 _DELTAS = {

@@ -167,4 +167,4 @@ class ResponseRequest(CountInputRequest):
             "top_logprobs": self.wanted_logprobs,
             "structure": format.structure() if format is not None else None,
         }
-        return SamplingBuilder(model, given)
+        return SamplingBuilder(model, given, structure_field="text.format")
