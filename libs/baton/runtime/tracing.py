@@ -45,7 +45,7 @@ class Span(Protocol):
 class Tracer(Protocol):
     """Makes spans. `parent` is a traceparent; an empty or malformed one begins a trace. `is_entry`: from outside."""
 
-    def start(self, name: str, parent: str, attributes: Attributes, *, is_entry: bool) -> Span: ...
+    def start(self, name: str, parent: str, attributes: Attributes, *, is_entry: bool, at: float | None) -> Span: ...
 
 
 class _NoSpan:
@@ -82,18 +82,18 @@ def is_on() -> bool:
     return _tracer is not None
 
 
-def start(name: str, parent: str, attributes: Attributes = _NONE) -> Span:
+def start(name: str, parent: str, attributes: Attributes = _NONE, at: float | None = None) -> Span:
     """A span below `parent`; NO_SPAN when that is empty: what is not traced before is not traced here."""
     if _tracer is None or not parent:
         return NO_SPAN
-    return _tracer.start(name, parent, attributes, is_entry=False)
+    return _tracer.start(name, parent, attributes, is_entry=False, at=at)
 
 
 def enter(name: str, parent: str, attributes: Attributes = _NONE) -> Span:
     """The first span of this system: below `parent`, which a caller may have given, or of a trace that begins here."""
     if _tracer is None:
         return NO_SPAN
-    return _tracer.start(name, parent, attributes, is_entry=True)
+    return _tracer.start(name, parent, attributes, is_entry=True, at=None)
 
 
 def current() -> Span:

@@ -26,10 +26,10 @@ class OtelTracer:
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
 
-    def start(self, name: str, parent: str, attributes: Attributes, *, is_entry: bool) -> Span:
+    def start(self, name: str, parent: str, attributes: Attributes, *, is_entry: bool, at: float | None = None) -> Span:
         context = trace.set_span_in_context(NonRecordingSpan(_context(parent)))
         kind = SpanKind.SERVER if is_entry else SpanKind.INTERNAL
-        return _OtelSpan(self._tracer.start_span(name, context, kind, attributes))
+        return _OtelSpan(self._tracer.start_span(name, context, kind, attributes, start_time=_ns(at)))
 
 
 class _OtelSpan:

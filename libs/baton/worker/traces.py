@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from baton.core.attempt import Attempt
@@ -14,16 +15,17 @@ from baton.runtime.tracing import Attributes, Span
 
 @dataclass(slots=True)
 class _Traced:
-    """An attempt and the span of its present stage. `tokens`: emitted here."""
+    """An attempt and the span of its present stage. `assigned_at`: wall clock. `tokens`: emitted here."""
 
     stage: Stage
     parent: str
     span: Span
+    assigned_at: float
     tokens: int = 0
 
-    def enter(self, name: str, known: Attributes) -> None:
-        self.span.end()
-        self.span = tracing.start(name, self.parent, known)
+    def enter(self, name: str, known: Attributes, at: float | None = None) -> None:
+        self.span.end(at=at)
+        self.span = tracing.start(name, self.parent, known, at)
 
 
 class AttemptTraces:
@@ -42,12 +44,15 @@ class AttemptTraces:
         name = "worker.reserve" if stage is Stage.FETCH else "worker.queue"
         span = tracing.start(name, parent, self._known(attempt))
         if span:
-            self._open[attempt] = _Traced(stage, parent, span)
+            self._open[attempt] = _Traced(stage, parent, span, time.time())
 
     def traceparent(self, attempt: Attempt) -> str:
-        """What the agent's spans lie below; empty when the attempt is not traced."""
+        """What the agent's spans lie below: of an offer the attempt, since it begins while the prompt waits and ends
+        with its lease; else the present stage. Empty when the attempt is not traced."""
         traced = self._open.get(attempt)
-        return traced.span.traceparent if traced else ""
+        if traced is None:
+            return ""
+        return traced.parent if traced.stage is Stage.OFFER else traced.span.traceparent
 
     def on_step(self, output: StepOutput) -> None:
         if not self._open:
@@ -78,8 +83,10 @@ class AttemptTraces:
             traced.span.end("" if error is None else f"{error.code}: {error.message}")
 
     def _admitted(self, traced: _Traced, admitted: Admitted) -> None:
+        """Told with the output of the step that computed it, so when it was is reckoned from how long it has waited."""
         known = {"baton.cached_tokens": admitted.cached_tokens, "baton.pulled_tokens": admitted.pulled_tokens}
-        traced.enter("worker.prefill", {**self._known(admitted.attempt), **known})
+        admitted_at = traced.assigned_at + admitted.queued_s
+        traced.enter("worker.prefill", {**self._known(admitted.attempt), **known}, admitted_at)
 
     def _row(self, traced: _Traced, row: RowOutput) -> None:
         is_first, traced.tokens = not traced.tokens, traced.tokens + len(row.token_ids)
