@@ -104,6 +104,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "routed_scaling_factor": 1.5, "use_qk_norm": True, "attention_bias": True, "num_hidden_layers": 3,
         },
     ),
+    "gemma": ("gemma", {"hidden_act": "gelu_pytorch_tanh"}),
+    "glm": ("glm", {}),
+    "smollm 3": ("smollm3", {"num_hidden_layers": 4, "no_rope_layer_interval": 2}),
+    "seed-oss": ("seed_oss", {"attention_out_bias": True}),
+    "arcee": ("arcee", {"mlp_bias": True}),
+    "ernie 4.5": ("ernie4_5", {"use_bias": True}),
+    "starcoder 2": ("starcoder2", {"sliding_window": 20}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
+    "helium": ("helium", {}),
+    "exaone 4": ("exaone4", {"num_hidden_layers": 4, "sliding_window": 20}),
+    "exaone 4 small": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "olmoe": ("olmoe", {"num_experts": 6, "num_experts_per_tok": 2}),
     "deepseek v2": (
         "deepseek_v2",
         {

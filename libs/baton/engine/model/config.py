@@ -13,7 +13,8 @@ from typing import Any
 
 from baton.core.errors import CheckpointError
 from baton.engine.attention import Window
-from baton.engine.model.families import FAMILIES, Family, Mixture, Names, NormKind
+from baton.engine.model.families import FAMILIES
+from baton.engine.model.family import Family, Mixture, Names, NormKind
 from baton.engine.model.fields import Fields
 from baton.engine.model.files import read_config, read_json
 from baton.engine.model.layer_rules import QueryScaling, query_scaling_of, ropes_of, windows_of
@@ -161,7 +162,12 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
     architecture, family = _family(raw)
     fields = Fields(raw, family)
     _check_quantization(family, raw.get("quantization_config"))
+    for key in family.refused:
+        if raw.get(key):
+            raise CheckpointError(f"{key} is {raw[key]!r}, which is not supported for {architecture}")
     activation = fields.get(family.activation_key)
+    if family.legacy_gelu and activation == "gelu":
+        activation = "gelu_pytorch_tanh"
     if activation not in ACTIVATIONS:
         raise CheckpointError(f"{family.activation_key} is {activation!r}; supported are {', '.join(ACTIVATIONS)}")
     heads, hidden_size = fields.size("num_attention_heads"), fields.size("hidden_size")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from baton.core.errors import CheckpointError
-from baton.engine.model.families import Family
+from baton.engine.model.family import Family
 
 COMMON = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "rope_theta": 10_000.0, "attention_bias": False}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from baton.core.errors import CheckpointError
 from baton.engine.attention import Chunks, Window
-from baton.engine.model.families import Family
+from baton.engine.model.family import Family
 from baton.engine.model.fields import Fields
 from baton.engine.model.rope import Rope, parse_rope
 
@@ -92,7 +92,7 @@ def ropes_of(family: Family, fields: Fields, windows: tuple[Window, ...], head_d
     still = replace(full, part=0.0)
     if family.rope_layers == "listed":
         return tuple(full if rotates else still for rotates in _rotating_layers(fields, len(windows)))
-    if family.rope_layers == "sliding":
+    if family.rope_layers == "sliding" or (family.rope_layers == "sliding_if_any" and any(windows)):
         full = still
     return tuple(full if window is None else slides for window in windows)
 

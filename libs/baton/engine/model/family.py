@@ -1,0 +1,132 @@
+"""How a model family is described: what its checkpoints call things, and how it differs from others.
+
+Read while a model is loaded. A family is what a config.json does not say: the names of its tensors, what its modelling
+code takes for granted, and which keys it listens to. Adding one whose mathematics is here already is adding an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a checkpoint calls its tensors; those of a layer stand under `layer`. None: the family has no such tensor.
+
+    One name for several parts (`qkv`, `gate_up`): the checkpoint has them in one matrix, in that order. Those of latent
+    attention stand from `q_down` to `kv_up`.
+    """
+
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    layer: str = "model.layers.{}"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    q_down: str = "self_attn.q_a_proj"
+    q_down_norm: str = "self_attn.q_a_layernorm"
+    q_up: str = "self_attn.q_b_proj"
+    q_whole: str = "self_attn.q_proj"
+    kv_down: str = "self_attn.kv_a_proj_with_mqa"
+    kv_norm: str = "self_attn.kv_a_layernorm"
+    kv_up: str = "self_attn.kv_b_proj"
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
+    output: str = "self_attn.o_proj"
+    gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    down: str = "mlp.down_proj"
+    attention_norm: str | None = "input_layernorm"
+    attention_post_norm: str | None = None
+    mlp_norm: str | None = "post_attention_layernorm"
+    mlp_post_norm: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """What a checkpoint calls the tensors of a mixture of experts, under its layer; `{}` is the expert's number.
+
+    Names of experts without a number: the checkpoint has all experts in one tensor, inputs before outputs.
+    """
+
+    router: str = "mlp.gate"
+    correction: str | None = None
+    gate_up: tuple[str, ...] = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj")
+    down: str = "mlp.experts.{}.down_proj"
+    shared_gate_up: tuple[str, ...] = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")
+    shared_down: str = "mlp.shared_expert.down_proj"
+    shared_gate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """How a family mixes experts. `*_key`: what its config.json calls a size; of several, any. A `bool | str` is as in
+    Family."""
+
+    names: ExpertNames = ExpertNames()
+    experts_keys: tuple[str, ...] = ("num_experts", "num_local_experts")
+    size_key: str = "moe_intermediate_size"
+    dense_size_key: str = "intermediate_size"
+    shared_size_key: str | None = None  # of the shared expert
+    shared_count_key: str | None = None  # of shared experts, which are one, that many times as large
+    # Which layers: all; step: each `decoder_sparse_step`th but `mlp_only_layers`; first: all after the
+    # `first_k_dense_replace` first; listed: `moe_layers`, or each `interleave_moe_layer_step`th
+    layers: str = "all"
+    sigmoid: bool = False  # scores of their own instead of shares
+    normalized: bool | str = "norm_topk_prob"
+    group_judges: int = 0  # experts that a group is judged by; 0: there are no groups
+    router_bias: bool = False
+    expert_bias: bool = False
+    interleaved: bool = False  # gate and up take turns in `gate_up`
+    weighs_input: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NormKind:
+    """How a family normalizes. `centred`: by deviation from the mean (LayerNorm), else by root mean square.
+
+    `plus_one`: stored weights are added to one. `wide`: the product with the weight is made in float32, then rounded.
+    """
+
+    centred: bool = False
+    bias: bool = False
+    plus_one: bool = False
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What distinguishes a family.
+
+    `defaults` are what its code assumes where config.json is silent, and name the optional keys that it listens to at
+    all: another family's multiplier means nothing to it. A `bool | str` is a fact, or the key that tells.
+    """
+
+    model_type: str
+    names: Names = Names()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    qkv_bias: bool | str = "attention_bias"
+    output_bias: bool | str = "attention_bias"
+    mlp_bias: bool | str = False
+    # none; head: each head by itself; heads: so, with weights of its own; all: all heads together; unit: each head by
+    # itself, without weights, where it rotates
+    qk_norm: str = "none"
+    norm: NormKind = NormKind()
+    eps_key: str = "rms_norm_eps"
+    activation_key: str = "hidden_act"
+    legacy_gelu: bool = False  # "gelu" means its approximation by tanh
+    gated: bool = True
+    interleaved: bool | str = False  # rotates neighbouring dimensions
+    embedding_scaled: bool = False  # by the square root of the hidden size
+    parallel: bool = False  # attention and MLP work on the same input
+    # never; always; pattern: all but each `sliding_window_pattern`th; chunks: layers that rotate see their chunk only;
+    # and where `use_sliding_window` is on: qwen: from `max_window_layers` on; layer_types: as these say
+    sliding: str = "never"
+    local_rope: bool = False  # sliding layers rotate by `rope_local_base_freq` (else by `rope_theta`), unscaled
+    # Which layers rotate: all; sliding: those that slide; sliding_if_any: these, or all where none slides; listed: as
+    # `no_rope_layers` says, else all but each `no_rope_layer_interval`th
+    rope_layers: str = "all"
+    sinks: str | None = None  # name of the layer's attention sinks
+    latent: bool = False  # multi-head latent attention
+    mixture: Mixture | None = None
+    refused: tuple[str, ...] = ()  # keys for what this decoder does not do: they must be absent, null or false
