@@ -19,7 +19,6 @@ from baton.gateway.respond import Answer, usage_of
 from baton.gateway.served import details, wants_details
 from baton.gateway.service import Service
 
-
 Select: TypeAlias = Callable[[Sequence[Answer]], Sequence[Answer]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from baton.core.errors import InvalidRequest
 from baton.core.sampling import MAX_TOP_LOGPROBS
@@ -18,7 +18,7 @@ from baton.gateway.openai.tools import Function, FunctionTool, NamedChoice, Name
 from baton.gateway.sampling import SamplingBuilder
 from baton.gateway.structure_fields import json_text
 from baton.gateway.text_model import TextModel
-from baton.gateway.tool_fields import MAX_TOOLS
+from baton.gateway.tool_fields import MAX_TOOLS, ToolName
 
 # Fields of OpenAI's that change the answer and are not supported, and their values that ask for nothing.
 UNSUPPORTED: dict[str, Sequence[Any]] = {
@@ -30,10 +30,14 @@ UNSUPPORTED: dict[str, Sequence[Any]] = {
 _LOGPROBS = "message.output_text.logprobs"
 
 
-class ResponseTool(Function):
+class ResponseTool(Body):
     """A function. Tools that OpenAI runs have other types."""
 
     type: Literal["function"]
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
     def nested(self) -> FunctionTool:
         return FunctionTool(type=self.type, function=Function(**self.model_dump(exclude={"type"})))
@@ -85,10 +89,10 @@ class ReasoningConfig(Body):
 
 
 class CountInputRequest(Body):
-    """What makes the prompt. `input` is read by `items.read_input`."""
+    """What makes the prompt. The items of `input` are read by `items.read_input`."""
 
     model: str
-    input: str | list[dict[str, Any]] | None = None
+    input: str | list[Any] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
@@ -97,6 +101,13 @@ class CountInputRequest(Body):
     reasoning: ReasoningConfig | None = None
     text: TextConfig | None = None
     truncation: Literal["auto", "disabled"] | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _input(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, str | list):
+            raise ValueError("a string or a list of items is expected")
+        return value
 
     def conversation(self, items: Sequence[Item]) -> Conversation:
         """The conversation of all `items`. Raises InvalidRequest when the tools cannot be offered."""
@@ -107,7 +118,7 @@ class CountInputRequest(Body):
         effort = self.reasoning.effort if self.reasoning is not None else None
         return Conversation(
             messages=self._messages(items),
-            tools=offered(tools, choice),
+            tools=offered(tools, choice, "name"),
             parallel_calls=self.parallel_tool_calls is not False,
             demand=demanded(tools, choice),
             variables=effort_variables(effort),
