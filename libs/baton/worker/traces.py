@@ -47,12 +47,12 @@ class AttemptTraces:
             self._open[attempt] = _Traced(stage, parent, span, time.time())
 
     def traceparent(self, attempt: Attempt) -> str:
-        """What the agent's spans lie below: of an offer the attempt, since it begins while the prompt waits and ends
-        with its lease; else the present stage. Empty when the attempt is not traced."""
+        """What the agent's spans lie below: of a fetch its stage, else the attempt, since an offer begins while the
+        prompt waits and ends with its lease. Empty when the attempt is not traced."""
         traced = self._open.get(attempt)
         if traced is None:
             return ""
-        return traced.parent if traced.stage is Stage.OFFER else traced.span.traceparent
+        return traced.span.traceparent if traced.stage is Stage.FETCH else traced.parent
 
     def on_step(self, output: StepOutput) -> None:
         if not self._open:

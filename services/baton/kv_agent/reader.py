@@ -98,8 +98,9 @@ class Reader:
         connection = self._connection(message.source_address, message.source_agent_epoch)
         if self.side.of(message.attempt) is None:
             self._times[message.attempt] = _Times()
-            known = {"baton.source": message.source_worker_id, "baton.is_pull": bool(message.block_hashes)}
-            self._spans.begin("agent.fetch", message.attempt, message.traceparent, known)
+            name = "agent.pull" if message.block_hashes else "agent.fetch"
+            source = {"baton.source": message.source_worker_id}
+            self._spans.begin(name, message.attempt, message.traceparent, source)
             self.timelines.began(message.attempt)
         self._act(
             self.side.fetch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from baton.core.errors import BatonError
 from baton.router.policy import Placement
 from baton.runtime import tracing
-from baton.runtime.tracing import NO_SPAN, Span
+from baton.runtime.tracing import NO_SPAN, Span, Value
 
 
 class RequestTrace:
@@ -19,7 +19,11 @@ class RequestTrace:
     def __init__(self, request_id: str, model: str, prompt_tokens: int, parent: str) -> None:
         self._request = self._place = self._attempt = NO_SPAN
         if tracing.is_on():
-            known = {"baton.request_id": request_id, "baton.model": model, "baton.prompt_tokens": prompt_tokens}
+            known: dict[str, Value] = {
+                "baton.request_id": request_id,
+                "baton.model": model,
+                "baton.prompt_tokens": prompt_tokens,
+            }
             self._request = tracing.enter("router.request", parent, known)
             self._place = self._below("router.place")
 
