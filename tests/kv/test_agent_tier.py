@@ -173,6 +173,18 @@ class TestDisk:
             assert holds(own, target[:1], 4) and holds(own, target[1:], 2)
             await self.spilled(own, 20)
 
+    async def test_what_a_full_disk_drops_is_told(self, tmp_path, options):
+        options["disk_tier_bytes"] = 10 * RECORD
+        async with agent(tmp_path / "a.sock", **options), worker(tmp_path / "a.sock", "w") as own:
+            for number in range(40):
+                fill(own, [5], salt=number)
+                await move_out(own, number, [5], number)
+                await own.until_placed(lambda placed, n=number: n < 7 or placed.get(name(n - 7)) is Tier.DISK)
+            on_disk = [number for number in range(40) if own.placed.get(name(number)) is Tier.DISK]
+            assert on_disk == list(range(33 - len(on_disk), 33)) and 5 <= len(on_disk) <= 10
+            for number in on_disk:
+                assert isinstance(await restore(own, [30], number), Restored) and holds(own, [30], number)
+
     async def test_a_block_that_rots_on_the_disk_is_computed(self, tmp_path, options):
         async with agent(tmp_path / "a.sock", **options), worker(tmp_path / "a.sock", "w") as own:
             await self.spilled(own, 9)

@@ -30,6 +30,7 @@ from baton.kv.local import (
     Wanted,
 )
 from baton.rpc.v1 import worker_pb2 as pb
+from baton.worker import metrics
 from baton.worker.loans import Loans
 from baton.worker.pull_meter import FORGET_S, PullMeter
 from baton.worker.pulls import Pulls
@@ -227,7 +228,10 @@ class TestRestores:
             return
         (sent,) = counter.sent
         assert sent.block_hashes == b"".join(HASHES[:pages]) and len(sent.page_ids) == 4 * pages
+        fetched = metrics.restores.labels(outcome="fetched")._value
+        before = fetched.get()
         pulls.on_agent_message(restored(4 + 4 * pages))
+        assert fetched.get() == before + 1, "all of what was asked for"
         assert counter.engine.calls == [("pulled", A, 4 + 4 * pages)]
 
     def test_waiting_counts_too(self, pulls, counter):
