@@ -245,14 +245,14 @@ async def test_a_handoff_takes_too_long(tmp_path):
         assert (await source.answer(attempt)).outcome == "aborted"
 
 
-async def test_other_layouts_epochs_and_transports_are_refused(tmp_path):
+async def test_other_models_epochs_and_transports_are_refused(tmp_path):
     other = KvLayout("tiny", "float32", layers=4, page_size=4, kv_heads=1, head_dim=32)
     assert other.page_bytes == LAYOUT.page_bytes
     async with agent(tmp_path / "s.sock"), worker(tmp_path / "s.sock", "source") as source:
         async with agent(tmp_path / "r.sock"), worker(tmp_path / "r.sock", "reader", other) as reader:
             attempt = next(attempts)
             reader.fetch(attempt, source, 16, page_range(10, 4))
-            expect_failed(await reader.answer(attempt), "layout")
+            expect_failed(await reader.answer(attempt), "model")
             attempt = next(attempts)
             reader.fetch(attempt, source, 16, page_range(10, 4), source_agent_epoch=source.welcome.agent_epoch - 1)
             expect_failed(await reader.answer(attempt), "epoch")

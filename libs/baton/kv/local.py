@@ -60,12 +60,14 @@ class Offer(Message, frozen=True):
     """Prefill: this attempt will be handed over, its pages follow as they are computed. `tokens`: prompt length.
 
     `offered_at`: wall clock, when computing it began; 0 = not said.
+    `reader_ranks`: tensor-parallel ranks of the worker that will take it, each by its own agent.
     """
 
     attempt: Attempt
     tokens: int
     traceparent: str = ""
     offered_at: float = 0.0
+    reader_ranks: int = 1
 
 
 class Produced(Message, frozen=True):
@@ -119,11 +121,19 @@ class Wanted(Message, frozen=True):
     block_hashes: bytes
 
 
+class SourceRank(Message, frozen=True):
+    """One rank of a source worker, and the agent that serves it."""
+
+    address: str
+    agent_epoch: int
+    worker_epoch: int
+
+
 class Fetch(Message, frozen=True):
     """Decode: read this attempt's pages from `first_page` on into `page_ids` of the own pool.
 
     With `block_hashes`, one hash per page, it is a pull: nobody has offered the attempt, and what comes may be a
-    shorter prefix of whole pages (`Fetched.tokens`).
+    shorter prefix of whole pages (`Fetched.tokens`). `more_ranks`: those after the first of a tensor-parallel source.
     """
 
     attempt: Attempt
@@ -137,6 +147,7 @@ class Fetch(Message, frozen=True):
     timeout_s: float
     block_hashes: bytes = b""
     traceparent: str = ""
+    more_ranks: tuple[SourceRank, ...] = ()
 
 
 class MoveOut(Message, frozen=True):

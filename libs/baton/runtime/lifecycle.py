@@ -9,8 +9,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
@@ -24,9 +24,12 @@ __all__ = [
     "die_with_parent",
     "parse_host_port",
     "run_service",
+    "to_its_end",
 ]
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2  # starting again cannot help: the settings must be changed
@@ -80,6 +83,22 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Await what cannot be taken back: to its end, also when the caller is cancelled meanwhile. The cancellation goes
+    on afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.cancelled() or task.exception()  # taken notice of
+        raise cancelled
+    return task.result()
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any] | None) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -25,13 +25,14 @@ from baton.kv_agent import metrics
 from baton.kv_agent.canary import check_own_pool
 from baton.kv_agent.peers import Identity
 from baton.kv_agent.reader import Reader
+from baton.kv_agent.resharding import check_layouts
 from baton.kv_agent.settings import KvAgentSettings
 from baton.kv_agent.source import ReaderStream, Source
 from baton.kv_agent.tier import BlockTiers
 from baton.rpc.convert import layout_from_pb, layout_to_pb
 from baton.rpc.tls import Tls
 from baton.rpc.v1 import kv_pb2 as pb
-from baton.runtime.lifecycle import cancel_and_wait
+from baton.runtime.lifecycle import cancel_and_wait, to_its_end
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +116,7 @@ class KvAgent:
             reason = f"the worker sent what is not understood: {error}"
             log.error("worker connection dropped", worker=session.hello.worker_id, reason=str(error))
         finally:
-            await _uninterrupted(self._end(session, timer, reason))
+            await to_its_end(self._end(session, timer, reason))
 
     def open_stream(self, hello: pb.ReaderHello) -> tuple[Source, ReaderStream, pb.SourceHello]:
         """Take in a reading agent. Raises HandoffFailed, with the kind of failure, when the two do not fit."""
@@ -128,9 +129,8 @@ class KvAgent:
             detail = f"the source agent speaks {self._transport.name}, the reader {hello.transport}"
             raise HandoffFailed(Failure.TRANSPORT.because(detail))
         layout = layout_from_pb(hello.layout)
-        if layout.fingerprint != session.hello.layout.fingerprint:
-            raise HandoffFailed(Failure.LAYOUT.because(f"the source has {session.hello.layout}, the reader {layout}"))
-        stream = ReaderStream(hello.agent_id)
+        check_layouts(session.hello.layout, layout)
+        stream = ReaderStream(hello.agent_id, layout)
         session.source.connect(stream)
         answer = pb.SourceHello(
             agent_id=self._agent_id,
@@ -222,22 +222,10 @@ class KvAgent:
             pool=pool,
             transport=self._transport,
             scratch_layers=layers,
+            staging_bytes=self._settings.staging_bytes,
+            copier=ThreadPoolExecutor(1, thread_name_prefix="kv-reshard"),  # starts its thread with the first copy
             connect_timeout_s=self._settings.connect_timeout_s,
             tls=self._tls,
         )
         limits = self._settings.reader_limits()
         return Reader(connection.hello, me, limits, pair_bytes=self._settings.pair_bytes, tell_worker=connection.send)
-
-
-async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work` to its end even when the caller is cancelled meanwhile; the cancellation goes on afterwards."""
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()

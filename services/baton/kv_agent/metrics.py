@@ -8,6 +8,13 @@ bytes_read = metrics.counter("baton_kv_agent_read_bytes_total", "Bytes of KV cac
 bytes_announced = metrics.counter(
     "baton_kv_agent_announced_bytes_total", "Bytes of KV cache announced to readers, each for one read"
 )
+resharded_bytes = metrics.counter(
+    "baton_kv_agent_resharded_bytes_total", "Bytes read from pools that are laid out differently"
+)
+staged_bytes = metrics.counter(
+    "baton_kv_agent_staged_bytes_total", "Part of the resharded bytes that went by staging memory"
+)
+staging_bytes = metrics.gauge("baton_kv_agent_staging_bytes", "Staging memory, of all sources that have some")
 offers = metrics.counter("baton_kv_agent_offers_total", "Handoffs from the own worker by outcome", labels=("outcome",))
 fetches = metrics.counter(
     "baton_kv_agent_fetches_total", "Handoffs to the own worker: fetched, or the kind of failure", labels=("outcome",)

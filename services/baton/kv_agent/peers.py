@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -18,11 +19,13 @@ import structlog
 from baton.core.errors import HandoffFailed
 from baton.core.layout import SCRATCH_PAGE, KvLayout
 from baton.kv.checksum import pages_checksum
-from baton.kv.handoff import Failure
+from baton.kv.handoff import Failure, StartRead
 from baton.kv.handoff.model import Pages
 from baton.kv.memory import PoolMemory
+from baton.kv.reshard import Plan
 from baton.kv.transport import PeerKey, Transport, TransportError
 from baton.kv_agent import metrics
+from baton.kv_agent.resharding import ReshardedReads, check_layouts
 from baton.rpc.channel import open_channel
 from baton.rpc.convert import layout_from_pb, layout_to_pb
 from baton.rpc.status import from_rpc_error
@@ -40,7 +43,10 @@ Stream: TypeAlias = "grpc.aio.StreamStreamCall[pb.ReaderMessage, pb.SourceMessag
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """This agent, as it presents itself to others. `scratch_layers`: those whose scratch page nobody reads into now."""
+    """This agent, as it presents itself to others. `scratch_layers`: those whose scratch page nobody reads into now.
+
+    `staging_bytes`, `copier`: for pages of sources that are laid out differently.
+    """
 
     agent_id: str
     epoch: int
@@ -48,12 +54,14 @@ class Identity:
     pool: PoolMemory
     transport: Transport
     scratch_layers: asyncio.Queue[int]
+    staging_bytes: int
+    copier: ThreadPoolExecutor
     connect_timeout_s: float
     tls: Tls | None = None
 
 
 class ConnectionOwner(Protocol):
-    def on_connected(self, connection: SourceConnection, worker_epoch: int, pages: int) -> None: ...
+    def on_connected(self, connection: SourceConnection, worker_epoch: int, pages: int, layout: KvLayout) -> None: ...
 
     def on_message(self, connection: SourceConnection, message: pb.SourceMessage) -> None: ...
 
@@ -72,6 +80,7 @@ class SourceConnection:
         self._outgoing: asyncio.Queue[pb.ReaderMessage] = asyncio.Queue()
         self._silent_since = math.inf  # monotonic; infinity while nothing is expected, or something was just heard
         self._asked = False
+        self._resharded: ReshardedReads | None = None  # of a source whose pages are laid out differently
         loop = asyncio.get_running_loop()
         self._up: asyncio.Future[None] = loop.create_future()
         self._ended: asyncio.Future[str] = loop.create_future()
@@ -82,6 +91,12 @@ class SourceConnection:
     async def read(self, layer_start: int, layer_end: int, local_pages: Pages, remote_pages: Pages) -> int:
         """See `Transport.read`."""
         return await self._me.transport.read(self.key, layer_start, layer_end, local_pages, remote_pages)
+
+    async def reshard(self, start: StartRead, plan: Plan) -> tuple[int, int]:
+        """See `ReshardedReads.read`."""
+        if self._resharded is None:
+            raise TransportError(f"source agent {self.address} has pages of the own layout")
+        return await self._resharded.read(start, plan)
 
     def watch(self, in_use: bool, now: float, stall_s: float) -> None:
         """Called regularly: a source that says nothing is asked whether it runs; one that does not answer is lost."""
@@ -112,6 +127,8 @@ class SourceConnection:
         await self._me.transport.remove_peer(self.key)
         await cancel_and_wait(serving)
         await self._me.transport.remove_peer(self.key)
+        if self._resharded is not None:
+            self._resharded.close()
 
     async def _until_end(self, serving: asyncio.Task[str]) -> str:
         """Why the connection ended: it did not come up in time, the stream broke, or `fail` was called."""
@@ -151,7 +168,7 @@ class SourceConnection:
         writing = asyncio.create_task(self._write(call))
         metrics.sources_connected.inc()
         self._up.set_result(None)
-        self._owner.on_connected(self, hello.worker_epoch, hello.pages)
+        self._owner.on_connected(self, hello.worker_epoch, hello.pages, layout_from_pb(hello.layout))
         try:
             while (message := await _hear(call)) is not None:
                 self._silent_since, self._asked = math.inf, False
@@ -174,8 +191,11 @@ class SourceConnection:
         await _say(call, pb.ReaderMessage(hello=hello))
         answer = (await self._expect(call, "hello")).hello
         layout = layout_from_pb(answer.layout)
-        if layout.fingerprint != me.layout.fingerprint:
-            raise HandoffFailed(Failure.LAYOUT.because(f"the source has {layout}, this worker {me.layout}"))
+        check_layouts(layout, me.layout)
+        if not layout.has_pages_of(me.layout):
+            self._resharded = ReshardedReads(
+                me.pool, me.transport, self.key, layout, answer.pages, me.staging_bytes, me.copier
+            )
         try:
             await me.transport.add_peer(self.key, answer.transport_address, layout, answer.pages)
         except TransportError as error:
@@ -198,6 +218,8 @@ class SourceConnection:
     async def _read_canary(self, layer: int, page_id: int) -> int:
         scratch, remote = np.array([[SCRATCH_PAGE], [page_id]], np.uint32)
         try:
+            if self._resharded is not None:
+                return await self._resharded.page_checksum(layer, page_id)
             await self.read(layer, layer + 1, scratch, remote)
         except TransportError as error:
             raise HandoffFailed(Failure.TRANSPORT.because(str(error))) from error

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -18,13 +18,15 @@ import structlog
 
 from baton.core.attempt import Attempt
 from baton.core.hashing import HASH_BYTES
-from baton.core.layout import RESERVED_PAGES
+from baton.core.layout import RESERVED_PAGES, KvLayout
 from baton.kv.checksum import pages_checksum
 from baton.kv.handoff import (
     Action,
     CancelReads,
     Failure,
     FencePeer,
+    FetchParts,
+    Part,
     ReaderLimits,
     ReaderSide,
     ReportFailed,
@@ -35,7 +37,9 @@ from baton.kv.handoff import (
     SendReadDone,
     StartRead,
 )
-from baton.kv.local import CancelFetch, Fetch, Fetched, FetchFailed, Hello
+from baton.kv.handoff.model import Pages
+from baton.kv.local import CancelFetch, Fetch, Fetched, FetchFailed, Hello, SourceRank
+from baton.kv.reshard import partners
 from baton.kv.transport import TransportError
 from baton.kv.turns import Turns
 from baton.kv_agent import metrics, wire
@@ -43,6 +47,7 @@ from baton.kv_agent.peers import Identity, SourceConnection
 from baton.kv_agent.timelines import Timelines
 from baton.kv_agent.traces import HandoffSpans
 from baton.rpc.convert import attempt_from_pb
+from baton.rpc.v1 import common_pb2
 from baton.rpc.v1 import kv_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -56,6 +61,19 @@ class _Times:
 
     first_read_at: float = 0.0
     first_arrival_at: float = 0.0
+
+    def include(self, other: _Times) -> None:
+        """The earlier of each; 0 = never."""
+        self.first_read_at = min(filter(None, (self.first_read_at, other.first_read_at)), default=0.0)
+        self.first_arrival_at = min(filter(None, (self.first_arrival_at, other.first_arrival_at)), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parted:
+    """A fetch from several ranks."""
+
+    fetch: FetchParts
+    times: _Times = field(default_factory=_Times)
 
 
 class Reader:
@@ -85,56 +103,84 @@ class Reader:
         self._spans = HandoffSpans()
         self.timelines = Timelines("reader", hello.layout.layers)
         self._stale = 0
+        self._parted: dict[Attempt, _Parted] = {}  # that come from several ranks
+        self._part_of: dict[tuple[SourceConnection, Attempt], Part] = {}  # what such a connection's messages are about
 
     def on_worker(self, message: Fetch | CancelFetch) -> None:
         if isinstance(message, CancelFetch):
-            self._act(self.side.cancel(message.attempt, message.reason))
+            parted = self._parted.get(message.attempt)
+            for name in list(parted.fetch.parts) if parted is not None else [message.attempt]:
+                self._act(self.side.cancel(name, message.reason))
             return
         page_ids = np.frombuffer(message.page_ids, "<u4")
         if wrong := self._check(message, page_ids):
             log.error("fetch refused", request_id=message.attempt.request_id, attempt=message.attempt.n, reason=wrong)
             self._tell_worker(FetchFailed(message.attempt, Failure.PROTOCOL.because(wrong)))
             return
-        connection = self._connection(message.source_address, message.source_agent_epoch)
-        if self.side.of(message.attempt) is None:
-            self._times[message.attempt] = _Times()
-            name = "agent.pull" if message.block_hashes else "agent.fetch"
-            source = {"baton.source": message.source_worker_id}
-            self._spans.begin(name, message.attempt, message.traceparent, source)
-            self.timelines.began(message.attempt)
+        for rank, name in self._names(message).items():
+            self._fetch(message, page_ids, rank, name)
+        if parted := self._parted.get(message.attempt):
+            self._end_rest(parted.fetch)
+
+    def _names(self, message: Fetch) -> dict[int, Attempt]:
+        """By rank of the source: the attempt, or its parts when pages come from several ranks."""
+        ranks = list(partners(self._hello.layout, 1 + len(message.more_ranks)))
+        if len(ranks) == 1:
+            return {ranks[0]: message.attempt}
+        self._parted.setdefault(message.attempt, _Parted(FetchParts(message.attempt, ranks)))
+        return {rank: Part.of(message.attempt, rank) for rank in ranks}
+
+    def _fetch(self, message: Fetch, page_ids: Pages, rank: int, name: Attempt) -> None:
+        first = SourceRank(message.source_address, message.source_agent_epoch, message.source_worker_epoch)
+        source = (first, *message.more_ranks)[rank]
+        connection = self._connection(source.address, source.agent_epoch)
+        if self.side.of(name) is None:
+            self._times[name] = _Times()
+            span = "agent.pull" if message.block_hashes else "agent.fetch"
+            self._spans.begin(span, name, message.traceparent, {"baton.source": message.source_worker_id})
+            self.timelines.began(name)
+            if isinstance(name, Part):
+                self._part_of[connection, name.attempt] = name
         self._act(
             self.side.fetch(
                 connection,
-                message.attempt,
+                name,
                 message.tokens,
                 message.first_page,
                 page_ids,
-                message.source_worker_epoch,
+                source.worker_epoch,
                 message.timeout_s,
                 time.monotonic(),
                 message.block_hashes,
+                (rank, 1 + len(message.more_ranks)),
             )
         )
 
-    def on_connected(self, connection: SourceConnection, worker_epoch: int, pages: int) -> None:
-        self._act(self.side.connected(connection, worker_epoch, pages))
+    def on_connected(self, connection: SourceConnection, worker_epoch: int, pages: int, layout: KvLayout) -> None:
+        self._act(self.side.connected(connection, worker_epoch, pages, layout))
 
     def on_message(self, connection: SourceConnection, message: pb.SourceMessage) -> None:
         now = time.monotonic()
         match message.WhichOneof("message"):
             case "announce":
-                attempt = attempt_from_pb(message.announce.attempt)
+                attempt = self._name(connection, message.announce.attempt)
                 self._act(self.side.announced(connection, attempt, wire.announcement(message.announce), now))
             case "commit":
-                attempt = attempt_from_pb(message.commit.attempt)
+                attempt = self._name(connection, message.commit.attempt)
                 self.timelines.recorded(attempt)
                 self._act(self.side.recorded(connection, attempt, wire.commit_record(message.commit), now))
             case "confirmed":
                 answer = message.confirmed
-                self._act(self.side.confirmed(connection, attempt_from_pb(answer.attempt), answer.alive, answer.reason))
+                attempt = self._name(connection, answer.attempt)
+                self._act(self.side.confirmed(connection, attempt, answer.alive, answer.reason))
             case "aborted":
                 end = message.aborted
-                self._act(self.side.aborted(connection, attempt_from_pb(end.attempt), end.reason))
+                self._act(self.side.aborted(connection, self._name(connection, end.attempt), end.reason))
+
+    def _name(self, connection: SourceConnection, message: common_pb2.Attempt) -> Attempt:
+        """What a source's message is about: the attempt, or this source's part of it."""
+        attempt = attempt_from_pb(message)
+        return self._part_of.get((connection, attempt), attempt)
 
     def on_lost(self, connection: SourceConnection, reason: str) -> None:
         """The connection cuts its transport next, so that its reads end."""
@@ -163,6 +209,7 @@ class Reader:
             connection.fail(Failure.CANCELLED.because(reason))  # ends by force what has not ended
         if ending := [*reads, *self._running.values()]:
             await asyncio.wait(ending)
+        self._me.copier.shutdown()
 
     def _check(self, fetch: Fetch, page_ids: np.ndarray) -> str:
         """What is wrong with the worker's request; empty when nothing is."""
@@ -225,7 +272,10 @@ class Reader:
                 self.timelines.questioned(action.attempt)
 
     def _size(self, start: StartRead) -> int:
-        return (start.layer_end - start.layer_start) * len(start.local_pages) * self._hello.layout.page_bytes
+        layers, first, pages = start.layer_end - start.layer_start, start.first_index, len(start.remote_pages)
+        if start.plan is not None:
+            return layers * start.plan.cells_bytes(first, first + pages)
+        return layers * pages * self._hello.layout.page_bytes
 
     def _start_reads(self, connection: SourceConnection) -> None:
         """Start the reads whose turn it is, as far as bytes in flight allow."""
@@ -243,12 +293,15 @@ class Reader:
         self.timelines.started(start.attempt, start.seq)
         layers = start.layer_start, start.layer_end
         with metrics.reads_in_flight.track_inprogress(), metrics.read_s.time():
-            moved = await connection.read(*layers, start.local_pages, start.remote_pages)
+            if start.plan is not None:
+                moved, checksum = await connection.reshard(start, start.plan)
+            else:
+                moved, checksum = await connection.read(*layers, start.local_pages, start.remote_pages), 0
         metrics.bytes_read.inc(moved)
         times.first_arrival_at = times.first_arrival_at or time.time()
         self.timelines.arrived(start.attempt, start.seq)
-        if not start.verify:
-            return 0
+        if not start.verify or start.plan is not None:
+            return checksum
         return pages_checksum(self._me.pool, *layers, start.first_index, start.local_pages.tolist())
 
     def _read_ended(self, connection: SourceConnection, start: StartRead, task: asyncio.Task[int]) -> None:
@@ -282,7 +335,7 @@ class Reader:
         self._act(self.side.read_finished(start.attempt, start.seq, 0, "cancelled", time.monotonic()))
 
     def _fetched(self, report: ReportFetched) -> None:
-        attempt, done_at = report.attempt, time.time()
+        attempt = report.attempt
         times = self._times.pop(attempt)
         self.timelines.ended(attempt, "fetched")
         self._spans.event(attempt, "first read", times.first_read_at)
@@ -290,9 +343,37 @@ class Reader:
         self._spans.end(attempt, {"baton.bytes": report.bytes_read})
         metrics.fetches.labels(outcome="fetched").inc()
         log.debug("handoff verified", request_id=attempt.request_id, attempt=attempt.n, bytes=report.bytes_read)
+        self._tell(attempt, report, times)
+
+    def _failed(self, report: ReportFailed) -> None:
+        attempt = report.attempt
+        times = self._times.pop(attempt)
+        outcome = report.reason.partition(":")[0]
+        self.timelines.ended(attempt, outcome)
+        self._spans.end(attempt, {}, report.reason)
+        metrics.fetches.labels(outcome=outcome).inc()
+        log.info("handoff failed", request_id=attempt.request_id, attempt=attempt.n, reason=report.reason)
+        self._tell(attempt, report, times)
+
+    def _tell(self, attempt: Attempt, report: ReportFetched | ReportFailed, times: _Times) -> None:
+        """Tell the worker how its fetch has ended; of one in parts, when the last of them has."""
+        if isinstance(attempt, Part):
+            parted = self._parted[attempt.attempt]
+            parted.times.include(times)
+            whole = parted.fetch.ended(report)
+            if whole is None:
+                self._end_rest(parted.fetch)
+                return
+            report, times = whole, parted.times
+            del self._parted[attempt.attempt]
+            self._part_of = {key: part for key, part in self._part_of.items() if key[1] != attempt.attempt}
+        if isinstance(report, ReportFailed):
+            self._tell_worker(FetchFailed(report.attempt, report.reason))
+            return
+        done_at = time.time()
         self._tell_worker(
             Fetched(
-                attempt=attempt,
+                attempt=report.attempt,
                 tokens=report.tokens,
                 state=report.state,
                 bytes_read=report.bytes_read,
@@ -303,12 +384,7 @@ class Reader:
             )
         )
 
-    def _failed(self, report: ReportFailed) -> None:
-        attempt = report.attempt
-        del self._times[attempt]
-        outcome = report.reason.partition(":")[0]
-        self.timelines.ended(attempt, outcome)
-        self._spans.end(attempt, {}, report.reason)
-        metrics.fetches.labels(outcome=outcome).inc()
-        log.info("handoff failed", request_id=attempt.request_id, attempt=attempt.n, reason=report.reason)
-        self._tell_worker(FetchFailed(attempt, report.reason))
+    def _end_rest(self, fetch: FetchParts) -> None:
+        """When a part has failed, the others are of no use."""
+        for part in list(fetch.parts) if fetch.reason else ():
+            self._act(self.side.cancel(part, f"another rank failed: {fetch.reason}"))

@@ -35,7 +35,13 @@ class KvAgentSettings(ServiceSettings):
     credits: int = setting(4, "announcements of one handoff that may be unanswered", ge=1, le=1024, rare=True)
     announce_bytes: int = setting(8 << 20, "largest range of one announcement", unit="bytes", ge=1, rare=True)
     pair_bytes: int = setting(64 << 20, "bytes in flight from one source", unit="bytes", ge=1, rare=True)
-
+    staging_bytes: int = setting(
+        8 << 20,
+        "memory for pages of another layout on their way, per source that has such",
+        unit="bytes",
+        ge=2,
+        rare=True,
+    )
     fault_injection: bool = setting(
         False, "take orders to fail at the Unix socket SOCKET.faults: for tests of Baton only", rare=True
     )

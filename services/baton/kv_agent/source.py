@@ -13,11 +13,14 @@ from collections.abc import Callable
 import numpy as np
 import structlog
 
-from baton.core.layout import CANARY_PAGE
+from baton.core.attempt import Attempt
+from baton.core.layout import CANARY_PAGE, KvLayout
 from baton.kv.checksum import pages_checksum
 from baton.kv.handoff import (
     Action,
     AskWorker,
+    OfferParts,
+    Part,
     ReportReleased,
     SendAborted,
     SendAnnounce,
@@ -25,11 +28,15 @@ from baton.kv.handoff import (
     SendConfirmed,
     SourceLimits,
     SourceSide,
+    State,
 )
 from baton.kv.handoff.model import Pages
+from baton.kv.handoff.source import Digest
 from baton.kv.local import Abort, Commit, Hello, Offer, Produced, Released, Wanted
 from baton.kv.memory import PoolMemory
 from baton.kv.pacing import Pacer
+from baton.kv.reshard import Plan, readers
+from baton.kv.reshard.landing import sent_checksum
 from baton.kv.transport import Transport
 from baton.kv_agent import metrics, wire
 from baton.kv_agent.timelines import Timelines
@@ -47,8 +54,9 @@ FromWorker = Offer | Produced | Commit | Abort
 class ReaderStream:
     """One connection of a reading agent: messages to it, in order."""
 
-    def __init__(self, agent_id: str) -> None:
+    def __init__(self, agent_id: str, layout: KvLayout) -> None:
         self.agent_id = agent_id
+        self.layout = layout
         self.canary_until = 0.0  # monotonic; until then its first read may be going on
         self._outgoing: asyncio.Queue[pb.SourceMessage | None] = asyncio.Queue()
 
@@ -80,6 +88,7 @@ class Source:
         self._pool = pool
         self._transport = transport
         self._tell_worker = tell_worker
+        self._checksum = checksum
         digest = self._digest if checksum else _no_digest
         self._pacer = Pacer(hello.layout)
         self.timelines = Timelines("source", hello.layout.layers)
@@ -88,6 +97,7 @@ class Source:
         self._serving = 0
         self._stale = 0
         self._spans = HandoffSpans()
+        self._parted: dict[Attempt, OfferParts] = {}  # handed over to several ranks
 
     def on_worker(self, message: FromWorker) -> None:
         now = time.monotonic()
@@ -95,19 +105,35 @@ class Source:
             case Offer():
                 self.timelines.began(message.attempt, message.offered_at)
                 self._spans.begin("agent.offer", message.attempt, message.traceparent, {"baton.tokens": message.tokens})
-                self._act(self.side.offer(message.attempt, message.tokens, now))
+                for name in self._names(message.attempt, message.reader_ranks):
+                    self._act(self.side.offer(name, message.tokens, now))
             case Produced():
                 self.timelines.computed(message)
                 ids, generations = (np.frombuffer(data, "<u4") for data in (message.page_ids, message.generations))
                 layers = message.layer_start, message.layer_end
                 start, at = message.page_start, message.computed_at
                 self._pacer.produced(message.attempt, *layers, start, len(ids), at)
-                self._act(self.side.produced(message.attempt, *layers, start, ids, generations, at, now))
+                for name in self._names(message.attempt):
+                    self._act(self.side.produced(name, *layers, start, ids, generations, at, now))
             case Commit():
                 self.timelines.committed(message.attempt)
-                self._act(self.side.commit(message.attempt, message.tokens, message.state, message.computed_at, now))
+                for name in self._names(message.attempt):
+                    self._act(self.side.commit(name, message.tokens, message.state, message.computed_at, now))
             case Abort():
-                self._act(self.side.abort(message.attempt, message.reason))
+                for name in self._names(message.attempt):
+                    self._act(self.side.abort(name, message.reason))
+
+    def _names(self, attempt: Attempt, reader_ranks: int = 1) -> list[Attempt]:
+        """The attempt, or its parts when several of the reader's ranks take this worker's pages."""
+        if reader_ranks > 1 and len(ranks := readers(self.hello.layout, reader_ranks)) > 1:
+            self._parted.setdefault(attempt, OfferParts(attempt, ranks))
+        return list(self._parted[attempt].parts) if attempt in self._parted else [attempt]
+
+    def _name(self, stream: ReaderStream, attempt: Attempt) -> Attempt:
+        """What a reader's message is about: the attempt, or this reader's part of it."""
+        ranks = stream.layout.tensor_parallel
+        shares = ranks > 1 and len(readers(self.hello.layout, ranks)) > 1
+        return Part.of(attempt, stream.layout.rank) if shares else attempt
 
     def connect(self, stream: ReaderStream) -> None:
         self._streams.add(stream)
@@ -130,7 +156,7 @@ class Source:
         match message.WhichOneof("message"):
             case "open":
                 m = message.open
-                attempt = attempt_from_pb(m.attempt)
+                attempt = self._name(stream, attempt_from_pb(m.attempt))
                 log.debug(
                     "handoff opened",
                     request_id=attempt.request_id,
@@ -143,19 +169,22 @@ class Source:
                 if m.block_hashes:  # a pull: the worker's offer will not say for whom it is
                     self._spans.begin("agent.lend", attempt, m.traceparent, {"baton.reader": stream.agent_id})
                 opening = m.first_page, m.worker_epoch, m.credits
-                self._act(self.side.open(stream, attempt, *opening, now, m.block_hashes))
+                digest = self._cells_digest(stream.layout, m.tokens) if m.HasField("tokens") else None
+                self._act(self.side.open(stream, attempt, *opening, now, m.block_hashes, digest))
             case "read_done":
-                attempt, seq = attempt_from_pb(message.read_done.attempt), message.read_done.seq
+                done = message.read_done
+                attempt, seq = self._name(stream, attempt_from_pb(done.attempt)), done.seq
                 self.timelines.done(attempt, seq)
                 self._pacer.answered(stream, attempt, seq, now)
                 self._act(self.side.read_done(stream, attempt, seq, now))
             case "confirm":
-                attempt = attempt_from_pb(message.confirm.attempt)
+                attempt = self._name(stream, attempt_from_pb(message.confirm.attempt))
                 self.timelines.questioned(attempt)
                 self._act(self.side.confirm(stream, attempt, now))
             case "close":
                 close = message.close
-                self._act(self.side.close(stream, attempt_from_pb(close.attempt), close.released, close.reason))
+                attempt = self._name(stream, attempt_from_pb(close.attempt))
+                self._act(self.side.close(stream, attempt, close.released, close.reason))
             case "canary":
                 stream.canary_until = now + CANARY_S
                 layer = message.canary.layer % self.hello.layout.layers
@@ -185,6 +214,17 @@ class Source:
 
     def _digest(self, layer_start: int, layer_end: int, first_index: int, page_ids: Pages) -> int:
         return pages_checksum(self._pool, layer_start, layer_end, first_index, page_ids.tolist())
+
+    def _cells_digest(self, reader: KvLayout, tokens: pb.TokenRange) -> Digest:
+        """Of what a reader with another layout takes of the pages."""
+        if not self._checksum:
+            return _no_digest
+        plan = Plan(self.hello.layout, reader, tokens.first, tokens.end)
+
+        def digest(layer_start: int, layer_end: int, first_index: int, page_ids: Pages) -> int:
+            return sent_checksum(self._pool, plan, layer_start, layer_end, first_index, page_ids.tolist())
+
+        return digest
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
@@ -223,7 +263,24 @@ class Source:
         self._spans.end(attempt, {"baton.outcome": outcome}, "" if outcome == "released" else action.reason)
         level = log.debug if outcome == "released" else log.info
         level("lease ended", request_id=attempt.request_id, attempt=attempt.n, outcome=outcome, reason=action.reason)
-        self._tell_worker(Released(attempt, outcome, action.reason))
+        if isinstance(attempt, Part):
+            self._part_released(attempt, action)
+        else:
+            self._tell_worker(Released(attempt, outcome, action.reason))
+
+    def _part_released(self, part: Part, action: ReportReleased) -> None:
+        """The worker hears of the last part; one that ended otherwise than well ends the others."""
+        whole = part.attempt
+        offer = self._parted[whole]
+        if report := offer.ended(action):
+            del self._parted[whole]
+            self._pacer.ended(whole)
+            self.timelines.ended(whole, report.outcome)
+            self._spans.end(whole, {"baton.outcome": report.outcome}, report.reason)
+            self._tell_worker(Released(whole, report.outcome, report.reason))
+        elif action.outcome != State.RELEASED.value:
+            for other in list(offer.parts):
+                self._act(self.side.abort(other, f"rank {part.rank} gave up: {action.reason}"))
 
     def _update(self) -> None:
         """Tell the transport how many reads it may have to serve, and the metrics what is held."""

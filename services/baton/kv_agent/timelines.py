@@ -85,7 +85,7 @@ class Timelines:
     def heard(self, start: StartRead, size: int) -> None:
         """The reader has got an announcement, and may start its read when it is its turn."""
         layers = start.layer_start, start.layer_end
-        self._range(start.attempt, start.seq, layers, start.first_index, len(start.local_pages), size)
+        self._range(start.attempt, start.seq, layers, start.first_index, len(start.remote_pages), size)
 
     def started(self, attempt: Attempt, seq: int) -> None:
         if read := self._reads.get((attempt, seq)):

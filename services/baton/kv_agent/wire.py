@@ -64,6 +64,8 @@ def to_source(action: SendOpen | SendReadDone | SendConfirm | SendClose, tracepa
     attempt = attempt_to_pb(action.attempt)
     match action:
         case SendOpen():
+            wanted = action.tokens
+            token_range = pb.TokenRange(first=wanted.start, end=wanted.stop) if wanted is not None else None
             return pb.ReaderMessage(
                 open=pb.OpenHandoff(
                     attempt=attempt,
@@ -72,6 +74,7 @@ def to_source(action: SendOpen | SendReadDone | SendConfirm | SendClose, tracepa
                     credits=action.credits,
                     block_hashes=action.block_hashes,
                     traceparent=traceparent,
+                    tokens=token_range,
                 )
             )
         case SendReadDone():

@@ -45,6 +45,7 @@ from baton.kv.handoff.model import (
     StartRead,
     State,
 )
+from baton.kv.handoff.parts import FetchParts, OfferParts, Part
 from baton.kv.handoff.reader import ReaderHandoff
 from baton.kv.handoff.reader_side import ReaderLimits, ReaderSide
 from baton.kv.handoff.source import SourceHandoff
@@ -58,6 +59,9 @@ __all__ = [
     "CommitRecord",
     "Failure",
     "FencePeer",
+    "FetchParts",
+    "OfferParts",
+    "Part",
     "ReaderHandoff",
     "ReaderLimits",
     "ReaderSide",

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baton.core.attempt import Attempt
+from baton.kv.reshard import Plan
 
 Pages: TypeAlias = npt.NDArray[np.uint32]
 Peer: TypeAlias = Any  # hashable
@@ -36,7 +37,8 @@ class State(enum.Enum):
 class Failure(enum.StrEnum):
     """Why a handoff failed: the part of a reason before its colon."""
 
-    LAYOUT = "layout"  # the two pools cannot exchange pages
+    MODEL = "model"  # the two pools hold caches of different models
+    LAYOUT = "layout"  # caches of one model, in layouts between which this cannot pass
     EPOCH = "epoch"  # a process is not the incarnation that was agreed with
     TRANSPORT = "transport"  # the agents share no transport, or a read failed
     CANARY = "canary"  # the pair's first read brought other bytes than the source has
@@ -60,7 +62,8 @@ class Failure(enum.StrEnum):
 class Announcement:
     """Pages `page_start ...` of the request hold the final bytes of layers [layer_start, layer_end); read them.
 
-    `checksum` is the XOR over (layer, page) of `baton.kv.checksum.page_checksum`; 0 = none.
+    `checksum` is that of `baton.kv.checksum`, or where the pools are laid out differently that of
+    `baton.kv.reshard.landing`; 0 = none.
     """
 
     seq: int
@@ -140,7 +143,10 @@ class AskWorker:
 
 @dataclass(frozen=True, slots=True)
 class SendOpen:
-    """`block_hashes`: those that are wanted, one after another, when it is a pull."""
+    """`block_hashes`: those that are wanted, one after another, when it is a pull. `first_page` counts the source's.
+
+    `tokens`: those that are wanted, where the pools are laid out differently.
+    """
 
     peer: Peer
     attempt: Attempt
@@ -148,6 +154,7 @@ class SendOpen:
     worker_epoch: int
     credits: int
     block_hashes: bytes = b""
+    tokens: range | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +162,8 @@ class StartRead:
     """Read layers [layer_start, layer_end) of `remote_pages` into `local_pages`; report its beginning and its end.
 
     `first_index` is the place of the first page in the request: checksums depend on it. `verify`: the source sent a
-    checksum, so the end must be reported with that of what arrived.
+    checksum, so the end must be reported with that of what arrived. `plan`: what becomes of the pages where the pools
+    are laid out differently; `local_pages` are all of the handoff then.
     """
 
     peer: Peer
@@ -167,6 +175,7 @@ class StartRead:
     local_pages: Pages
     remote_pages: Pages
     verify: bool
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)

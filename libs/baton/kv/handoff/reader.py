@@ -26,6 +26,7 @@ from baton.kv.handoff.model import (
     StartRead,
     State,
 )
+from baton.kv.reshard import Plan, plan_between
 
 
 class ReaderHandoff:
@@ -50,6 +51,7 @@ class ReaderHandoff:
         stall_timeout_s: float,
         credits: int,
         block_hashes: bytes = b"",
+        source_rank: tuple[int, int] = (0, 1),
     ) -> None:
         self.peer = peer
         self.attempt = attempt
@@ -61,7 +63,9 @@ class ReaderHandoff:
         self._first_page = first_page
         self._local_pages = local_pages
         self._layout = layout
+        self._plan: Plan | None = None  # None: the source's pages are laid out like the own ones
         self._worker_epoch = worker_epoch
+        self._source_rank = source_rank  # of how many
         self._source_pool_pages = 0
         self._opened = False
         self._end_by = now + timeout_s
@@ -85,17 +89,49 @@ class ReaderHandoff:
         stages = [] if self.state.ended else [self._end_by, self._confirm_by]
         return min([*stalls, *stages], default=math.inf)
 
-    def open(self, worker_epoch: int, source_pool_pages: int) -> list[Action] | None:
+    def open(self, worker_epoch: int, source_pool_pages: int, source: KvLayout) -> list[Action] | None:
         """The source's agent is there, with this worker behind it."""
         if self._opened or self.state.ended:
             return None
         if worker_epoch != self._worker_epoch:
             detail = f"the source worker's epoch is {worker_epoch}, not {self._worker_epoch}"
             return self.fail(Failure.EPOCH.because(detail))
+        if wrong := self._unfit(source):
+            return self.fail(Failure.LAYOUT.because(wrong))
+        plan = plan_between(source, self._layout, self._first_page * self._layout.page_size, self._tokens)
+        if plan is not None:
+            self._count_pages_of(plan)
         self._opened = True
         self._source_pool_pages = source_pool_pages
-        opening = SendOpen(self.peer, self.attempt, self._first_page, worker_epoch, self._credits, self._block_hashes)
-        return [opening]
+        return [
+            SendOpen(
+                self.peer,
+                self.attempt,
+                self._first_page,
+                worker_epoch,
+                self._credits,
+                self._block_hashes,
+                range(plan.first_token, plan.end_token) if plan is not None else None,
+            )
+        ]
+
+    def _unfit(self, source: KvLayout) -> str:
+        """Why the source's pages are not those that were asked for; empty when they are."""
+        if (source.rank, source.tensor_parallel) != self._source_rank:
+            is_, due = f"{source.rank} of {source.tensor_parallel}", "{} of {}".format(*self._source_rank)
+            return f"the source is rank {is_}, where rank {due} was due"
+        if self._block_hashes and source.fingerprint != self._layout.fingerprint:
+            both = f"the source has {source}, the reader {self._layout}"
+            return f"blocks have other names in other layouts, and cannot be pulled: {both}"
+        return ""
+
+    def _count_pages_of(self, plan: Plan) -> None:
+        """From here on all is counted in the source's pages, but for `_local_pages`."""
+        self._plan, self._layout = plan, plan.source
+        self._first_page, self._pages = plan.first_page, plan.pages
+        self._announced = np.zeros((self._layout.layers, self._pages - self._first_page), bool)
+        self._remote_pages = np.zeros(self._pages, np.uint32)
+        self._generations = np.zeros(self._pages, np.uint32)
 
     def announced(self, announcement: Announcement, now: float) -> list[Action] | None:
         if self.state not in (State.RESERVED, State.READING) or announcement.seq < self._next_seq:
@@ -112,7 +148,7 @@ class ReaderHandoff:
         self._next_seq += 1
         self._in_flight[announcement.seq] = (announcement, math.inf)  # until it is its turn
         self.state = State.READING
-        local_pages = self._local_pages[own_first:own_last]
+        local_pages = self._local_pages if self._plan is not None else self._local_pages[own_first:own_last]
         return [
             StartRead(
                 self.peer,
@@ -124,6 +160,7 @@ class ReaderHandoff:
                 local_pages,
                 announcement.page_ids,
                 announcement.checksum != 0,
+                self._plan,
             )
         ]
 
@@ -144,8 +181,7 @@ class ReaderHandoff:
         if announcement.checksum and checksum != announcement.checksum:
             layers = f"layers {announcement.layer_start}:{announcement.layer_end}"
             return self.fail(Failure.CHECKSUM.because(f"what arrived of {layers} is not what the source announced"))
-        size = announcement.layer_end - announcement.layer_start
-        self._bytes_read += size * len(announcement.page_ids) * self._layout.page_bytes
+        self._bytes_read += self._bytes_of(announcement)
         return [*self._advance(now), SendReadDone(self.peer, self.attempt, seq)]
 
     def recorded(self, record: CommitRecord, now: float) -> list[Action] | None:
@@ -202,6 +238,13 @@ class ReaderHandoff:
             why = Failure.TIMEOUT.because("the handoff was not complete in its time")
             actions += self.fail(why, State.EXPIRED) or []
         return actions
+
+    def _bytes_of(self, announcement: Announcement) -> int:
+        first, pages = announcement.page_start, len(announcement.page_ids)
+        layers = announcement.layer_end - announcement.layer_start
+        if self._plan is not None:
+            return layers * self._plan.cells_bytes(first, first + pages)
+        return layers * pages * self._layout.page_bytes
 
     def _settle(self) -> list[Action]:
         """Report the failure once no read is in flight."""

@@ -22,6 +22,7 @@ class ReaderLimits:
 class _Source:
     worker_epoch: int
     pool_pages: int
+    layout: KvLayout
 
 
 class ReaderSide:
@@ -63,12 +64,13 @@ class ReaderSide:
         timeout_s: float,
         now: float,
         block_hashes: bytes = b"",
+        source_rank: tuple[int, int] = (0, 1),
     ) -> list[Action]:
         """Start a handoff over the connection `peer`, which may still be coming up (see `connected`, `peer_lost`).
 
         `local_pages` are where the pages of `tokens` from `first_page` on go; the caller has checked them.
-        With `block_hashes` (those of these pages) it is a pull.
-        Dropped when the attempt is being fetched already.
+        With `block_hashes` (those of these pages) it is a pull. `source_rank`: which rank of the source it must be, and
+        of how many. Dropped when the attempt is being fetched already.
         """
         if attempt in self._active:
             return self._drop()
@@ -85,6 +87,7 @@ class ReaderSide:
             stall_timeout_s=self._limits.stall_timeout_s,
             credits=self._limits.credits,
             block_hashes=block_hashes,
+            source_rank=source_rank,
         )
         self._active[attempt] = handoff
         return self._open(handoff)
@@ -102,9 +105,12 @@ class ReaderSide:
 
     # From sources
 
-    def connected(self, peer: Peer, worker_epoch: int, pool_pages: int) -> list[Action]:
-        """The connection is up and its canary was right: open what waits for it."""
-        self._connected[peer] = _Source(worker_epoch, pool_pages)
+    def connected(self, peer: Peer, worker_epoch: int, pool_pages: int, layout: KvLayout | None = None) -> list[Action]:
+        """The connection is up and its canary was right: open what waits for it.
+
+        `layout`: of the source's pool, to which `baton.kv.reshard.why_not` has no objection; None: the own one.
+        """
+        self._connected[peer] = _Source(worker_epoch, pool_pages, layout or self._layout)
         actions: list[Action] = []
         for handoff in [handoff for handoff in self._active.values() if handoff.peer == peer]:
             actions += self._open(handoff)
@@ -156,7 +162,7 @@ class ReaderSide:
         source = self._connected.get(handoff.peer)
         if source is None:
             return []
-        return self._after(handoff, handoff.open(source.worker_epoch, source.pool_pages), expected=True)
+        return self._after(handoff, handoff.open(source.worker_epoch, source.pool_pages, source.layout), expected=True)
 
     def _of_peer(self, peer: Peer, attempt: Attempt) -> ReaderHandoff | None:
         handoff = self._active.get(attempt)

@@ -135,9 +135,13 @@ class SourceHandoff:
         self._touched = now
         return self._advance()
 
-    def open(self, peer: Peer, first_page: int, credits: int, pair: PairCredits, now: float) -> list[Action] | None:
+    def open(
+        self, peer: Peer, first_page: int, credits: int, pair: PairCredits, now: float, digest: Digest | None = None
+    ) -> list[Action] | None:
+        """`digest`: what this reader's checksums are of, if not whole pages."""
         if self.peer is not None:
             return None
+        self._digest = digest or self._digest
         self.peer = peer
         if first_page > self.pages or credits < 1:
             detail = f"opened from page {first_page} of {self.pages} with {credits} credits"

@@ -49,6 +49,7 @@ class _EarlyOpen:
     credits: int
     deadline: float
     is_pull: bool
+    digest: Digest | None
 
 
 class SourceSide:
@@ -120,7 +121,8 @@ class SourceSide:
         early = self._early.pop(attempt, None)
         if early is None:
             return []
-        return self._after(handoff, self._open(handoff, early.peer, early.first_page, early.credits, now))
+        opening = early.peer, early.first_page, early.credits
+        return self._after(handoff, self._open(handoff, *opening, now, early.digest))
 
     def produced(
         self,
@@ -179,8 +181,12 @@ class SourceSide:
         credits: int,
         now: float,
         block_hashes: bytes = b"",
+        digest: Digest | None = None,
     ) -> list[Action]:
-        """A reader wants the attempt's pages; with `block_hashes` it pulls, and the worker is asked for them."""
+        """A reader wants the attempt's pages; with `block_hashes` it pulls, and the worker is asked for them.
+
+        `digest`: what this reader's checksums are of, where its pages are laid out differently.
+        """
         if worker_epoch != self._worker_epoch:
             detail = f"the source worker's epoch is {self._worker_epoch}, not {worker_epoch}"
             return [SendAborted(peer, attempt, Failure.EPOCH.because(detail))]
@@ -190,12 +196,12 @@ class SourceSide:
         if held is not None and held.peer not in (None, peer):
             return [SendAborted(peer, attempt, Failure.PROTOCOL.because("another reader has opened this attempt"))]
         if isinstance(held, SourceHandoff):
-            return self._after(held, self._open(held, peer, first_page, credits, now))
+            return self._after(held, self._open(held, peer, first_page, credits, now, digest))
         if held is not None:
             return self._drop()
         self._moved_at = now
         self._early[attempt] = _EarlyOpen(
-            peer, first_page, credits, now + self._limits.open_timeout_s, bool(block_hashes)
+            peer, first_page, credits, now + self._limits.open_timeout_s, bool(block_hashes), digest
         )
         return [AskWorker(attempt, first_page, block_hashes)] if block_hashes else []
 
@@ -270,10 +276,16 @@ class SourceSide:
         return self._after(least, least.end(State.ABORTED, why))
 
     def _open(
-        self, handoff: SourceHandoff, peer: Peer, first_page: int, credits: int, now: float
+        self,
+        handoff: SourceHandoff,
+        peer: Peer,
+        first_page: int,
+        credits: int,
+        now: float,
+        digest: Digest | None,
     ) -> list[Action] | None:
         pair = self._pairs.setdefault(peer, PairCredits(self._limits.pair_credits))
-        return handoff.open(peer, first_page, credits, pair, now)
+        return handoff.open(peer, first_page, credits, pair, now, digest)
 
     def _intact(self, page_ids: Pages, generations: Pages) -> bool:
         return bool((self._generations[page_ids] == generations).all())
