@@ -242,6 +242,7 @@ class Source:
                     self._send(action)
                 case SendAborted():
                     attempt = action.attempt
+                    self._spans.end(attempt, {"baton.outcome": "aborted"}, action.reason)
                     log.info("handoff ended", request_id=attempt.request_id, attempt=attempt.n, reason=action.reason)
                     self._send(action)
                 case SendCommit():

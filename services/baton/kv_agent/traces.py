@@ -6,9 +6,14 @@ from baton.core.attempt import Attempt
 from baton.runtime import tracing
 from baton.runtime.tracing import Attributes, Span
 
+MOST_OPEN = 4096
+
 
 class HandoffSpans:
-    """By attempt. What is not traced is not remembered; what is said about it is dropped. Event loop only."""
+    """By attempt. What is not traced is not remembered; what is said about it is dropped. Event loop only.
+
+    Of a reader that is lost before its pull was answered nothing more is heard: the oldest spans make room.
+    """
 
     def __init__(self) -> None:
         self._spans: dict[Attempt, Span] = {}
@@ -17,6 +22,8 @@ class HandoffSpans:
         if span := tracing.start(name, parent, attributes):
             span.set({"baton.request_id": attempt.request_id, "baton.attempt": attempt.n})
             self._spans[attempt] = span
+            if len(self._spans) > MOST_OPEN:
+                self.end(next(iter(self._spans)), {}, "its end was not heard of")
 
     def traceparent(self, attempt: Attempt) -> str:
         span = self._spans.get(attempt)
