@@ -31,8 +31,8 @@ class GenerateRequest:
     cache_salt: str = ""
     priority: int = 0
     lora: str = ""
-    pooling: PoolingParams | None = None
     traceparent: str = ""
+    pooling: PoolingParams | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,8 @@ def generate_message(
         priority=request.priority,
         lora=request.lora,
         first_attempt=first_attempt,
-        pooling=pooling_to_pb(request.pooling) if request.pooling is not None else None,
         traceparent=request.traceparent,
+        pooling=pooling_to_pb(request.pooling) if request.pooling is not None else None,
     )
 
 

@@ -31,11 +31,6 @@ class GatewaySettings(ServiceSettings):
         "how the model ranks documents; auto = as its checkpoint says; qwen3 = by Qwen3-Reranker's prompt, yes or no",
         choices=(AUTO, "qwen3"),
     )
-    reranker: str = setting(
-        AUTO,
-        "how the model ranks documents; auto = as its checkpoint says; qwen3 = by Qwen3-Reranker's prompt, yes or no",
-        choices=(AUTO, "qwen3"),
-    )
     routers: tuple[str, ...] = setting(("127.0.0.1:7000",), "addresses of the routers", unit="host:port")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = all interfaces")
     port: int = setting(8000, "port to listen on; 0 = any free one", ge=0, le=65535)

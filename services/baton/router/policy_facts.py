@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from baton.core.tiers import Tier
 from baton.core.pooling import Task
+from baton.core.tiers import Tier
 from baton.router.ports import Load
 
 # Used until a worker has measured its own: they only matter relative to each other.

@@ -45,8 +45,8 @@ def submission(message: router_pb2.GenerateRequest, settings: RouterSettings, fl
         priority=message.priority,
         lora=message.lora,
         first_attempt=message.first_attempt,
-        pooling=pooling,
         traceparent=message.traceparent,
+        pooling=pooling,
     )
 
 
