@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check ui-test chaos proto docs bench clean
+.PHONY: help setup up test check ui-test chaos clients proto docs bench clean
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
@@ -62,6 +62,9 @@ ui-test: $(VENV)/.dev ## the page in a real browser; installs Debian's Chromium 
 
 chaos: $(VENV)/.dev ## faults against a system under load (SEED=7 MINUTES=3 ARGS="--transport=tcp"; see docs/chaos.md)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tools.chaos $(if $(SEED),--seed=$(SEED)) $(if $(MINUTES),--minutes=$(MINUTES)) $(ARGS)
+
+clients: $(VENV)/.dev ## other people's client libraries against baton up (NAMES="litellm instructor"; sets each up)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tools.clients $(NAMES) --folder=$(VENV)/clients $(ARGS)
 
 proto: $(VENV)/.dev ## generate the gRPC stubs anew
 	@$(BIN)/python tools/stubs.py

@@ -68,6 +68,9 @@ class Planner:
             "host": settings.host, "port": self._port, "routers": router,
             "model": self._model.path, "served_name": self._model.name, "drain_s": _DRAIN_S,
         }  # fmt: skip
+        own = load(settings_class("gateway"), config=self._config)
+        if "files_dir" not in own.model_fields_set:
+            flags["files_dir"] = self._folder / "files"
         address = f"{settings.host}:{self._port}"
         return self._service("gateway", "gateway", flags, address=address, metrics=address)
 

@@ -12,7 +12,7 @@ import orjson
 import structlog
 
 from baton.gateway import metrics
-from baton.gateway.openai.batches.batch import Batch, Ending, Status
+from baton.gateway.openai.batches.batch import OVER, Batch, Ending, Status
 from baton.gateway.openai.batches.lanes import Lanes
 from baton.gateway.openai.batches.lines import (
     BadLine,
@@ -61,6 +61,9 @@ class BatchRun:
 
     async def run(self) -> None:
         batch = self._batch
+        if batch.status in OVER:  # its gateway was stopped before it could say so
+            await asyncio.to_thread(self._batches.close, batch.id)
+            return
         if batch.status == "validating" and not await self._validate():
             return
         journal = await asyncio.to_thread(Journal, self._journal_path)

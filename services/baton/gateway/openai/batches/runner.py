@@ -52,28 +52,38 @@ class BatchRunner:
         now = asyncio.get_running_loop().time
         try:
             while True:
-                for id in await asyncio.to_thread(self._batches.unfinished):
-                    if id not in self._running:
-                        self._running[id] = task = asyncio.create_task(self._run(id))
-                        task.add_done_callback(lambda _, id=id: self._running.pop(id))
-                if now() - swept_at >= _SWEEP_S:
-                    swept_at = now()
-                    await asyncio.to_thread(self._sweep)
+                try:
+                    await self._start_new()
+                    if now() - swept_at >= _SWEEP_S:
+                        swept_at = now()
+                        await asyncio.to_thread(self._sweep)
+                except OSError as error:
+                    log.error("the folder of batches cannot be read", error=str(error))
                 await asyncio.sleep(_SCAN_S)
         finally:
             await cancel_and_wait(*self._running.values())
 
+    async def _start_new(self) -> None:
+        for id in await asyncio.to_thread(self._batches.unfinished):
+            if id not in self._running:
+                self._running[id] = asyncio.create_task(self._run(id))
+
     async def _run(self, id: str) -> None:
-        with self._batches.lock(id) as mine:
-            if not mine:
-                return
-            try:
-                with metrics.BATCHES.track_inprogress():
-                    batch = await asyncio.to_thread(self._batches.load, id)
-                    await BatchRun(batch, self._batches, self._files, self._lanes, self._settings.max_body_bytes).run()
-            except Exception:
-                log.exception("a batch failed by a defect; it will be tried again", batch=id)
-                await asyncio.sleep(_SWEEP_S)
+        try:
+            with self._batches.lock(id) as mine:
+                if mine:
+                    await self._run_locked(id)
+        finally:
+            del self._running[id]
+
+    async def _run_locked(self, id: str) -> None:
+        try:
+            with metrics.BATCHES.track_inprogress():
+                batch = await asyncio.to_thread(self._batches.load, id)
+                await BatchRun(batch, self._batches, self._files, self._lanes, self._settings.max_body_bytes).run()
+        except Exception:
+            log.exception("a batch failed by a defect; it will be tried again", batch=id)
+            await asyncio.sleep(_SWEEP_S)
 
     def _sweep(self) -> None:
         self._files.sweep()

@@ -136,11 +136,11 @@ class _OpenItem:
         """The whole item and the events of its end."""
         part = self._part()
         item = self._item(status, [] if part is None else [part])
-        done = {"type": f"{_DELTAS[self.kind]}.done", **self._at}
+        done: OutputEvent = {"type": f"{_DELTAS[self.kind]}.done", **self._at}
         if part is None:
             events = [{**done, "name": item["name"], "arguments": item["arguments"]}]
         else:
-            text = {field: part[field] for field in ("text", "logprobs") if field in part}
+            text: OutputEvent = {field: part[field] for field in ("text", "logprobs") if field in part}
             events = [{**done, **text}, {"type": "response.content_part.done", **self._at, "part": part}]
         return item, [*events, self._item_event("done", item)]
 

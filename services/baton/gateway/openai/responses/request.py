@@ -14,7 +14,7 @@ from baton.gateway.conversation import Conversation, effort_variables
 from baton.gateway.http.fields import Body
 from baton.gateway.openai.metadata import Metadata
 from baton.gateway.openai.responses.items import Item, messages_of
-from baton.gateway.openai.tools import Function, FunctionTool, NamedChoice, NamedFunction, demanded, offered
+from baton.gateway.openai.tools import Function, FunctionTool, NamedChoice, NamedFunction, ToolChoice, demanded, offered
 from baton.gateway.sampling import SamplingBuilder
 from baton.gateway.structure_fields import json_text
 from baton.gateway.text_model import TextModel
@@ -112,9 +112,12 @@ class CountInputRequest(Body):
     def conversation(self, items: Sequence[Item]) -> Conversation:
         """The conversation of all `items`. Raises InvalidRequest when the tools cannot be offered."""
         tools = [tool.nested() for tool in self.tools or ()]
-        choice = self.tool_choice
-        if isinstance(choice, NamedToolChoice):
-            choice = NamedChoice(type="function", function=NamedFunction(name=choice.name))
+        asked = self.tool_choice
+        choice: ToolChoice | None = (
+            NamedChoice(type="function", function=NamedFunction(name=asked.name))
+            if isinstance(asked, NamedToolChoice)
+            else asked
+        )
         effort = self.reasoning.effort if self.reasoning is not None else None
         return Conversation(
             messages=self._messages(items),
