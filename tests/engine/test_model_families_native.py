@@ -12,7 +12,7 @@ from engine_harness import Harness, Pair
 from family_checkpoints import FAMILIES, VOCAB, Checkpoint
 from paged_rows import PagedModel, Row
 
-from baton.core.errors import CheckpointError
+from baton.core.errors import CheckpointError, ConfigError
 from baton.core.sampling import SamplingParams
 from baton.engine.plan import EngineConfig
 from baton.engine.runner import TorchModelRunner
@@ -198,3 +198,21 @@ def test_text_part_of_a_model_that_sees(tmp_path, body: str, head: str) -> None:
     tokens = tokens_of(1, 50)
     got = PagedModel(TorchModelRunner.load(tmp_path), pages=20).step([(Row(tokens), 50)], all_logits=True)
     close(got, made.logits(tokens))
+
+
+@pytest.mark.parametrize("family", ["olmo 2", "nemotron", "mixtral", "deepseek v3"])
+def test_what_cannot_be_deterministic_says_so(tmp_path, family: str) -> None:
+    made = Checkpoint(tmp_path, family)
+    with pytest.raises(ConfigError, match=r"deterministic = true (is not to be had for|needs Baton's kernels)"):
+        TorchModelRunner.load(made.folder, deterministic=True)
+
+
+@pytest.mark.parametrize("family", ["phi 4 mini", "gemma 2", "qwen2 moe", "gpt-oss", "deepseek v3"])
+def test_quantized_at_load(tmp_path, family: str) -> None:
+    """Weights of 8 bits, experts too: nearly the logits of the whole ones."""
+    made = Checkpoint(tmp_path, family)
+    tokens = tokens_of(1, 40)
+    runner = TorchModelRunner.load(made.folder, quantization="int8", dtype="bfloat16")
+    got = PagedModel(runner, pages=20).step([(Row(tokens), 40)], all_logits=True)
+    exact = made.logits(tokens)
+    assert (got - exact).abs().median() < 0.1 * exact.std()
