@@ -36,12 +36,12 @@ class Submission:
     priority: int = 0
     lora: str = ""
     first_attempt: int = 0
+    traceparent: str = ""
     pooling: PoolingParams | None = None  # the answer is one vector; `sampling.max_tokens` is 1
 
     @property
     def task(self) -> Task:
         return Task.GENERATE if self.pooling is None else self.pooling.task
-    traceparent: str = ""
 
 
 @dataclass(slots=True)
