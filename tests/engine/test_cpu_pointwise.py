@@ -27,15 +27,16 @@ def kernels(request):
     return open_kernels(environ.cache_dir() / "kernels", request.param)
 
 
-def shape(head_dim: int = 64) -> SimpleNamespace:
+def shape(head_dim: int = 64, activation: str = "silu") -> SimpleNamespace:
     return SimpleNamespace(
         hidden_size=96, mlp_sizes=(160,), head_dim=head_dim, heads=6, kv_heads=2, norm_eps=1e-5, qk_norm="head",
-        activation="silu", gated=True, clamped_swiglu=None,
+        activation=activation, gated=True, clamped_swiglu=None,
     )  # fmt: skip
 
 
-def both(kernels, dtype, head_dim: int = 64):
-    return CpuPointwise(kernels, shape(head_dim), dtype), TorchPointwise(shape(head_dim))
+def both(kernels, dtype, head_dim: int = 64, activation: str = "silu"):
+    like = shape(head_dim, activation)
+    return CpuPointwise(kernels, like, dtype), TorchPointwise(like)
 
 
 def norm_of(size: int, dtype: torch.dtype, kind: str, seed: int) -> Norm:
@@ -85,8 +86,7 @@ def test_rotation(kernels, dtype, head_dim: int, normed: str | None) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
 def test_gate(kernels, dtype, activation: str) -> None:
-    ours, reference = both(kernels, dtype)
-    ours._config.activation = reference._config.activation = ours._torch._config.activation = activation
+    ours, reference = both(kernels, dtype, activation=activation)
     x = randn(33, 320, dtype=dtype)
     x[0, :6] = torch.tensor([0.0, -0.0, 200.0, -200.0, 3e4, -3e4])
     torch.testing.assert_close(ours.gate(x), reference.gate(x), atol=1e-6, rtol=2**-7)

@@ -22,6 +22,7 @@ from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cpu.library import ALIGNMENT, Kernels, kernels
 from baton.engine.cpu.linear import QUANTIZATIONS, steady
 from baton.engine.cpu.pointwise import CpuPointwise
+from baton.engine.cpu.recorded import RecordedSteps
 from baton.engine.cuda import attention as cuda_attention
 from baton.engine.cuda.attention import FlashInferAttention
 from baton.engine.cuda.graphs import DecodeGraphs, GraphRecorder, Recorder
@@ -69,6 +70,7 @@ class TorchModelRunner:
         latent_dim = None if config.latent is None else config.latent.rank
         sinks = tuple(layer.sinks_H for layer in weights.layers if layer.sinks_H is not None)
         scoring = Scoring(config.attention_scale, config.attention_soft_cap, sinks or None, latent_dim)
+        self._kernels = kernels
         self._attention: AttentionBackend = TorchAttention(layout, config.windows, scoring)
         if kernels is not None and cpu_attention.supports(layout) and latent_dim is None:
             self._attention = CpuAttention(kernels, layout, config.windows, deterministic, scoring)
@@ -91,6 +93,7 @@ class TorchModelRunner:
         self._decoder = Decoder(config, weights, self._attention, pointwise, self.max_context_tokens)
         self._pool: torch.Tensor | None = None
         self._graphs: DecodeGraphs | None = None
+        self._recorded: RecordedSteps | None = None
         self.pooler = pooler or generating(config.vocab_size, config.hidden_size)
 
     @classmethod
@@ -148,6 +151,7 @@ class TorchModelRunner:
         )
         native = on_cpu and backend == "auto"
         own = kernels() if native else None
+        own = own.separate() if own is not None else None
         projection = QUANTIZATIONS[quantization] if native or quantization != "none" else Linear
         if quantization != "none" and own is not None:
             projection = quantized.maker(own, int(quantization.removeprefix("int")))
@@ -164,12 +168,14 @@ class TorchModelRunner:
         """
         self._attention.bind_pool(pool)
         self._pool, self._graphs = pool, None
+        if self._kernels is not None and isinstance(self._attention, CpuAttention):
+            self._recorded = RecordedSteps(self._kernels, self._decoder.through_layers)
 
     def unbind_pool(self) -> None:
         """Let go of the pool, so that its memory can be given back."""
         if self._pool is not None:
             self._attention.bind_pool(self._pool[:, :0])
-        self._pool = self._graphs = None
+        self._pool = self._graphs = self._recorded = None
 
     @property
     def can_capture(self) -> bool:
@@ -208,6 +214,8 @@ class TorchModelRunner:
         if self._graphs is not None and on_layer is None and self._graphs.fits(batch):
             return self._graphs.run(batch)
         self._attention.plan(batch)
+        if self._recorded is not None and on_layer is None and self._recorded.fits(batch):
+            return self._decoder.logits(self._recorded.run(self._decoder.embed(batch), batch))
         return self._decoder.forward(batch, on_layer)
 
     @torch.inference_mode()

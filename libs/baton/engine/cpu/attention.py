@@ -16,7 +16,7 @@ import torch
 from baton.core.layout import KvLayout
 from baton.engine.attention import PLAIN, Chunks, Scoring, Window, check_pool
 from baton.engine.batch import StepBatch
-from baton.engine.cpu.library import ALIGNMENT, AttentionCall, Kernels
+from baton.engine.cpu.library import ALIGNMENT, AttentionCall, Kernels, Tables, WriteCall
 
 DTYPES = ("float32", "bfloat16")
 
@@ -45,13 +45,17 @@ class CpuAttention:
         # Per layer, latest positions and size of chunks, of which one is 0: not so.
         self._windows = [(0, window.size) if isinstance(window, Chunks) else (window or 0, 0) for window in windows]
         self._bits = 32 if layout.dtype == "float32" else 16
-        self._row_size = layout.kv_heads * layout.head_dim
         self._layers: list[int] = []
         self._pool: torch.Tensor | None = None
         self._batch: StepBatch | None = None
-        self._slots = 0
+        self._tables = Tables()
+        tables = ctypes.addressof(self._tables)
+        self._write = WriteCall(
+            tables=tables, bits=self._bits, page_size=layout.page_size, size=layout.kv_heads * layout.head_dim
+        )
         self._call = AttentionCall(
-            page_size=layout.page_size, kv_heads=layout.kv_heads, head_dim=layout.head_dim, one_way=one_way,
+            tables=tables, bits=self._bits, page_size=layout.page_size, kv_heads=layout.kv_heads,
+            head_dim=layout.head_dim, one_way=one_way,
             scale=scoring.scale_of(layout.head_dim), soft_cap=scoring.soft_cap or 0.0,
         )  # fmt: skip
         self._sinks = scoring.sinks  # keeps alive what the addresses point to
@@ -62,22 +66,21 @@ class CpuAttention:
         self._layers = [layer.data_ptr() for layer in pool]
 
     def plan(self, batch: StepBatch) -> None:
-        call, rows = self._call, len(batch.q_lens_host)
+        tables, rows = self._tables, len(batch.q_lens_host)
         indices = (batch.page_table, batch.q_starts, batch.seq_lens)
         assert all(index.dtype == torch.int32 and index.is_contiguous() for index in indices)
         assert batch.slots.dtype == torch.int64 and batch.slots.is_contiguous()
         assert len(batch.page_table) >= rows and len(batch.q_starts) > rows
         self._batch = batch  # keeps alive what the addresses below point to
-        call.page_table, call.q_starts, call.seq_lens = (index.data_ptr() for index in indices)
-        call.table_width, call.rows, call.threads = batch.page_table.shape[1], rows, torch.get_num_threads()
-        self._slots = batch.slots.data_ptr()
+        tables.page_table, tables.q_starts, tables.seq_lens = (index.data_ptr() for index in indices)
+        tables.slots, tables.table_width, tables.rows = batch.slots.data_ptr(), batch.page_table.shape[1], rows
+        self._call.threads = torch.get_num_threads()
 
     def write(self, layer: int, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> None:
-        k_TKD, v_TKD = _by_token(k_TKD), _by_token(v_TKD)
-        self._kernels.write(
-            self._bits, self._layers[layer], k_TKD.data_ptr(), v_TKD.data_ptr(), self._slots, len(k_TKD),
-            k_TKD.stride(0), v_TKD.stride(0), self._layout.page_size, self._row_size,
-        )  # fmt: skip
+        k_TKD, v_TKD, call = _by_token(k_TKD), _by_token(v_TKD), self._write
+        call.pool, call.k, call.v, call.tokens = self._layers[layer], k_TKD.data_ptr(), v_TKD.data_ptr(), len(k_TKD)
+        call.k_stride, call.v_stride = k_TKD.stride(0), v_TKD.stride(0)
+        self._kernels.write(call)
 
     def run(self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> torch.Tensor:
         q_THD, call = _by_token(q_THD), self._call
@@ -86,7 +89,7 @@ class CpuAttention:
         call.q_stride, call.heads, (call.window, call.chunk) = q_THD.stride(0), q_THD.shape[1], self._windows[layer]
         if self._sinks is not None:
             call.sinks = self._sinks[layer].data_ptr()
-        self._kernels.attend(self._bits, ctypes.byref(call))
+        self._kernels.attend(call)
         return out_THD
 
 

@@ -1,13 +1,16 @@
 """The compiled kernels as typed functions: the one place that knows their C interface.
 
-Functions take addresses of contiguous (or strided, where they say so) memory and release the interpreter's lock while
-they run. Callers own all memory, and answer for shapes: nothing is checked on the other side.
+Functions take a structure that holds addresses of contiguous (or strided, where they say so) memory, and release the
+interpreter's lock while they run. Calls can be recorded, and made again all together. Callers own all memory, and
+answer for shapes: nothing is checked on the other side.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import c_double, c_int64, c_void_p
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import structlog
 import torch
 
 from baton.engine.cpu.build import BuildError, best_variant, build
+from baton.engine.cpu.tape import PackedCall, Tape
 from baton.runtime import environ
 
 log = structlog.get_logger(__name__)
@@ -22,9 +26,20 @@ log = structlog.get_logger(__name__)
 # Sizes of heads and rows are multiples of this: the most lanes that a vector has.
 ALIGNMENT = 16
 
+Kernel = Callable[[ctypes.Structure], None]
+
+
+class Tables(ctypes.Structure):
+    """What differs from step to step: `Tables` of source/kernels.cpp, field by field, as all of the following."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("page_table", "q_starts", "seq_lens", "slots")),
+        *((name, c_int64) for name in ("table_width", "rows")),
+    ]
+
 
 class AttentionCall(ctypes.Structure):
-    """Arguments of `attend`: `Attention` of source/attention.h, field by field."""
+    """Arguments of `attend`: `Attention` of source/attention.h, then what `Attend` adds."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("pool", "q", "out", "page_table", "q_starts", "seq_lens", "sinks")),
@@ -36,20 +51,64 @@ class AttentionCall(ctypes.Structure):
                 "one_way", "threads",
             )
         ),
+        ("tables", c_void_p),
+        ("bits", c_int64),
     ]  # fmt: skip
 
 
+class WriteCall(ctypes.Structure):
+    """Arguments of `write`: `Write`."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("pool", "k", "v", "tables")),
+        *((name, c_int64) for name in ("bits", "tokens", "k_stride", "v_stride", "page_size", "size")),
+    ]
+
+
+class NormCall(ctypes.Structure):
+    """Arguments of `norm`: `Norm`."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "added", "weight", "out")),
+        ("eps", c_double),
+        *((name, c_int64) for name in ("bits", "weight_bits", "tokens", "size", "threads")),
+    ]
+
+
+class RotateCall(ctypes.Structure):
+    """Arguments of `rotate`: `Rotate`."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "cosines", "sines", "q_norm", "k_norm")),
+        ("eps", c_double),
+        *(
+            (name, c_int64)
+            for name in ("bits", "weight_bits", "tokens", "stride", "heads", "kv_heads", "dim", "threads")
+        ),
+    ]
+
+
+class GateCall(ctypes.Structure):
+    """Arguments of `gate`: `Gated`."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "out")),
+        *((name, c_int64) for name in ("bits", "kind", "tokens", "size", "threads")),
+    ]
+
+
 class QuantizedCall(ctypes.Structure):
-    """Arguments of `multiply`: `Quantized` of source/quantized.h, field by field."""
+    """Arguments of `multiply`: `Quantized` of source/quantized.h, then what `Multiply` adds."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("x", "weights", "scales", "steps", "lowest", "bias", "out")),
         *((name, c_int64) for name in ("weight_bits", "rows", "depth", "outs", "threads")),
+        ("bits", c_int64),
     ]
 
 
 class PanelsCall(ctypes.Structure):
-    """Arguments of `multiply_panels`: `Panels` of source/panels.h, field by field."""
+    """Arguments of `multiply_panels`: `Panels` of source/panels.h."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("x", "weights", "bias", "out")),
@@ -58,34 +117,57 @@ class PanelsCall(ctypes.Structure):
 
 
 class Kernels:
-    """The functions of one compiled library. Stateless: any thread may call any of them."""
+    """The functions of one compiled library, each of which takes the structure with its arguments. Any thread may call
+    any of them; while calls are being recorded, one thread only."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError when `path` is no library that this machine can load."""
-        library = ctypes.CDLL(str(path))
         self.path = path
-        self.attend = library.baton_attend
-        self.write = library.baton_write
-        self.norm = library.baton_norm
-        self.rotate = library.baton_rotate
-        self.gate = library.baton_gate
-        self.multiply = library.baton_multiply
-        self.multiply_panels = library.baton_multiply_panels
-        self.attend.argtypes = [c_int64, ctypes.POINTER(AttentionCall)]
-        self.write.argtypes = [c_int64, *[c_void_p] * 4, *[c_int64] * 5]
-        self.norm.argtypes = [c_int64, c_int64, *[c_void_p] * 4, c_int64, c_int64, c_double, c_int64]
-        self.rotate.argtypes = [c_int64, c_int64, *[c_void_p] * 5, *[c_int64] * 5, c_double, c_int64]
-        self.multiply.argtypes = [c_int64, ctypes.POINTER(QuantizedCall)]
-        self.multiply_panels.argtypes = [ctypes.POINTER(PanelsCall)]
-        self.gate.argtypes = [c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
-        for function in (
-            self.attend, self.write, self.norm, self.rotate, self.gate, self.multiply, self.multiply_panels,
-        ):  # fmt: skip
-            function.restype = None
+        self._library = library = ctypes.CDLL(str(path))
+        self.attend = self._kernel("attend")
+        self.write = self._kernel("write")
+        self.norm = self._kernel("norm")
+        self.rotate = self._kernel("rotate")
+        self.gate = self._kernel("gate")
+        self.multiply = self._kernel("multiply")
+        self.multiply_panels = self._kernel("multiply_panels")
         library.baton_multiplies_pairs.restype = c_int64
         self.multiplies_pairs = bool(library.baton_multiplies_pairs())
         library.baton_use_team.argtypes, library.baton_use_team.restype = [c_void_p], None
         self.use_team = library.baton_use_team
+        library.baton_run.argtypes, library.baton_run.restype = [c_void_p, c_int64], None
+
+        self._tape: Tape | None = None
+
+    def separate(self) -> Kernels:
+        """The same functions, whose recording is another's."""
+        return Kernels(self.path)
+
+    @contextmanager
+    def recording(self) -> Iterator[Tape]:
+        """A tape of all calls that are made through this object meanwhile."""
+        self._tape = Tape()
+        try:
+            yield self._tape
+        finally:
+            self._tape = None
+
+    def run(self, calls: ctypes.Array[PackedCall]) -> None:
+        """Make all calls of a tape."""
+        self._library.baton_run(calls, len(calls))
+
+    def _kernel(self, name: str) -> Kernel:
+        function = getattr(self._library, f"baton_{name}")
+        function.argtypes, function.restype = [c_void_p], None
+        address = ctypes.cast(function, c_void_p).value
+        assert address is not None
+
+        def call(arguments: ctypes.Structure) -> None:
+            function(ctypes.addressof(arguments))
+            if self._tape is not None:
+                self._tape.add(address, arguments)
+
+        return call
 
 
 def torch_team() -> int | None:

@@ -7,8 +7,6 @@ are left to oneDNN, which uses them.
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from baton.engine.cpu.build import processor_flags
@@ -39,7 +37,7 @@ class PanelLinear:
         x, call = x.contiguous(), self._call
         y = x.new_empty((len(x), self._outs))
         call.x, call.out, call.rows, call.threads = x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads()
-        self._kernels.multiply_panels(ctypes.byref(call))
+        self._kernels.multiply_panels(call)
         return y
 
 

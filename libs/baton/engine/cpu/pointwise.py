@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from baton.engine.cpu.library import ALIGNMENT, Kernels
+from baton.engine.cpu.library import ALIGNMENT, GateCall, Kernels, NormCall, RotateCall
 from baton.engine.model.config import DecoderConfig
 from baton.engine.model.pointwise import Heads, Norm, TorchPointwise, split_heads
 
@@ -31,14 +31,20 @@ def _gates(config: DecoderConfig) -> bool:
 
 
 class CpuPointwise:
-    """Stateless; spreads its work over `torch.get_num_threads()` threads. Takes contiguous matrices."""
+    """Use from one thread at a time; spreads its work over `torch.get_num_threads()` threads. Takes contiguous
+    matrices."""
 
     def __init__(self, kernels: Kernels, config: DecoderConfig, dtype: torch.dtype) -> None:
         if not supports(config, dtype):
             raise ValueError(f"{dtype} matrices of {config.hidden_size} columns need other operations")
         self._kernels = kernels
         self._config = config
-        self._bits = dtype.itemsize * 8
+        bits = dtype.itemsize * 8
+        self._norm_call = NormCall(bits=bits, eps=config.norm_eps)
+        self._rotate_call = RotateCall(
+            bits=bits, heads=config.heads, kv_heads=config.kv_heads, dim=config.head_dim, eps=config.norm_eps
+        )
+        self._gate_call = GateCall(bits=bits, kind=_GATES.get(config.activation, 0))
         self._torch = TorchPointwise(config)  # for what some families do otherwise
 
     def norm(self, x_TE: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -61,13 +67,13 @@ class CpuPointwise:
         if config.qk_norm == "all" or (q_norm is not None and q_norm.centred):
             return self._torch.rotate(qkv_TN, cos_T1D, sin_T1D, q_norm, k_norm)
         assert qkv_TN.stride(1) == 1
-        self._kernels.rotate(
-            self._bits, self._bits if q_norm is None else _bits(q_norm), qkv_TN.data_ptr(), cos_T1D.data_ptr(),
-            sin_T1D.data_ptr(), None if q_norm is None else q_norm.weight.data_ptr(),
-            None if k_norm is None else k_norm.weight.data_ptr(),
-            len(qkv_TN), qkv_TN.stride(0), config.heads, config.kv_heads, config.head_dim, config.norm_eps,
-            torch.get_num_threads(),
-        )  # fmt: skip
+        call = self._rotate_call
+        call.x, call.cosines, call.sines = qkv_TN.data_ptr(), cos_T1D.data_ptr(), sin_T1D.data_ptr()
+        call.q_norm = None if q_norm is None else q_norm.weight.data_ptr()
+        call.k_norm = None if k_norm is None else k_norm.weight.data_ptr()
+        call.weight_bits = call.bits if q_norm is None else _bits(q_norm)
+        call.tokens, call.stride, call.threads = len(qkv_TN), qkv_TN.stride(0), torch.get_num_threads()
+        self._kernels.rotate(call)
         return split_heads(config, qkv_TN)
 
     def gate(self, gate_up_T2F: torch.Tensor) -> torch.Tensor:
@@ -76,19 +82,20 @@ class CpuPointwise:
         gate_up_T2F = gate_up_T2F.contiguous()
         tokens, size = len(gate_up_T2F), gate_up_T2F.shape[1] // 2
         out_TF = gate_up_T2F.new_empty((tokens, size))
-        threads = torch.get_num_threads()
-        kind = _GATES[self._config.activation]
-        self._kernels.gate(self._bits, kind, gate_up_T2F.data_ptr(), out_TF.data_ptr(), tokens, size, threads)
+        call = self._gate_call
+        call.x, call.out, call.tokens, call.size = gate_up_T2F.data_ptr(), out_TF.data_ptr(), tokens, size
+        call.threads = torch.get_num_threads()
+        self._kernels.gate(call)
         return out_TF
 
     def _norm(self, x_TE: torch.Tensor, added_TE: torch.Tensor | None, norm: Norm) -> torch.Tensor:
         assert x_TE.is_contiguous()
         out_TE = torch.empty_like(x_TE)
-        added = None if added_TE is None else added_TE.data_ptr()
-        self._kernels.norm(
-            self._bits, _bits(norm), x_TE.data_ptr(), added, norm.weight.data_ptr(), out_TE.data_ptr(), *x_TE.shape,
-            self._config.norm_eps, torch.get_num_threads(),
-        )  # fmt: skip
+        call = self._norm_call
+        call.x, call.added = x_TE.data_ptr(), None if added_TE is None else added_TE.data_ptr()
+        call.weight, call.weight_bits, call.out = norm.weight.data_ptr(), _bits(norm), out_TE.data_ptr()
+        (call.tokens, call.size), call.threads = x_TE.shape, torch.get_num_threads()
+        self._kernels.norm(call)
         return out_TE
 
 

@@ -7,8 +7,6 @@ up with that at any number of them. Weights alone are quantized: products are of
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from baton.engine.cpu import linear
@@ -45,14 +43,14 @@ class QuantizedLinear:
         self._call = QuantizedCall(
             weights=self._weights.data_ptr(), scales=self._scales.data_ptr(), steps=self._steps.data_ptr(),
             lowest=self._lowest.data_ptr(), bias=None if self._bias is None else self._bias.data_ptr(),
-            weight_bits=bits, depth=depth, outs=outs,
+            weight_bits=bits, depth=depth, outs=outs, bits=weight.dtype.itemsize * 8,
         )  # fmt: skip
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x, call = x.contiguous(), self._call
         y = x.new_empty((len(x), self._outs))
         call.x, call.out, call.rows, call.threads = x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads()
-        self._kernels.multiply(x.dtype.itemsize * 8, ctypes.byref(call))
+        self._kernels.multiply(call)
         return y
 
 

@@ -10,6 +10,7 @@ backend's, and how products and what stands between them are computed is that of
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -19,6 +20,14 @@ from baton.engine.model.config import DecoderConfig
 from baton.engine.model.pointwise import Norm, Pointwise
 from baton.engine.model.rope import inverse_frequencies, rotation
 from baton.engine.model.weights import DecoderWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A step's tokens before the first layer: `hidden_TE`, and of each kind of rotation cosines and sines [T, 1, D]."""
+
+    hidden_TE: torch.Tensor
+    angles: list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Decoder:
@@ -68,7 +77,10 @@ class Decoder:
 
     def hidden(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """What `forward` makes logits of: the last layer's output for `batch.logit_rows` [L, E], normed."""
-        layers = self._weights.layers
+        return self.through_layers(self.embed(batch), batch, on_layer)
+
+    def embed(self, batch: StepBatch) -> Embedded:
+        """What goes into the first layer, and the angles of all."""
         hidden_TE = self._weights.embedding_VE[batch.token_ids]
         if self._embedding_multiplier != 1.0:
             hidden_TE = hidden_TE * self._embedding_multiplier
@@ -76,6 +88,14 @@ class Decoder:
             rotation(frequencies, batch.positions, rope.attention_factor, hidden_TE.dtype)
             for rope, frequencies in zip(self._ropes, self._frequencies, strict=True)
         ]
+        return Embedded(hidden_TE, angles)
+
+    def through_layers(
+        self, embedded: Embedded, batch: StepBatch, on_layer: Callable[[int], None] | None = None
+    ) -> torch.Tensor:
+        """What `hidden` returns. The caller gives up the memory of `embedded`."""
+        layers = self._weights.layers
+        hidden_TE, angles = embedded.hidden_TE, embedded.angles
         first_norm = layers[0].attention_norm
         normed_TE = hidden_TE if first_norm is None else self._pointwise.norm(hidden_TE, first_norm)
         for index, (layer, next_norm) in enumerate(zip(layers, self._next_norms, strict=True)):

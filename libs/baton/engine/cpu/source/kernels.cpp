@@ -1,5 +1,6 @@
 // The C interface of Baton's CPU kernels: plain pointers and 64-bit numbers, sizes in elements, strides in elements.
 // `bits` is the width of an element: 32 for float, 16 for bf16. Sizes of heads and of rows are multiples of 16.
+// Every kernel takes the address of one struct, so that calls can be kept in a list and made again.
 // Nothing is checked here: the Python side has done so.
 #include "attention.h"
 #include "elementwise.h"
@@ -27,6 +28,65 @@ using namespace baton;
         body                         \
     }
 
+// What differs from step to step, while all else of a call stays: of the step's rows, and of its tokens.
+struct Tables {
+    const int32_t* page_table;
+    const int32_t* q_starts;
+    const int32_t* seq_lens;
+    const int64_t* slots;  // [tokens]
+    int64_t table_width, rows;
+};
+
+struct Attend {
+    Attention attention;  // with what `tables` has
+    const Tables* tables;
+    int64_t bits;
+};
+
+struct Write {
+    void* pool;  // a layer [pages, 2, page_size, size]
+    const void* k;  // [tokens][stride]
+    const void* v;
+    const Tables* tables;
+    int64_t bits, tokens, k_stride, v_stride, page_size, size;
+};
+
+struct Norm {
+    void* x;  // [tokens, size]
+    const void* added;  // or null
+    const void* weight;  // [size]
+    void* out;
+    double eps;
+    int64_t bits, weight_bits, tokens, size, threads;
+};
+
+struct Rotate {
+    void* x;  // [tokens][stride]
+    const void* cosines;  // [tokens, dim / 2]
+    const void* sines;
+    const void* q_norm;  // [dim], or null
+    const void* k_norm;
+    double eps;
+    int64_t bits, weight_bits, tokens, stride, heads, kv_heads, dim, threads;
+};
+
+struct Gated {
+    const void* x;  // [tokens, 2 * size]: gate, up
+    void* out;
+    int64_t bits, kind, tokens, size, threads;
+};
+
+struct Multiply {
+    Quantized quantized;
+    int64_t bits;
+};
+
+// One of the functions below and what it is called with.
+struct Call {
+    void (*function)(const void*);
+    const void* with;
+};
+
 #pragma GCC visibility push(default)
 extern "C" {
 
@@ -35,60 +95,76 @@ int64_t baton_lanes() { return LANES; }
 // Threads of a team from now on; null for own ones.
 void baton_use_team(Team known) { team().store(known); }
 
-void baton_attend(int64_t bits, const Attention* attention) { FOR_ELEMENT(bits, attend<E>(*attention);) }
-
-// K and V [tokens][stride] to their slots of a layer [pages, 2, page_size, size].
-void baton_write(int64_t bits, void* pool, const void* k, const void* v, const int64_t* slots, int64_t tokens,
-                 int64_t k_stride, int64_t v_stride, int64_t page_size, int64_t size) {
-    FOR_ELEMENT(bits, for (int64_t t = 0; t < tokens; t++) {
-        E* at = static_cast<E*>(pool) + (slots[t] / page_size * 2 * page_size + slots[t] % page_size) * size;
-        memcpy(at, static_cast<const E*>(k) + t * k_stride, size * sizeof(E));
-        memcpy(at + page_size * size, static_cast<const E*>(v) + t * v_stride, size * sizeof(E));
-    })
-}
-
-// out[tokens, size] = norm of (x + added), and x += added; `added` may be null. Weights have `weight_bits`, those of x
-// or 32.
-void baton_norm(int64_t bits, int64_t weight_bits, void* x, const void* added, const void* weight, void* out,
-                int64_t tokens, int64_t size, double eps, int64_t threads) {
-    FOR_WEIGHT(weight_bits, FOR_ELEMENT(bits, for_tokens(tokens, threads, [=](int64_t t) {
-        E* row = static_cast<E*>(x) + t * size;
-        if (added) {
-            const E* more = static_cast<const E*>(added) + t * size;
-            for (int64_t i = 0; i < size; i += LANES) store(row + i, load(row + i) + load(more + i));
-        }
-        normalize(row, static_cast<const W*>(weight), static_cast<E*>(out) + t * size, size, (float)eps);
-    });))
-}
-
-// In place: the first `heads` heads of x [tokens][stride] and the `kv_heads` after them are normed by q_norm and k_norm
-// [dim], unless these are null, and rotated by cosines and sines [tokens, dim / 2].
-void baton_rotate(int64_t bits, int64_t weight_bits, void* x, const void* cosines, const void* sines,
-                  const void* q_norm, const void* k_norm, int64_t tokens, int64_t stride, int64_t heads,
-                  int64_t kv_heads, int64_t dim, double eps, int64_t threads) {
-    FOR_WEIGHT(weight_bits, FOR_ELEMENT(bits, for_tokens(tokens, threads, [=](int64_t t) {
-        for (int64_t h = 0; h < heads + kv_heads; h++) {
-            E* head = static_cast<E*>(x) + t * stride + h * dim;
-            const W* weight = static_cast<const W*>(h < heads ? q_norm : k_norm);
-            if (weight) normalize(head, weight, head, dim, (float)eps);
-            turn(head, static_cast<const E*>(cosines) + t * dim / 2, static_cast<const E*>(sines) + t * dim / 2, dim);
-        }
-    });))
-}
-
-void baton_multiply(int64_t bits, const Quantized* quantized) { FOR_ELEMENT(bits, multiply_quantized<E>(*quantized);) }
-
 // Whether `baton_multiply_panels` computes anything: it needs products of pairs of bf16.
 int64_t baton_multiplies_pairs() { return PAIR<bf16> == 2; }
 
-void baton_multiply_panels(const Panels* panels) { multiply_panels(*panels); }
+void baton_attend(const void* with) {
+    const Attend& c = *static_cast<const Attend*>(with);
+    Attention a = c.attention;
+    a.page_table = c.tables->page_table, a.q_starts = c.tables->q_starts, a.seq_lens = c.tables->seq_lens;
+    a.table_width = c.tables->table_width, a.rows = c.tables->rows;
+    FOR_ELEMENT(c.bits, attend<E>(a);)
+}
 
-// out[tokens, size] = activation(gate) * up, of x [tokens, 2 * size]: gate, up. `kind`: Gate.
-void baton_gate(int64_t bits, int64_t kind, const void* x, void* out, int64_t tokens, int64_t size, int64_t threads) {
-    FOR_ELEMENT(bits, for_tokens(tokens, threads, [=](int64_t t) {
-        const auto of = kind == SILU ? gate<SILU, E> : gate<GELU, E>;
-        of(static_cast<const E*>(x) + t * 2 * size, static_cast<E*>(out) + t * size, size);
+// K and V to their slots.
+void baton_write(const void* with) {
+    const Write& c = *static_cast<const Write*>(with);
+    FOR_ELEMENT(c.bits, for (int64_t t = 0; t < c.tokens; t++) {
+        const int64_t slot = c.tables->slots[t];
+        E* at = static_cast<E*>(c.pool) + (slot / c.page_size * 2 * c.page_size + slot % c.page_size) * c.size;
+        memcpy(at, static_cast<const E*>(c.k) + t * c.k_stride, c.size * sizeof(E));
+        memcpy(at + c.page_size * c.size, static_cast<const E*>(c.v) + t * c.v_stride, c.size * sizeof(E));
+    })
+}
+
+// out = norm of (x + added), and x += added. Weights have `weight_bits`, those of x or 32.
+void baton_norm(const void* with) {
+    const Norm& c = *static_cast<const Norm*>(with);
+    FOR_WEIGHT(c.weight_bits, FOR_ELEMENT(c.bits, for_tokens(c.tokens, c.threads, [&](int64_t t) {
+        E* row = static_cast<E*>(c.x) + t * c.size;
+        if (c.added) {
+            const E* more = static_cast<const E*>(c.added) + t * c.size;
+            for (int64_t i = 0; i < c.size; i += LANES) store(row + i, load(row + i) + load(more + i));
+        }
+        normalize(row, static_cast<const W*>(c.weight), static_cast<E*>(c.out) + t * c.size, c.size, (float)c.eps);
+    });))
+}
+
+// In place: the first `heads` heads of x and the `kv_heads` after them are normed by q_norm and k_norm, unless these are
+// null, and rotated.
+void baton_rotate(const void* with) {
+    const Rotate& c = *static_cast<const Rotate*>(with);
+    FOR_WEIGHT(c.weight_bits, FOR_ELEMENT(c.bits, for_tokens(c.tokens, c.threads, [&](int64_t t) {
+        const E* cosines = static_cast<const E*>(c.cosines) + t * c.dim / 2;
+        const E* sines = static_cast<const E*>(c.sines) + t * c.dim / 2;
+        for (int64_t h = 0; h < c.heads + c.kv_heads; h++) {
+            E* head = static_cast<E*>(c.x) + t * c.stride + h * c.dim;
+            const W* weight = static_cast<const W*>(h < c.heads ? c.q_norm : c.k_norm);
+            if (weight) normalize(head, weight, head, c.dim, (float)c.eps);
+            turn(head, cosines, sines, c.dim);
+        }
+    });))
+}
+
+// out[tokens, size] = activation(gate) * up. `kind`: Gate.
+void baton_gate(const void* with) {
+    const Gated& c = *static_cast<const Gated*>(with);
+    FOR_ELEMENT(c.bits, for_tokens(c.tokens, c.threads, [&](int64_t t) {
+        const auto of = c.kind == SILU ? gate<SILU, E> : gate<GELU, E>;
+        of(static_cast<const E*>(c.x) + t * 2 * c.size, static_cast<E*>(c.out) + t * c.size, c.size);
     });)
+}
+
+void baton_multiply(const void* with) {
+    const Multiply& c = *static_cast<const Multiply*>(with);
+    FOR_ELEMENT(c.bits, multiply_quantized<E>(c.quantized);)
+}
+
+void baton_multiply_panels(const void* with) { multiply_panels(*static_cast<const Panels*>(with)); }
+
+// All calls, one after the other.
+void baton_run(const Call* calls, int64_t count) {
+    for (int64_t i = 0; i < count; i++) calls[i].function(calls[i].with);
 }
 }  // extern "C"
 #pragma GCC visibility pop

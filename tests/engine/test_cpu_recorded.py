@@ -1,0 +1,96 @@
+"""Recorded decode steps: the same logits to the last bit as without recording, whatever the model; what is recorded."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from family_checkpoints import Checkpoint
+from paged_rows import PagedModel, Row
+
+from baton.engine.cpu import recorded, tape
+from baton.engine.cpu.build import COMPILERS
+from baton.engine.runner import TorchModelRunner
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
+
+RECORDED = ("llama 3", "mistral", "qwen3", "gemma 3")
+OTHERS = ("granite", "olmo 2", "gpt-oss", "deepseek v3", "cohere 2")
+LENGTHS = (40, 3, 17, 16)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: Checkpoint(tmp_path_factory.mktemp("checkpoint"), name).folder for name in (*RECORDED, *OTHERS)}
+
+
+def logits_of(runner: TorchModelRunner, seed: int) -> list[torch.Tensor]:
+    """Of 40 steps in which between one and four rows decode, over pages whose places depend on `seed`."""
+    model, rng = PagedModel(runner, seed=seed), random.Random(5)
+    rows = [Row([rng.randrange(3, 160) for _ in range(length + 60)]) for length in LENGTHS]
+    model.step([(row, length) for row, length in zip(rows, LENGTHS, strict=True)])
+    steps = [rng.sample(rows, rng.randrange(1, 5)) for _ in range(40)]
+    return [model.step([(row, 1) for row in step]).clone() for step in steps]
+
+
+def load(folder: Path, quantization: str = "int8") -> TorchModelRunner:
+    """int8: layers by own kernels on any processor."""
+    return TorchModelRunner.load(folder, dtype="bfloat16", quantization=quantization)
+
+
+def recordings(runner: TorchModelRunner) -> dict[int, object]:
+    return runner._recorded._recordings if runner._recorded is not None else {}
+
+
+@pytest.mark.parametrize("name", [*RECORDED, *OTHERS])
+def test_recording_changes_no_bit(folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = load(folders[name])
+    ours = logits_of(runner, seed=1)
+    assert set(recordings(runner)) == ({1, 2, 3, 4} if name in RECORDED else set())
+    monkeypatch.setattr(recorded, "MOST_ROWS", 0)
+    plain = load(folders[name])
+    theirs = logits_of(plain, seed=2)
+    assert not recordings(plain)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_another_pool_is_recorded_anew(folders: dict[str, Path]) -> None:
+    runner = load(folders["qwen3"])
+    first, second = logits_of(runner, seed=1), logits_of(runner, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_layers_by_torch_are_not_recorded(folders: dict[str, Path]) -> None:
+    runner = TorchModelRunner.load(folders["qwen3"], dtype="float32")
+    logits_of(runner, seed=1)
+    assert not recordings(runner)
+
+
+def test_calls_that_the_recording_misses_are_noticed(folders: dict[str, Path]) -> None:
+    runner = load(folders["qwen3"])
+    expected = logits_of(runner, seed=1)
+    layers = runner._decoder._weights.layers
+    layers[1].output._kernels = layers[1].output._kernels.separate()
+    assert all(torch.equal(a, b) for a, b in zip(logits_of(runner, seed=2), expected, strict=True))
+    assert not recordings(runner)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_memory_is_shared_only_by_what_is_not_needed_at_once(seed: int) -> None:
+    rng = random.Random(seed)
+    blocks = []
+    for _ in range(rng.randrange(1, 40)):
+        first = rng.randrange(100)
+        blocks.append(tape._Block(first, first + rng.randrange(12), rng.choice([1, 64, 100, 4096])))
+    total = tape._place(blocks)
+    for i, a in enumerate(blocks):
+        assert a.offset % 64 == 0
+        assert a.offset + a.nbytes <= total
+        for b in blocks[:i]:
+            at_once = a.first <= b.last and b.first <= a.last
+            assert not at_once or a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
+    assert total <= sum(-(-block.nbytes // 64) * 64 for block in blocks)
