@@ -14,6 +14,7 @@ from typing import Any
 
 from baton.rpc.server import RpcServer
 from baton.rpc.v1 import common_pb2, router_pb2, router_pb2_grpc
+from baton.runtime import logs
 
 FIRST_TOKEN = 300  # below are special tokens and single bytes
 
@@ -77,6 +78,7 @@ async def main() -> None:
     parser.add_argument("--step-s", type=float, required=True)
     parser.add_argument("--vocabulary", type=int, required=True)
     arguments = parser.parse_args()
+    logs.configure("bench", level="warning")
     servicer = FakeRouter(arguments.model, arguments.step_s, arguments.vocabulary)
     server = RpcServer(
         "127.0.0.1:0",

@@ -12,6 +12,7 @@ import sys
 
 from baton.router.service import RouterService
 from baton.router.settings import RouterSettings
+from baton.runtime import logs
 from baton.testing.fake_worker import FakeWorker
 
 
@@ -22,6 +23,7 @@ async def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=700)
     parser.add_argument("--worker", default="")
     arguments = parser.parse_args()
+    logs.configure("bench", level="warning")
     if arguments.part == "worker":
         worker = FakeWorker("u0", "unified", model=arguments.model, vocabulary=arguments.vocabulary)
         await worker.start()
