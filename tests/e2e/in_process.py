@@ -94,12 +94,14 @@ async def cluster(
     gateway_options: dict[str, Any] | None = None,
     transport: str = "tcp",
     worker: dict[str, Any] | None = None,
+    roles: dict[str, dict[str, Any]] | None = None,
     agent: dict[str, Any] | None = None,
     router: dict[str, Any] | None = None,
 ) -> AsyncIterator[Cluster]:
     """Start everything, wait until all workers and their agents are connected, and end everything.
 
-    `{worker}` in texts of `agent` stands for the name of the agent's worker.
+    `worker`: settings of all workers; `roles`: of those of a role besides. `{worker}` in texts of `agent` stands for
+    the name of the agent's worker.
     """
     tasks: dict[str, asyncio.Task[None]] = {}
     async with contextlib.AsyncExitStack() as stack:
@@ -113,7 +115,7 @@ async def cluster(
 
         def start_worker(role: str, index: int, run: Callable[[WorkerSettings], Awaitable[None]]) -> None:
             name = f"{role}-{index}"
-            options: dict[str, Any] = {"kv_memory_bytes": 16 << 20, **(worker or {})}
+            options: dict[str, Any] = {"kv_memory_bytes": 16 << 20, **(worker or {}), **(roles or {}).get(role, {})}
             agent_socket = ""
             if role != "unified":
                 agent_socket = str(folder / f"{name}.sock")

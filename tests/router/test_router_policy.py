@@ -17,8 +17,8 @@ LIMITS = Limits()
 
 def worker(name: str, role: str = "decode", **facts: object) -> WorkerFacts:
     defaults: dict[str, object] = {
-        "model": "m", "fingerprint": "f", "token_limit": 100_000, "kv_bytes_per_token": 1 << 14, "layers": 16,
-        "transport": "ucx", "max_running": 32, "free_pages": 10_000, "extend_tokens_per_s": 1000.0,
+        "model": "m", "fingerprint": "f", "kv_model": "m", "token_limit": 100_000, "kv_bytes_per_token": 1 << 14,
+        "layers": 16, "transport": "ucx", "max_running": 32, "free_pages": 10_000, "extend_tokens_per_s": 1000.0,
         "decode_step_s": 0.02, "handoff_bytes_per_s": 1e9,
     }  # fmt: skip
     return WorkerFacts(worker_id=name, role=role, **(defaults | facts))  # type: ignore[arg-type]
@@ -31,6 +31,7 @@ FLEETS = st.lists(
         role=st.sampled_from(["prefill", "decode", "unified"]),
         model=st.sampled_from(["m", "m", "m", "other"]),
         fingerprint=st.sampled_from(["f", "f", "g"]),
+        kv_model=st.sampled_from(["m", "m", "n"]),
         token_limit=st.sampled_from([10, 1000, 100_000]),
         kv_bytes_per_token=st.integers(0, 1 << 17),
         layers=st.integers(1, 80),
@@ -95,7 +96,7 @@ def test_placements_are_possible(
     second = by_id[answer.decode]
     assert (first.role, second.role) == ("prefill", "decode")
     assert first.transport and first.transport == second.transport
-    assert first.fingerprint == second.fingerprint
+    assert first.kv_model == second.kv_model
     assert second.model == "m" and second.token_limit > request.tokens
     assert request.remaining > 1
 
@@ -255,8 +256,20 @@ def test_one_token_needs_no_handoff() -> None:
     assert (answer.prefill, answer.decode, answer.reason) == ("p0", None, "one token")
 
 
-def test_workers_of_other_layouts_or_without_agents_do_not_pair() -> None:
-    for odd in ({"fingerprint": "g"}, {"transport": ""}, {"transport": "tcp"}):
+def test_pages_of_another_layout_are_taken_where_there_are_no_others() -> None:
+    """Their bytes are the source's, and cost a little more than pages that need no work."""
+    odd = worker("d0", fingerprint="g")
+    assert placed(REQUEST, worker("p0", "prefill"), odd).decode == "d0"
+    for turn in range(2):
+        assert placed(REQUEST, worker("p0", "prefill"), odd, worker("d1"), turn=turn).decode == "d1"
+    busy = worker("d1", running=32, decode_step_s=0.5)
+    assert placed(REQUEST, worker("p0", "prefill"), odd, busy).decode == "d0"
+    wide = placed(REQUEST, worker("p0", "prefill", fingerprint="g", kv_bytes_per_token=1 << 22), worker("d0"))
+    assert wide.price_s > 2 * placed(REQUEST, worker("p0", "prefill", fingerprint="g"), worker("d0")).price_s
+
+
+def test_workers_of_other_caches_or_without_agents_do_not_pair() -> None:
+    for odd in ({"kv_model": "n"}, {"transport": ""}, {"transport": "tcp"}):
         answer = placed(REQUEST, worker("p0", "prefill", **odd), worker("d0"))
         assert (answer.prefill, answer.decode, answer.reason) == ("d0", None, "no pair")
 

@@ -197,6 +197,7 @@ def _facts(state: WorkerState, penalty_s: float) -> WorkerFacts:
         role=info.role,
         model=info.model,
         fingerprint=info.layout.fingerprint,
+        kv_model=info.layout.model,
         token_limit=info.token_limit,
         page_size=info.layout.page_size,
         layers=info.layout.layers,

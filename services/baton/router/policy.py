@@ -33,6 +33,7 @@ PAGES_AHEAD_TOKENS = 256  # output that a decode worker should have room for at 
 PAGE_WAIT_STEPS = 128  # steps until somebody else's pages come free
 OTHERS_SHARE = 0.5  # chunked prefill slows the running requests down to about half
 PULL_SHARE = 1.0  # of its own time
+RESHARD_SHARE = 0.5  # of the transfer's time: pages that come from another layout are copied once more
 TIE_S = 0.0005
 PAIRED = 8  # of each role, the best ones are tried with each other
 
@@ -173,11 +174,11 @@ def _candidates(
 
 
 def _pairs(able: Sequence[WorkerFacts], costs: Mapping[str, _Costs]) -> list[tuple[_Costs, _Costs]]:
-    """Pairs that can hand over to each other: equal layout and transport."""
+    """Pairs that can hand over to each other: caches of one model, equal transport."""
     groups: dict[tuple[str, str], list[WorkerFacts]] = defaultdict(list)
     for worker in able:
         if worker.transport:
-            groups[worker.fingerprint, worker.transport].append(worker)
+            groups[worker.kv_model, worker.transport].append(worker)
     pairs = []
     for group in groups.values():
         prefills = _best((costs[w.worker_id] for w in group if w.role == "prefill"), prefill=True)
@@ -199,7 +200,9 @@ def _best(costs: Iterable[_Costs], *, prefill: bool) -> list[_Costs]:
 
 def _pair(prefill: _Costs, decode: _Costs, request: RequestFacts) -> _Candidate:
     source, sink = prefill.worker, decode.worker
-    transfer_s = decode.transfer_tokens * sink.kv_bytes_per_token / sink.handoff_rate
+    transfer_s = decode.transfer_tokens * source.kv_bytes_per_token / sink.handoff_rate
+    if source.fingerprint != sink.fingerprint:
+        transfer_s *= 1 + RESHARD_SHARE
     layers = max(1, source.layers)
     hidden_s = prefill.extend_s * (layers - 1) / layers
     exposed_s = max(transfer_s / layers, transfer_s - hidden_s)

@@ -23,13 +23,15 @@ PRIOR_RESTORE = {Tier.HOST: (0.002, 2e9), Tier.DISK: (0.005, 3e8)}  # seconds of
 class WorkerFacts(Load):
     """One connected worker and its last report. `pending_*`: decisions that the report does not show yet.
 
-    `transport` is empty while it has no agent. `role`: prefill | decode | unified.
+    `transport` is empty while it has no agent. `role`: prefill | decode | unified. Workers of one `kv_model` can hand
+    over to each other; those of one `fingerprint` have pages of one layout besides, and the same names of blocks.
     """
 
     worker_id: str
     role: str
     model: str
     fingerprint: str
+    kv_model: str
     token_limit: int
     page_size: int = 16
     layers: int = 1
