@@ -145,12 +145,22 @@ async def test_a_json_schema(browser: Any, site: Site) -> None:
         await say(page, "Who?")
         await expect(page.locator("#schema-error")).to_contain_text("This is not JSON")
         assert await page.evaluate("document.activeElement.name") == "schema" and not site.router.requests
+        await expect(page.locator("#failure")).to_contain_text("JSON schema: This is not JSON")
         await page.click("[data-example=schema]")
-        await page.locator("#failure").get_by_role("button").count()
-        await say(page, "Who?")
+        await page.press("#prompt", "Enter")  # what was typed is still there
         await expect(answers(page).locator(".text")).to_contain_text('"age": 1')
+        assert await page.locator(".message.user").count() == 1
         structure = site.router.requests[0].sampling.structure
         assert structure.kind == "json_schema" and "age" in json.loads(structure.text)["properties"]
+
+
+async def test_a_number_out_of_range_is_not_sent(browser: Any, site: Site) -> None:
+    async with opened(browser, site) as page:
+        await page.fill("[name=temperature]", "3")
+        await say(page, "Hello!")
+        await expect(page.locator("#failure")).to_contain_text("Temperature: Value must be less than or equal to 2.")
+        await expect(page.locator("[name=temperature]")).to_be_focused()
+        assert not site.router.requests and await page.locator(".message").count() == 0
 
 
 async def test_errors_say_what_helps(browser: Any, site: Site) -> None:

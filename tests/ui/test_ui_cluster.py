@@ -48,33 +48,34 @@ async def test_pools_workers_and_what_is_wrong(browser: Any, site: Site) -> None
 
 
 async def test_rates_are_differences(browser: Any, site: Site) -> None:
+    """Of two answers two seconds apart; a worker that was started in between counts from its start."""
+    before = WorkerTotals(decode_tokens=1000, handoffs=5, handoff_s=1.0)
+    after = WorkerTotals(decode_tokens=1600, handoffs=9, handoff_bytes=6_000_000, handoff_s=1.5, handoff_hidden_s=0.4)
+    restarted = {"totals": WorkerTotals(decode_tokens=100), "epoch": 2}
     snapshots = [
-        WorkerTotals(decode_tokens=1000, handoffs=5, handoff_bytes=0, handoff_s=1.0, handoff_hidden_s=0.0),
-        WorkerTotals(decode_tokens=1600, handoffs=9, handoff_bytes=6_000_000, handoff_s=1.5, handoff_hidden_s=0.4),
+        (100.0, (worker("decode-0", "decode", totals=before), worker("decode-1", "decode", totals=before))),
+        (102.0, (worker("decode-0", "decode", totals=after), replace(worker("decode-1", "decode"), **restarted))),
     ]
-    times = iter([100.0, 102.0])
-
     async with opened(browser, site) as page:
 
         async def answer(route: Any) -> None:
-            at = next(times, None)
-            if at is None:
+            if not snapshots:
                 await route.abort()
                 return
-            totals = snapshots.pop(0)
-            site.router.fleet_now = Fleet((worker("decode-0", "decode", totals=totals),), True, 7, 0, 1, "0.1.0")
+            at, workers = snapshots.pop(0)
+            site.router.fleet_now = Fleet(workers, True, 7, 0, 1, "0.1.0")
             response = await route.fetch()
             await route.fulfill(json={**await response.json(), "time": at})
 
         await page.route("**/v1/loads", answer)
         await page.get_by_role("link", name="Cluster").click()
         chart = page.locator(".chart")
-        await expect(chart.filter(has_text="Output tokens").locator(".chart-value")).to_have_text("300/s")
+        await expect(chart.filter(has_text="Output tokens").locator(".chart-value")).to_have_text("350/s")
         await expect(chart.filter(has_text="Handed over").locator(".chart-value")).to_have_text("3.0 MB/s")
         await expect(chart.filter(has_text="Handed over").locator(".chart-note")).to_have_text("4 handoffs")
         await expect(chart.filter(has_text="Overlap").locator(".chart-value")).to_have_text("80%")
         label = await chart.filter(has_text="Output tokens").get_by_role("img").get_attribute("aria-label")
-        assert label == "Output tokens: 300/s now, at most 300/s in the last two minutes"
+        assert label == "Output tokens: 350/s now, at most 350/s in the last two minutes"
 
 
 async def test_it_says_when_it_hears_nothing_and_comes_back(browser: Any, site: Site) -> None:

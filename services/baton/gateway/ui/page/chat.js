@@ -65,23 +65,35 @@ export class Chat {
   }
 
   #say(text) {
-    const prompt = byId("prompt");
-    prompt.value = "";
-    this.conversation.add({ role: "user", content: text });
-    prompt.focus();
-    this.#answer();
+    this.#ask(() => {
+      byId("prompt").value = "";
+      this.conversation.add({ role: "user", content: text });
+    });
   }
 
   #again() {
-    if (this.running || !this.conversation.forgetAnswer()) return;
-    byId("prompt").focus(); // the button that was pressed goes away
-    this.#answer();
+    if (!this.running) this.#ask(() => this.conversation.forgetAnswer());
   }
 
   #giveResults(message, results) {
-    message.results = results;
-    byId("prompt").focus();
-    this.#answer();
+    this.#ask(() => { message.results = results; });
+  }
+
+  /** Have the conversation answered once `change` is made to it, unless the settings cannot be sent. */
+  #ask(change) {
+    this.#fail(null);
+    let fields;
+    try {
+      fields = this.options.request();
+    } catch (error) {
+      if (!(error instanceof OptionError)) throw error;
+      this.#fail(error);
+      this.openOptions(error.field);
+      return;
+    }
+    change();
+    byId("prompt").focus(); // a button that was pressed may go away
+    this.#answer({ ...fields, messages: this.conversation.forApi(this.options.system) });
   }
 
   #stop() {
@@ -97,18 +109,7 @@ export class Chat {
     byId("prompt").focus();
   }
 
-  async #answer() {
-    this.#fail(null);
-    let body;
-    try {
-      body = { ...this.options.request(), messages: this.conversation.forApi(this.options.system) };
-    } catch (error) {
-      this.#draw();
-      if (!(error instanceof OptionError)) throw error;
-      this.#fail(error);
-      this.openOptions(error.field);
-      return;
-    }
+  async #answer(body) {
     const message = this.conversation.add(newAnswer());
     const run = (this.running = new AbortController());
     this.#draw();

@@ -21,13 +21,11 @@ export class Conversation {
     return message;
   }
 
-  /** Forget the last answer, so that it can be made anew; whether there is something to answer. One whose tools have
-   * results is no answer but a question. */
+  /** Forget the last answer, so that it can be made anew. One whose tools have results is no answer but a question. */
   forgetAnswer() {
     const last = this.messages.at(-1);
     if (last?.role === "assistant" && !last.results) this.messages.pop();
     this.keep();
-    return this.messages.length > 0;
   }
 
   clear() {

@@ -8,6 +8,7 @@ const NUMBERS = [
   "temperature", "max_tokens", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty",
   "frequency_penalty",
 ];
+const TITLES = { schema: "JSON schema", tools: "Tools" };
 const EXAMPLES = {
   schema: {
     type: "object",
@@ -71,7 +72,7 @@ export class Options {
     const body = { model: this.model, stream: true, stream_options: { include_usage: true } };
     for (const name of NUMBERS) {
       const field = this.fields[name];
-      if (!field.checkValidity()) throw new OptionError(name, `${name} is out of range.`);
+      if (!field.checkValidity()) throw new OptionError(name, `${field.labels[0].textContent.trim()}: ${field.validationMessage}`);
       if (field.value !== "") body[name] = Number(field.value);
     }
     const stops = this.fields.stop.value.split("\n").filter((line) => line);
@@ -96,7 +97,7 @@ export class Options {
     const text = this.fields[name].value.trim();
     const error = text ? problem(text, fits, wanted) : "";
     this.#complain(name, error);
-    if (error) throw new OptionError(name, error);
+    if (error) throw new OptionError(name, `${TITLES[name]}: ${error}`);
     return text ? JSON.parse(text) : null;
   }
 

@@ -65,7 +65,7 @@ function sample(snapshot, passed, gap) {
     decodePerS: (passed.decode_tokens ?? 0) / gap,
     handoffPerS: (passed.handoff_bytes ?? 0) / gap,
     handoffs: passed.handoffs ?? 0,
-    overlap: passed.handoff_s > 0 ? passed.handoff_hidden_s / passed.handoff_s : null,
+    overlap: passed.handoff_s > 0 ? Math.min(1, passed.handoff_hidden_s / passed.handoff_s) : null,
   };
 }
 
