@@ -16,7 +16,9 @@ class WorkerSettings(ServiceSettings):
     advertise: str = setting("", "address that routers reach it at; empty = the listening one")
     worker_id: str = setting("", "name in the registry, stable over restarts; empty = role and address")
     agent_socket: str = setting("", "Unix socket of this worker's KV agent; empty = no handoff")
-    page_size: int = setting(16, "token positions in a page; a handoff reshards between sizes", unit="tokens", ge=1, le=1024)
+    page_size: int = setting(
+        16, "token positions in a page; a handoff reshards between sizes", unit="tokens", ge=1, le=1024
+    )
     device: str = setting(
         "auto", "where the model runs; auto = a GPU if it can be used", choices=("auto", "cpu", "cuda")
     )
