@@ -14,6 +14,7 @@ from paged_rows import PagedModel, Row
 
 from baton.core.errors import CheckpointError, ConfigError
 from baton.core.sampling import SamplingParams
+from baton.engine.model import expert_weights
 from baton.engine.plan import EngineConfig
 from baton.engine.runner import TorchModelRunner
 
@@ -216,3 +217,14 @@ def test_quantized_at_load(tmp_path, family: str) -> None:
     got = PagedModel(runner, pages=20).step([(Row(tokens), 40)], all_logits=True)
     exact = made.logits(tokens)
     assert (got - exact).abs().median() < 0.1 * exact.std()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2 moe", "gpt-oss", "llama 4", "deepseek v3"])
+def test_experts_all_at_once(tmp_path, monkeypatch, family: str) -> None:
+    """As on a GPU: by grouped products."""
+    made = Checkpoint(tmp_path, family)
+    monkeypatch.setattr(expert_weights, "GROUPED_DEVICES", ("cpu",))
+    row, tokens = Row(tokens_of(1, 50)), tokens_of(1, 50)
+    model = PagedModel(TorchModelRunner.load(made.folder, backend="torch"), pages=20)
+    got = torch.cat([model.step([(row, n)], all_logits=True) for n in (30, 1, 19)])
+    close(got, made.logits(tokens))

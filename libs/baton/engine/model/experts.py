@@ -1,8 +1,9 @@
 """Mixture of experts: which experts a token goes to, and what they make of it.
 
-Stands in a layer where a dense model has its MLP. Tokens are sorted by expert, so that each expert that is hit does two
-matrix products for all of its tokens, and those that are not hit cost nothing. A token's result does not depend on its
-companions, apart from how products of other row counts round.
+Stands in a layer where a dense model has its MLP. Tokens are sorted by expert; then each expert that is hit does two
+matrix products for all of its tokens (`LoopedMlps`), or two grouped products do those of all experts (`GroupedMlps`).
+Experts that are not hit cost nothing. A token's result does not depend on its companions, apart from how products of
+other row counts round.
 
     T  tokens    E  hidden size    N  experts    A  experts per token    P  pairs of token and expert, T * A
 """
@@ -10,8 +11,10 @@ companions, apart from how products of other row counts round.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from baton.engine.model.config import Routing
 from baton.engine.model.pointwise import Pointwise
@@ -50,12 +53,54 @@ class Router:
         return grouped.masked_fill(hidden[:, :, None], float("-inf")).flatten(1)
 
 
+class ExpertMlps(Protocol):
+    """The MLPs of all experts."""
+
+    def __call__(self, sorted_PE: torch.Tensor, counts_N: torch.Tensor, pointwise: Pointwise) -> torch.Tensor:
+        """What experts make of rows that are sorted by expert, int64 [N] rows for each; a new [P, E]."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopedMlps:
+    """One after the other, with whatever kind of matrix product the device has. Waits for `counts_N`."""
+
+    mlps: tuple[Mlp, ...]
+
+    def __call__(self, sorted_PE: torch.Tensor, counts_N: torch.Tensor, pointwise: Pointwise) -> torch.Tensor:
+        parts = sorted_PE.split(counts_N.tolist())
+        made = [mlp(part, pointwise) for mlp, part in zip(self.mlps, parts, strict=True) if len(part)]
+        return torch.cat(made) if made else torch.empty_like(sorted_PE)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedLinear:
+    """A matrix per expert: weight [N, out, in], bias [N, out]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor, counts_N: torch.Tensor) -> torch.Tensor:
+        y = F.grouped_mm(x, self.weight.transpose(1, 2), offs=counts_N.cumsum(0).to(torch.int32))
+        return y if self.bias is None else y + self.bias.repeat_interleave(counts_N, 0, output_size=len(x))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedMlps:
+    """All at once, for GPUs: the host neither counts nor waits."""
+
+    gate_up: GroupedLinear
+    down: GroupedLinear
+
+    def __call__(self, sorted_PE: torch.Tensor, counts_N: torch.Tensor, pointwise: Pointwise) -> torch.Tensor:
+        return self.down(pointwise.gate(self.gate_up(sorted_PE, counts_N)), counts_N)
+
+
 @dataclass(frozen=True, slots=True)
 class Experts:
     """An MLP made of many, of which a token goes through few, and through the `shared` one always."""
 
     router: Router
-    experts: tuple[Mlp, ...]
+    mlps: ExpertMlps
     shared: Mlp | None = None
     shared_gate: Projection | None = None  # E -> 1: how much of the shared expert's result counts
 
@@ -75,14 +120,13 @@ class Experts:
         active = chosen_TA.shape[1]
         order = chosen_TA.flatten().argsort(stable=True)  # of (token, expert) pairs, by expert
         tokens = torch.div(order, active, rounding_mode="floor")
-        counts = chosen_TA.flatten().bincount(minlength=len(self.experts)).tolist()
+        numbers = torch.arange(len(self.router.experts.weight), device=x_TE.device)
+        counts_N = (chosen_TA.flatten()[:, None] == numbers).sum(0)
         sorted_PE = x_TE[tokens]
         if self.router.routing.weighs_input:
             sorted_PE = sorted_PE * weights_TA.flatten()[order, None].to(x_TE.dtype)
-        parts = sorted_PE.split(counts)
-        made = [expert(part, pointwise) for expert, part in zip(self.experts, parts, strict=True) if len(part)]
         made_PE = torch.empty_like(sorted_PE)
-        made_PE[order] = torch.cat(made) if made else sorted_PE
+        made_PE[order] = self.mlps(sorted_PE, counts_N, pointwise)
         wide_TAE = made_PE.unflatten(0, (-1, active)).float()
         if not self.router.routing.weighs_input:
             wide_TAE = wide_TAE * weights_TA[:, :, None]

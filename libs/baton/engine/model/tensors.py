@@ -42,6 +42,10 @@ class TensorReader:
         self._done_bytes = 0
         self._total_bytes = sum(entry.nbytes for entry in entries.values())
 
+    def new(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Memory for what is read, not yet filled."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
     def done(self) -> None:
         """Tell that nothing more will be read."""
         if self._progress is not None:
@@ -54,7 +58,7 @@ class TensorReader:
     def stacked(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """The named tensors, one after the other along their first dimension. Raises as `one`."""
         rows = sum(shape[0] for shape in shapes)
-        stacked = torch.empty((rows, *shapes[0][1:]), dtype=self.dtype, device=self.device)
+        stacked = self.new((rows, *shapes[0][1:]))
         start = 0
         for name, shape in zip(names, shapes, strict=True):
             stacked[start : start + shape[0]].copy_(self.raw(name, shape, STORED_DTYPES))

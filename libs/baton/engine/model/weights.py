@@ -7,18 +7,19 @@ config. Knows nothing of attention, pools or requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from baton.core.errors import CheckpointError
-from baton.engine.model import mxfp4
-from baton.engine.model.config import DecoderConfig, LatentConfig, MoeConfig
-from baton.engine.model.experts import Experts, Router
+from baton.engine.model.config import DecoderConfig, LatentConfig
+from baton.engine.model.expert_weights import ExpertLoader
+from baton.engine.model.experts import Experts
 from baton.engine.model.files import TensorEntry, tensor_entries
 from baton.engine.model.heads import AttentionHeads, LatentHeads, SplitHeads
+from baton.engine.model.matrices import Matrices
 from baton.engine.model.pointwise import Norm
 from baton.engine.model.projection import Linear, MakeProjection, Mlp, Projection
 from baton.engine.model.rope import head_order
@@ -73,7 +74,8 @@ def load_weights(
     if entries is not found and not config.tied_embeddings and "lm_head.weight" not in entries:
         config = replace(config, has_head=False)
     with torch.inference_mode():
-        return _Loader(config, TensorReader(entries, dtype, torch.device(device), progress), projection).decoder()
+        reader = TensorReader(entries, dtype, torch.device(device), progress)
+        return _Loader(config, Matrices(reader, projection)).decoder()
 
 
 def read_tensors(
@@ -116,10 +118,10 @@ def stored_dtype(path: str | Path) -> str:
 class _Loader:
     """Makes the parts of one decoder, each of tensors that are read once."""
 
-    def __init__(self, config: DecoderConfig, reader: TensorReader, projection: MakeProjection) -> None:
+    def __init__(self, config: DecoderConfig, matrices: Matrices) -> None:
         self._config = config
-        self._reader = reader
-        self._projection = projection
+        self._matrices = matrices
+        self._reader = matrices.reader
 
     def decoder(self) -> DecoderWeights:
         config, names = self._config, self._config.names
@@ -135,8 +137,8 @@ class _Loader:
         if not config.has_head:
             return None
         if config.tied_embeddings:
-            return self._projection(embedding, None)
-        return self._linear([config.names.head], [config.vocab_size], config.hidden_size, False)
+            return self._matrices.projection(embedding, None)
+        return self._matrices.linear([config.names.head], [config.vocab_size], config.hidden_size, False)
 
     def _layer(self, layer: int) -> LayerWeights:
         config, names, hidden = self._config, self._config.names, self._config.hidden_size
@@ -153,14 +155,15 @@ class _Loader:
         moe = config.moe
         mlp: Mlp | Experts
         if moe is None or layer not in moe.layers:
-            mlp = self._mlp(prefix, names.gate_up, names.down, config.intermediate_size, config.mlp_bias)
+            gate_up, down = [f"{prefix}.{name}" for name in names.gate_up], f"{prefix}.{names.down}"
+            mlp = self._matrices.mlp(config, gate_up, down, config.intermediate_size, config.mlp_bias)
         else:
-            mlp = self._experts(moe, prefix)
+            mlp = ExpertLoader(config, moe, self._matrices, prefix).experts()
         return LayerWeights(
             attention_norm=attention_norm,
             heads=self._split_heads(layer, prefix) if latent is None else self._latent_heads(latent, layer, prefix),
             sinks_H=sinks,
-            output=self._linear([f"{prefix}.{names.output}"], [hidden], attended, config.output_bias),
+            output=self._matrices.linear([f"{prefix}.{names.output}"], [hidden], attended, config.output_bias),
             attention_post_norm=attention_post_norm,
             mlp_norm=mlp_norm,
             mlp=mlp,
@@ -172,7 +175,7 @@ class _Loader:
         config, names = self._config, self._config.names
         q_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
         parts = [f"{prefix}.{name}" for name in names.qkv]
-        weight, bias = self._parts(parts, [q_size, kv_size, kv_size], config.hidden_size, config.qkv_bias)
+        weight, bias = self._matrices.parts(parts, [q_size, kv_size, kv_size], config.hidden_size, config.qkv_bias)
         order = head_order(config.ropes[layer], config.head_dim, config.interleaved)
         for rows in (weight, bias) if bias is not None else (weight,):
             _reorder(rows[: q_size + kv_size], config.head_dim, 0, order)
@@ -182,7 +185,7 @@ class _Loader:
         elif config.qk_norm not in ("none", "unit"):
             q_norm = self._head_norm(layer, f"{prefix}.{names.q_norm}", config.heads)
             k_norm = self._head_norm(layer, f"{prefix}.{names.k_norm}", config.kv_heads)
-        return SplitHeads(self._projection(weight, bias), q_norm, k_norm)
+        return SplitHeads(self._matrices.projection(weight, bias), q_norm, k_norm)
 
     def _latent_heads(self, latent: LatentConfig, layer: int, prefix: str) -> LatentHeads:
         config, names, hidden = self._config, self._config.names, self._config.hidden_size
@@ -191,23 +194,23 @@ class _Loader:
         q_name, q_in = names.q_whole, hidden
         if latent.q_rank is not None:
             q_name, q_in = names.q_up, latent.q_rank
-            q_down = self._linear([f"{prefix}.{names.q_down}"], [latent.q_rank], hidden, config.qkv_bias)
+            q_down = self._matrices.linear([f"{prefix}.{names.q_down}"], [latent.q_rank], hidden, config.qkv_bias)
             q_down_norm = self._norm(f"{prefix}.{names.q_down_norm}", (latent.q_rank,))
         q_dim, kv_dim = latent.plain + latent.rotated, latent.plain + latent.value
-        q_up, _ = self._parts([f"{prefix}.{q_name}"], [config.heads * q_dim], q_in, False)
+        q_up, _ = self._matrices.parts([f"{prefix}.{q_name}"], [config.heads * q_dim], q_in, False)
         _reorder(q_up, q_dim, latent.plain, order)
         kv_size = latent.rank + latent.rotated
-        kv_down, kv_bias = self._parts([f"{prefix}.{names.kv_down}"], [kv_size], hidden, config.qkv_bias)
+        kv_down, kv_bias = self._matrices.parts([f"{prefix}.{names.kv_down}"], [kv_size], hidden, config.qkv_bias)
         for rows in (kv_down, kv_bias) if kv_bias is not None else (kv_down,):
             _reorder(rows, kv_size, latent.rank, order)
-        kv_up, _ = self._parts([f"{prefix}.{names.kv_up}"], [config.heads * kv_dim], latent.rank, False)
+        kv_up, _ = self._matrices.parts([f"{prefix}.{names.kv_up}"], [config.heads * kv_dim], latent.rank, False)
         k_up_HPL, v_up_HVL = kv_up.unflatten(0, (config.heads, kv_dim)).split((latent.plain, latent.value), dim=1)
         return LatentHeads(
             config=latent,
             q_down=q_down,
             q_down_norm=q_down_norm,
-            q_up=self._projection(q_up, None),
-            kv_down=self._projection(kv_down, kv_bias),
+            q_up=self._matrices.projection(q_up, None),
+            kv_down=self._matrices.projection(kv_down, kv_bias),
             kv_norm=self._norm(f"{prefix}.{names.kv_norm}", (latent.rank,)),
             k_up_HPL=k_up_HPL.contiguous(),
             v_up_HLV=v_up_HVL.transpose(1, 2).contiguous(),
@@ -231,83 +234,6 @@ class _Loader:
         if kind.wide:
             weight = weight.float()
         return Norm(weight + 1 if kind.plus_one else weight, bias, kind.centred)
-
-    def _mlp(self, prefix: str, gate_up: Sequence[str], down: str, size: int, bias: bool) -> Mlp:
-        outs, hidden = [size, size] if self._config.gated else [size], self._config.hidden_size
-        return Mlp(
-            gate_up=self._linear([f"{prefix}.{name}" for name in gate_up], outs, hidden, bias),
-            down=self._linear([f"{prefix}.{down}"], [hidden], size, bias),
-        )
-
-    def _experts(self, moe: MoeConfig, prefix: str) -> Experts:
-        names, hidden = moe.mixture.names, self._config.hidden_size
-        weight, bias = self._parts([f"{prefix}.{names.router}"], [moe.experts], hidden, moe.mixture.router_bias)
-        correction = shared_gate = shared = None
-        if names.correction is not None:
-            correction = self._reader.one(f"{prefix}.{names.correction}", (moe.experts,)).float()
-        if moe.shared_size:
-            shared = self._mlp(prefix, names.shared_gate_up, names.shared_down, moe.shared_size, False)
-            if names.shared_gate is not None:
-                shared_gate = Linear(self._reader.one(f"{prefix}.{names.shared_gate}.weight", (1, hidden)))
-        if "{}" in names.down:
-            experts = [
-                self._mlp(
-                    prefix, [name.format(i) for name in names.gate_up], names.down.format(i), moe.size,
-                    moe.mixture.expert_bias,
-                )
-                for i in range(moe.experts)
-            ]  # fmt: skip
-        else:
-            experts = self._stacked_experts(moe, prefix)
-        router = Router(moe.routing, Linear(weight.float(), None if bias is None else bias.float()), correction)
-        return Experts(router, tuple(experts), shared, shared_gate)
-
-    def _stacked_experts(self, moe: MoeConfig, prefix: str) -> list[Mlp]:
-        """Experts of checkpoints that have them all in one tensor."""
-        (gate_up_name,), hidden = moe.mixture.names.gate_up, self._config.hidden_size
-        gate_up, gate_up_bias = self._stacked_parts(moe, f"{prefix}.{gate_up_name}", 2 * moe.size, hidden)
-        if moe.mixture.interleaved:
-            gate_up = torch.cat((gate_up[:, 0::2], gate_up[:, 1::2]), dim=1)
-            gate_up_bias = gate_up_bias and [torch.cat((bias[0::2], bias[1::2])) for bias in gate_up_bias]
-        down, down_bias = self._stacked_parts(moe, f"{prefix}.{moe.mixture.names.down}", hidden, moe.size)
-        none = [None] * moe.experts
-        return [
-            Mlp(
-                self._projection(gate_up[i], (gate_up_bias or none)[i]),
-                self._projection(down[i], (down_bias or none)[i]),
-            )
-            for i in range(moe.experts)
-        ]
-
-    def _stacked_parts(
-        self, moe: MoeConfig, name: str, outs: int, fan_in: int
-    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-        """Weights [N, outs, fan_in] of N experts, and biases, a list of [outs]; stored as MXFP4, or inputs first."""
-        reader, experts = self._reader, moe.experts
-        if f"{name}_blocks" in reader.entries:
-            groups = fan_in // mxfp4.GROUP
-            blocks = reader.raw(f"{name}_blocks", (experts, outs, groups, mxfp4.GROUP // 2), {"U8": torch.uint8})
-            scales = reader.raw(f"{name}_scales", (experts, outs, groups), {"U8": torch.uint8})
-            weight = mxfp4.spread(blocks, scales, reader.dtype).to(reader.device)
-        else:
-            weight = reader.one(name, (experts, fan_in, outs)).transpose(1, 2).contiguous()
-        if not moe.mixture.expert_bias:
-            return weight, None
-        return weight, list(reader.one(f"{name}_bias", (experts, outs)))
-
-    def _linear(self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool) -> Projection:
-        return self._projection(*self._parts(names, outs, fan_in, bias))
-
-    def _parts(
-        self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias of the named matrices, one after the other; of one name, the checkpoint has them so."""
-        if len(names) == 1:
-            outs = [sum(outs)]
-        weight = self._reader.stacked([f"{name}.weight" for name in names], [(out, fan_in) for out in outs])
-        if not bias:
-            return weight, None
-        return weight, self._reader.stacked([f"{name}.bias" for name in names], [(out,) for out in outs])
 
 
 def _reorder(rows: torch.Tensor, head_dim: int, start: int, order: list[int] | None) -> None:
