@@ -88,7 +88,7 @@ def test_what_it_says_is_there_comes_back(
 def test_the_oldest_go_first_and_those_that_come_again_stay(pool, tmp_path):
     disk = tier(pool, tmp_path, blocks=32)
     for number in range(100):
-        store(disk, number, *([777] if number % 8 == 0 else []))
+        store(disk, number, *([777] if number % 7 == 0 else []))
         assert comes_back(disk, pool, 777)
     kept = [number for number in range(100) if comes_back(disk, pool, number)]
     assert kept == list(range(100 - len(kept), 100)) and 24 <= len(kept) <= 31

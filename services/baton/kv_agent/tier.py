@@ -201,6 +201,7 @@ class BlockTiers:
         if not leaving:
             return False
         hashes = [block.block_hash for block in leaving]
+        leaving.reverse()  # the last blocks of a prompt leave first; they are read in the order of the prompt
         try:
             result = await self._on(Tier.DISK, disk.store, leaving)
         except Exception as error:

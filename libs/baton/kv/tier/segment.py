@@ -83,11 +83,6 @@ class Segment:
         self.size_bytes = offset + RECORD_HEADER_BYTES + self._block_bytes
         return offset
 
-    def announce_read(self, offset: int) -> None:
-        """This record will be read soon: the system may begin. Blocks were written with the last of a prompt first, so
-        it would not guess what comes next."""
-        os.posix_fadvise(self._fd, offset, RECORD_HEADER_BYTES + self._block_bytes, os.POSIX_FADV_WILLNEED)
-
     def read(self, offset: int, block_hash: bytes, into: memoryview) -> bool:
         """Read the body of a record into `into`, of a block's size. False, and `into` is garbage: it is not intact."""
         header = bytearray(RECORD_HEADER_BYTES)
