@@ -151,10 +151,24 @@ def test_limits(tmp_path) -> None:
         EncoderRunner.load(tmp_path, max_context_tokens=17)
 
 
+def test_quantized(tmp_path) -> None:
+    model = saved(tmp_path, "bert", "Model")
+    asked = Asked(EncoderEngine(EncoderRunner.load(tmp_path, quantization="int8")))
+    for ours, prompt in zip(asked.answers(PROMPTS), PROMPTS, strict=True):
+        theirs = F.normalize(states(model, prompt)[0], dim=0)
+        assert torch.dot(ours, theirs) > 0.999 and not torch.allclose(ours, theirs, atol=1e-6)
+    with pytest.raises(ConfigError, match="quantization is 'int2'"):
+        EncoderRunner.load(tmp_path, quantization="int2")
+
+
 def test_what_is_not_supported_is_refused(tmp_path) -> None:
     saved(tmp_path, "bert", "Model", hidden_act="relu")
     with pytest.raises(CheckpointError, match="hidden_act is 'relu'"):
         EncoderRunner.load(tmp_path)
+    options = {"is_causal": False, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    sliding = make_checkpoint(tmp_path / "sliding", "qwen2", config=options)
+    with pytest.raises(ConfigError, match="is_causal = false is not supported with sliding windows"):
+        EncoderRunner.load(sliding)
 
 
 def test_a_real_model_gives_the_vectors_that_sentence_transformers_gives() -> None:

@@ -79,9 +79,9 @@ class Engine:
         self._path = Path(model)
         self._loaded_tokenizer: Tokenizer | None = None
         if reads_both_ways(read_config(self._path)):
-            if deterministic or quantization != "none":
-                raise ConfigError("deterministic and quantization are not to be had for a model of both directions")
-            encoder = EncoderRunner.load(model, dtype, device, max_context_tokens)
+            if deterministic:
+                raise ConfigError("deterministic is not to be had for a model that reads in both directions")
+            encoder = EncoderRunner.load(model, dtype, device, max_context_tokens, quantization)
             self._run(EncoderEngine(encoder, config), encoder.layout, None)
             return
         runner = TorchModelRunner.load(

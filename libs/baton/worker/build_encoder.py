@@ -50,13 +50,16 @@ def build_encoder(settings: WorkerSettings) -> BuiltEncoder:
             f"{settings.model} reads in both directions, so it has no KV cache to hand over: run it as "
             "`baton unified`, without an agent_socket"
         )
-    for name, plain in (("quantization", "none"), ("deterministic", False)):
-        if getattr(settings, name) != plain:
-            raise ConfigError(f"{name} is not to be had for {settings.model}, which reads in both directions")
+    if settings.deterministic:
+        raise ConfigError(f"deterministic is not to be had for {settings.model}, which reads in both directions")
     torch.set_num_threads(cpu_threads(settings))
     started = time.monotonic()
     runner = EncoderRunner.load(
-        Path(settings.model), settings.dtype, settings.device, settings.max_context_tokens or None
+        Path(settings.model),
+        settings.dtype,
+        settings.device,
+        settings.max_context_tokens or None,
+        settings.quantization,
     )
     log.info(
         "model loaded", path=settings.model, seconds=round(time.monotonic() - started, 2), dtype=runner.layout.dtype,

@@ -32,7 +32,9 @@ class PackedBatch:
 class PackedAttention:
     """Attention within each text, in both directions. Also an AttentionBackend, for decoders that read so."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float | None = None) -> None:
+        """`scale`: of scores; None: head_dim ** -0.5."""
+        self._scale = scale
         self._runs: list[tuple[int, int, int]] = []  # first token, texts, length
 
     def begin(self, lengths: Sequence[int]) -> None:
@@ -55,7 +57,7 @@ class PackedAttention:
             )
             if groups > 1:
                 k_RKSD, v_RKSD = k_RKSD.repeat_interleave(groups, 1), v_RKSD.repeat_interleave(groups, 1)
-            attended_RHSD = F.scaled_dot_product_attention(q_RHSD, k_RKSD, v_RKSD)
+            attended_RHSD = F.scaled_dot_product_attention(q_RHSD, k_RKSD, v_RKSD, scale=self._scale)
             out_THD[here] = attended_RHSD.transpose(1, 2).flatten(0, 1)
         return out_THD
 

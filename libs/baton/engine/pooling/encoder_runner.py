@@ -14,6 +14,7 @@ from baton.core.architecture import encoder_family
 from baton.core.errors import ConfigError
 from baton.core.layout import DTYPE_BYTES, KvLayout
 from baton.engine.batch import StepBatch
+from baton.engine.cpu.linear import QUANTIZATIONS
 from baton.engine.cuda.support import pick_device
 from baton.engine.model.config import load_config
 from baton.engine.model.decoder import Decoder
@@ -22,6 +23,7 @@ from baton.engine.model.encoder_config import load_encoder_config
 from baton.engine.model.files import model_revision, read_config
 from baton.engine.model.packed import PackedAttention, PackedBatch
 from baton.engine.model.pointwise import TorchPointwise
+from baton.engine.model.projection import Linear, MakeProjection
 from baton.engine.model.weights import load_weights, stored_dtype
 from baton.engine.pooling.load import load_causal_pooler, load_encoder_pooler
 from baton.engine.pooling.pooler import Pooler
@@ -54,7 +56,12 @@ class EncoderRunner:
 
     @classmethod
     def load(
-        cls, path: str | Path, dtype: str = "auto", device: str = "cpu", max_context_tokens: int | None = None
+        cls,
+        path: str | Path,
+        dtype: str = "auto",
+        device: str = "cpu",
+        max_context_tokens: int | None = None,
+        quantization: str = "none",
     ) -> EncoderRunner:
         """Load the checkpoint folder `path`; parameters as for TorchModelRunner.load.
 
@@ -67,8 +74,9 @@ class EncoderRunner:
             dtype = stored_dtype(folder)
             if dtype == "float16" and place.type == "cpu":
                 dtype = "float32"
+        projection = _projection(quantization, place)
         load = _encoder if encoder_family(read_config(folder)) else _bidirectional_decoder
-        reader, pooler, shape, limit = load(folder, getattr(torch, dtype), place)
+        reader, pooler, shape, limit = load(folder, getattr(torch, dtype), place, projection)
         limit = min(limit, pooler.embedding.max_tokens or limit)
         if max_context_tokens is not None and not 1 <= max_context_tokens <= limit:
             raise ConfigError(f"max_context_tokens is {max_context_tokens}; the model allows 1 to {limit}")
@@ -85,31 +93,41 @@ class EncoderRunner:
 _Loaded = tuple[Reader, Pooler, tuple[int, int, int], int]
 
 
-def _encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> _Loaded:
+def _projection(quantization: str, device: torch.device) -> MakeProjection:
+    if quantization not in QUANTIZATIONS:
+        raise ConfigError(f"quantization is {quantization!r}; it must be {', '.join(QUANTIZATIONS)}")
+    if device.type == "cpu":
+        return QUANTIZATIONS[quantization]
+    if quantization != "none":
+        raise ConfigError(f"quantization = {quantization} runs on a CPU only; the device is {device.type}")
+    return Linear
+
+
+def _encoder(folder: Path, dtype: torch.dtype, device: torch.device, projection: MakeProjection) -> _Loaded:
     config = load_encoder_config(folder)
-    weights = load_encoder_weights(folder, config, dtype, device)
+    weights = load_encoder_weights(folder, config, dtype, device, projection)
     pooler = load_encoder_pooler(folder, config, device)
     shape = (config.layers, config.heads, config.head_dim)
     return Encoder(config, weights), pooler, shape, config.context_tokens
 
 
-def _bidirectional_decoder(folder: Path, dtype: torch.dtype, device: torch.device) -> _Loaded:
+def _bidirectional_decoder(
+    folder: Path, dtype: torch.dtype, device: torch.device, projection: MakeProjection
+) -> _Loaded:
     """As gte-Qwen2 has it: a decoder's layers, in which attention is not causal."""
     config = load_config(folder)
-    if any(config.windows):
+    special = (config.attention_soft_cap, config.latent, config.sinks)
+    if any(config.windows) or special != (None, None, None):
         raise ConfigError(
-            f"{folder / 'config.json'}: is_causal is false, and layers have sliding windows: not supported"
+            f"{folder / 'config.json'}: is_causal = false is not supported with sliding windows, soft caps, sinks or "
+            "latent attention"
         )
-    weights = load_weights(folder, config, dtype, device)
-    attention = PackedAttention()
+    weights = load_weights(folder, config, dtype, device, None, projection)
+    attention = PackedAttention(config.attention_scale)
     decoder = Decoder(config, weights, attention, TorchPointwise(config), config.context_tokens)
     pooler = load_causal_pooler(folder, config.vocab_size, config.hidden_size, weights).without_tokens()
-    return (
-        _BidirectionalDecoder(decoder, attention),
-        pooler,
-        (config.layers, config.kv_heads, config.head_dim),
-        config.context_tokens,
-    )
+    shape = (config.layers, config.kv_heads, config.head_dim)
+    return _BidirectionalDecoder(decoder, attention), pooler, shape, config.context_tokens
 
 
 class _BidirectionalDecoder:
