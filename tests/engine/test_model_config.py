@@ -106,7 +106,10 @@ def test_eos(tmp_path, generation, config, expected) -> None:
             {"architectures": ["Qwen2MoeForCausalLM"], "use_sliding_window": True, **QWEN_MOE},
             "Qwen2MoeForCausalLM needs layer_types",
         ),
-        ({"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 31}, "must be even together"),
+        (
+            {"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 31},
+            "kv_lora_rank is 31, qk_rope_head_dim 64; both must be even",
+        ),
         (
             {"architectures": ["DeepseekV3ForCausalLM"], "n_routed_experts": 12, **QWEN_MOE},
             "n_group is 8, topk_group 4",

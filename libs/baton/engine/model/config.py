@@ -165,30 +165,12 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
     for key in family.refused:
         if raw.get(key):
             raise CheckpointError(f"{key} is {raw[key]!r}, which is not supported for {architecture}")
-    activation = fields.get(family.activation_key)
-    if family.legacy_gelu and activation == "gelu":
-        activation = "gelu_pytorch_tanh"
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(f"{family.activation_key} is {activation!r}; supported are {', '.join(ACTIVATIONS)}")
-    heads, hidden_size = fields.size("num_attention_heads"), fields.size("hidden_size")
+    heads, hidden_size, layers = map(fields.size, ("num_attention_heads", "hidden_size", "num_hidden_layers"))
     latent = _latent(fields) if family.latent else None
-    if latent is None:
-        kv_heads = fields.size("num_key_value_heads", heads)
-        head_dim = rotary_dim = fields.size("head_dim", hidden_size // heads)
-    else:
-        kv_heads, head_dim, rotary_dim = 1, (latent.rank + latent.rotated) // 2, latent.rotated
-    if heads % kv_heads:
-        raise CheckpointError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    if rotary_dim % 2:
-        key = "head_dim" if latent is None else "qk_rope_head_dim"
-        raise CheckpointError(f"{key} is {rotary_dim}; it must be even")
-    layers = fields.size("num_hidden_layers")
+    kv_heads, head_dim = _cached_heads(fields, latent, heads, hidden_size)
     windows = windows_of(architecture, family, fields, layers)
-    ropes = ropes_of(family, fields, windows, rotary_dim)
+    ropes = ropes_of(family, fields, windows, head_dim if latent is None else latent.rotated)
     dtype = raw.get("dtype") or raw.get("torch_dtype")
-    if eos is None:
-        default = fields.get("eos_token_id")
-        eos = frozenset() if default is None else frozenset(default if isinstance(default, tuple) else (default,))
     return DecoderConfig(
         architecture=architecture,
         names=family.names,
@@ -206,14 +188,14 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
         windows=windows,
         query_scalings=tuple(query_scaling_of(fields, rope) for rope in ropes),
         context_tokens=max(rope.context_tokens for rope in ropes),
-        eos_token_ids=eos,
+        eos_token_ids=_default_eos(fields) if eos is None else eos,
         attention_scale=_attention_scale(fields, head_dim) if latent is None else _latent_scale(latent, ropes[0]),
         tied_embeddings=bool(raw.get("tie_word_embeddings", fields.get("tie_word_embeddings"))),
         qkv_bias=fields.told(family.qkv_bias),
         output_bias=fields.told(family.output_bias),
         mlp_bias=fields.told(family.mlp_bias),
         qk_norm="none" if fields.get("use_qk_norm") is False else family.qk_norm,
-        activation=ACTIVATIONS[activation],
+        activation=_activation(family, fields),
         gated=family.gated,
         parallel=family.parallel,
         attention_soft_cap=fields.optional("attn_logit_softcapping"),
@@ -269,6 +251,28 @@ def _attention_scale(fields: Fields, head_dim: int) -> float:
     return fields.number("attention_multiplier", fields.number("query_pre_attn_scalar", head_dim) ** -0.5)
 
 
+def _activation(family: Family, fields: Fields) -> str:
+    activation = fields.get(family.activation_key)
+    if family.legacy_gelu and activation == "gelu":
+        return "gelu_tanh"
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(f"{family.activation_key} is {activation!r}; supported are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[activation]
+
+
+def _cached_heads(fields: Fields, latent: LatentConfig | None, heads: int, hidden_size: int) -> tuple[int, int]:
+    """Heads of the cache, and their size."""
+    if latent is not None:
+        return 1, (latent.rank + latent.rotated) // 2
+    kv_heads = fields.size("num_key_value_heads", heads)
+    head_dim = fields.size("head_dim", hidden_size // heads)
+    if heads % kv_heads:
+        raise CheckpointError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    if head_dim % 2:
+        raise CheckpointError(f"head_dim is {head_dim}; it must be even")
+    return kv_heads, head_dim
+
+
 def _latent(fields: Fields) -> LatentConfig:
     latent = LatentConfig(
         q_rank=None if fields.get("q_lora_rank") is None else fields.size("q_lora_rank"),
@@ -277,8 +281,8 @@ def _latent(fields: Fields) -> LatentConfig:
         rotated=fields.size("qk_rope_head_dim"),
         value=fields.size("v_head_dim"),
     )
-    if (latent.rank + latent.rotated) % 2:
-        raise CheckpointError(f"kv_lora_rank {latent.rank} and qk_rope_head_dim {latent.rotated} must be even together")
+    if latent.rank % 2 or latent.rotated % 2:
+        raise CheckpointError(f"kv_lora_rank is {latent.rank}, qk_rope_head_dim {latent.rotated}; both must be even")
     return latent
 
 
@@ -329,6 +333,11 @@ def _moe_layers(mixture: Mixture, fields: Fields, layers: int) -> frozenset[int]
         step, dense = fields.size("decoder_sparse_step"), fields.get("mlp_only_layers") or ()
         return frozenset(layer for layer in range(layers) if (layer + 1) % step == 0 and layer not in dense)
     return frozenset(range(layers))
+
+
+def _default_eos(fields: Fields) -> frozenset[int]:
+    default = fields.get("eos_token_id")
+    return frozenset() if default is None else frozenset(default if isinstance(default, tuple) else (default,))
 
 
 def _eos_token_ids(folder: Path, raw: Mapping[str, Any]) -> frozenset[int] | None:
