@@ -16,7 +16,7 @@ from baton.core.tiers import Tier
 from baton.kv.local import MovedOut, MoveOut, Restore, Restored
 from baton.kv.tier.disk import DiskTier
 from baton.kv.tier.segment import HEADER_BYTES, RECORD_HEADER_BYTES
-from baton.kv_agent import metrics
+from baton.kv_agent import metrics, tier
 from baton.kv_agent.settings import KvAgentSettings
 
 BLOCK = LAYOUT.layers * LAYOUT.page_bytes
@@ -232,6 +232,36 @@ class TestDisk:
             monkeypatch.setattr(os, "preadv", broken)
             assert (await restore(own, [30, 31], 8, 0)).tokens == LAYOUT.page_size
             assert Tier.DISK not in own.placed.values() and holds(own, [30], 8)
+
+    async def test_a_read_that_hangs_is_computed_and_never_written(self, tmp_path, options, monkeypatch):
+        """The pages of a restore that was given up belong to others before the disk answers."""
+        monkeypatch.setattr(tier, "DISK_STALL_S", 0.1)
+        gate, preadv, reading = threading.Event(), os.preadv, []
+        async with agent(tmp_path / "a.sock", **options), worker(tmp_path / "a.sock", "w") as own:
+            await self.spilled(own, 9)
+
+            def slow(*given: Any) -> int:
+                reading.append(threading.current_thread())
+                gate.wait()
+                return preadv(*given)
+
+            monkeypatch.setattr(os, "preadv", slow)
+            assert (await restore(own, [30, 31, 32], 8, 0, 1)).tokens == LAYOUT.page_size
+            assert metrics.disk_tier_up._value.get() == 0 and Tier.DISK not in own.placed.values()
+            fill(own, [31, 32], salt=99)
+            assert reading and reading[0].is_alive()
+            gate.set()
+            await move_out(own, 9, [5], 9)
+        reading[0].join(10)
+        assert holds(own, [31, 32], salt=99)
+
+    async def test_an_agent_ends_while_a_write_hangs(self, tmp_path, options, monkeypatch):
+        monkeypatch.setattr(tier, "DISK_STALL_S", 0.1)
+        with _Hanging(monkeypatch):
+            async with agent(tmp_path / "a.sock", **options), worker(tmp_path / "a.sock", "w") as own:
+                for number in range(9):
+                    await move_out(own, number, [5], number)
+                await own.until_placed(lambda placed: len(placed) == 8)
 
     async def test_memory_does_not_wait_for_a_disk_that_hangs(self, tmp_path, options, monkeypatch):
         """Blocks that are on their way to the disk stay readable, others take what room there is, or are lost."""

@@ -161,7 +161,7 @@ class KvAgent:
             await self._transport.register(pool)
             own = (f"{self._address}#{self._epoch}", OWN_CONNECTION)
             await check_own_pool(self._transport, pool, own, self._settings.connect_timeout_s)
-            tiers = BlockTiers(pool, self._tier_limits, connection.send)
+            tiers = await asyncio.to_thread(BlockTiers, pool, self._tier_limits, connection.send)
         except BaseException:
             await self._transport.unregister()
             pool.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -27,10 +27,12 @@ from baton.kv.tier.host import HostTier
 from baton.kv.tier.limits import TierLimits
 from baton.kv.tier.places import Places
 from baton.kv_agent import metrics
+from baton.runtime.lifecycle import cancel_and_wait
 
 log = structlog.get_logger(__name__)
 
 SPILL_BYTES = 16 << 20  # written to disk at once: so long may a read of the disk wait for it
+DISK_STALL_S = 5.0  # without a record read or written: then the disk is given up, and requests compute
 
 Blocks = list[tuple[bytes, int]]
 P = ParamSpec("P")
@@ -59,7 +61,9 @@ class BlockTiers:
         self._places = Places()
         self._threads = {tier: ThreadPoolExecutor(1, thread_name_prefix=tier.name.lower()) for tier in Places.TIERS}
         self._under_way: set[asyncio.Task[None]] = set()
+        self._disk_user: asyncio.Task[None] | None = None
         self._to_spill = asyncio.Event()
+        self._closing: Future[None] | None = None  # of the disk
         self._stopping = False
 
     @property
@@ -71,7 +75,7 @@ class BlockTiers:
         """The worker has been greeted. It is told what an earlier agent has left on the disk, as that is found."""
         if self._host is not None and self._disk is not None:
             metrics.disk_tier_up.set(1)
-            self._begin(self._use_disk(self._host, self._disk))
+            self._disk_user = asyncio.create_task(self._use_disk(self._host, self._disk))
 
     def on_worker(self, message: MoveOut | Restore) -> None:
         """Raises ValueError when the message names pages that cannot be."""
@@ -89,12 +93,17 @@ class BlockTiers:
         self._to_spill.set()
         while self._under_way:
             await asyncio.wait(self._under_way)
-        for thread in self._threads.values():
-            thread.shutdown()
+        if self._disk_user is not None:
+            await asyncio.wait([self._disk_user], timeout=DISK_STALL_S)
+            await cancel_and_wait(self._disk_user)
+        if self._disk is not None:
+            self._close_disk(self._disk)
+        if self._closing is not None:
+            await asyncio.wait([asyncio.wrap_future(self._closing)], timeout=DISK_STALL_S)
+        self._threads[Tier.HOST].shutdown()
+        self._threads[Tier.DISK].shutdown(wait=False)
         if self._host is not None:
             self._host.close()
-        if self._disk is not None:
-            self._disk.close()
         metrics.disk_tier_up.set(0)
         for tier in Places.TIERS:
             metrics.tier_blocks.labels(tier=tier.name.lower()).set(0)
@@ -163,7 +172,8 @@ class BlockTiers:
             return loaded, RestoredPart(tier, loaded * self._block_bytes, started_at, time.time())
 
         try:
-            loaded, part = await self._on(tier, copy)
+            work = self._on(tier, copy)
+            loaded, part = await (self._patiently(held, work) if isinstance(held, DiskTier) else work)
         except Exception as error:
             if tier is Tier.DISK:
                 self._give_up_disk(error)
@@ -203,7 +213,7 @@ class BlockTiers:
         hashes = [block.block_hash for block in leaving]
         leaving.reverse()  # the last blocks of a prompt leave first; they are read in the order of the prompt
         try:
-            result = await self._on(Tier.DISK, disk.store, leaving)
+            result = await self._patiently(disk, self._on(Tier.DISK, disk.store, leaving))
         except Exception as error:
             self._give_up_disk(error)
             await self._on(Tier.HOST, host.stay, hashes)
@@ -226,9 +236,25 @@ class BlockTiers:
         log.error("disk tier: off after an error", error=str(error), exc_info=not isinstance(error, OSError))
         metrics.disk_tier_up.set(0)
         metrics.disk_tier_errors.inc()
-        disk, self._disk = self._disk, None
-        self._begin(self._on(Tier.DISK, disk.close))
+        self._close_disk(self._disk)
+        self._disk = None
         self._tell(self._places.clear(Tier.DISK))
+
+    def _close_disk(self, disk: DiskTier) -> None:
+        disk.abandon()
+        self._closing = self._threads[Tier.DISK].submit(disk.close)
+
+    async def _patiently(self, disk: DiskTier, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` on the disk's thread returns. Raises TimeoutError when the disk has not got on for a while: then
+        it may still be under way, but does not touch the pool."""
+        task, progress = asyncio.create_task(work), -1
+        while not task.done() and disk.progress != progress:
+            progress = disk.progress
+            await asyncio.wait([task], timeout=DISK_STALL_S)
+        if not task.done():
+            disk.abandon()
+            raise TimeoutError(f"nothing was read or written in {DISK_STALL_S} s")
+        return task.result()
 
 
 def _count(tier: Tier, stored: int = 0, dropped: int = 0, restored: int = 0) -> None:

@@ -3,13 +3,15 @@
 Blocks leave the pool and the memory above with the leaves of a conversation first, so the oldest segment holds what is
 needed least. A block that comes again when half of the room has been written since is written again: what is used now
 and then does not go with an old segment. What is here outlives the agent: the next one reads the headers of all records
-(`recover`). Blocking, and not thread-safe: one thread reads and writes, and it alone calls.
+(`recover`). Blocking, and not thread-safe: one thread reads and writes, and it alone calls; but `abandon` may be called
+by another one, which watches `progress` and has lost its patience with the disk.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +76,10 @@ class DiskTier:
         self._written_bytes = 0  # ever, as far as it is still known
         self._buffer = np.empty((layout.layers, layout.page_bytes), np.uint8)
         self._body = memoryview(self._buffer.data).cast("B")
+        self._writing_pool = threading.Lock()
+        self._abandoned = False
         self.size_bytes = 0  # of all files
+        self.progress = 0  # records read and written so far
 
     def __len__(self) -> int:
         return len(self._places)
@@ -126,8 +131,17 @@ class DiskTier:
                 log.warning("disk tier: a record is not intact", path=str(segment.path), offset=place[1])
                 del self._places[block_hash]
                 return loaded
-            np.copyto(self._pool[:, page], self._buffer)
+            with self._writing_pool:
+                if self._abandoned:
+                    return loaded
+                np.copyto(self._pool[:, page], self._buffer)
+            self.progress += 1
         return len(blocks)
+
+    def abandon(self) -> None:
+        """When this returns, nothing is written into the pool any more, not even by a read that is still under way."""
+        with self._writing_pool:
+            self._abandoned = True
 
     def close(self) -> None:
         """Let go of files and pool; what is stored stays. Idempotent."""
@@ -151,6 +165,7 @@ class DiskTier:
         offset = kept.segment.append(block.block_hash, block.body, block.checksum)
         kept.blocks.append(block.block_hash)
         self._places[block.block_hash] = (number, offset)
+        self.progress += 1
         self.size_bytes += self._record_bytes
         self._written_bytes += self._record_bytes
 
