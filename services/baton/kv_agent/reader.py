@@ -10,22 +10,19 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import structlog
 
 from baton.core.attempt import Attempt
-from baton.core.hashing import HASH_BYTES
-from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.core.layout import KvLayout
 from baton.kv.checksum import pages_checksum
 from baton.kv.handoff import (
     Action,
     CancelReads,
     Failure,
     FencePeer,
-    FetchParts,
     Part,
     ReaderLimits,
     ReaderSide,
@@ -39,10 +36,10 @@ from baton.kv.handoff import (
 )
 from baton.kv.handoff.model import Pages
 from baton.kv.local import CancelFetch, Fetch, Fetched, FetchFailed, Hello, SourceRank
-from baton.kv.reshard import partners
 from baton.kv.transport import TransportError
 from baton.kv.turns import Turns
 from baton.kv_agent import metrics, wire
+from baton.kv_agent.fetches import Fetches, what_is_wrong
 from baton.kv_agent.peers import Identity, SourceConnection
 from baton.kv_agent.timelines import Timelines
 from baton.kv_agent.traces import HandoffSpans
@@ -53,27 +50,6 @@ from baton.rpc.v1 import kv_pb2 as pb
 log = structlog.get_logger(__name__)
 
 STOP_GRACE_S = 1.0
-
-
-@dataclass(slots=True)
-class _Times:
-    """Wall clock, for the worker's report."""
-
-    first_read_at: float = 0.0
-    first_arrival_at: float = 0.0
-
-    def include(self, other: _Times) -> None:
-        """The earlier of each; 0 = never."""
-        self.first_read_at = min(filter(None, (self.first_read_at, other.first_read_at)), default=0.0)
-        self.first_arrival_at = min(filter(None, (self.first_arrival_at, other.first_arrival_at)), default=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parted:
-    """A fetch from several ranks."""
-
-    fetch: FetchParts
-    times: _Times = field(default_factory=_Times)
 
 
 class Reader:
@@ -99,48 +75,33 @@ class Reader:
         self._made = 0
         self._turns: dict[SourceConnection, Turns[Attempt, StartRead]] = {}
         self._reads: dict[Attempt, set[asyncio.Task[int]]] = defaultdict(set)
-        self._times: dict[Attempt, _Times] = {}
+        self._fetches = Fetches(hello.layout, tell_worker)
         self._spans = HandoffSpans()
         self.timelines = Timelines("reader", hello.layout.layers)
         self._stale = 0
-        self._parted: dict[Attempt, _Parted] = {}  # that come from several ranks
-        self._part_of: dict[tuple[SourceConnection, Attempt], Part] = {}  # what such a connection's messages are about
 
     def on_worker(self, message: Fetch | CancelFetch) -> None:
         if isinstance(message, CancelFetch):
-            parted = self._parted.get(message.attempt)
-            for name in list(parted.fetch.parts) if parted is not None else [message.attempt]:
+            for name in self._fetches.names(message.attempt):
                 self._act(self.side.cancel(name, message.reason))
             return
         page_ids = np.frombuffer(message.page_ids, "<u4")
-        if wrong := self._check(message, page_ids):
+        if wrong := what_is_wrong(message, page_ids, self._hello):
             log.error("fetch refused", request_id=message.attempt.request_id, attempt=message.attempt.n, reason=wrong)
             self._tell_worker(FetchFailed(message.attempt, Failure.PROTOCOL.because(wrong)))
             return
-        for rank, name in self._names(message).items():
-            self._fetch(message, page_ids, rank, name)
-        if parted := self._parted.get(message.attempt):
-            self._end_rest(parted.fetch)
+        for handoff in self._fetches.handoffs(message):
+            self._fetch(message, page_ids, *handoff)
+        self._end_rest(message.attempt)
 
-    def _names(self, message: Fetch) -> dict[int, Attempt]:
-        """By rank of the source: the attempt, or its parts when pages come from several ranks."""
-        ranks = list(partners(self._hello.layout, 1 + len(message.more_ranks)))
-        if len(ranks) == 1:
-            return {ranks[0]: message.attempt}
-        self._parted.setdefault(message.attempt, _Parted(FetchParts(message.attempt, ranks)))
-        return {rank: Part.of(message.attempt, rank) for rank in ranks}
-
-    def _fetch(self, message: Fetch, page_ids: Pages, rank: int, name: Attempt) -> None:
-        first = SourceRank(message.source_address, message.source_agent_epoch, message.source_worker_epoch)
-        source = (first, *message.more_ranks)[rank]
+    def _fetch(self, message: Fetch, page_ids: Pages, name: Attempt, rank: int, source: SourceRank) -> None:
+        """One handoff, with one rank of the source."""
         connection = self._connection(source.address, source.agent_epoch)
         if self.side.of(name) is None:
-            self._times[name] = _Times()
+            self._fetches.begin(name, connection)
             span = "agent.pull" if message.block_hashes else "agent.fetch"
             self._spans.begin(span, name, message.traceparent, {"baton.source": message.source_worker_id})
             self.timelines.began(name)
-            if isinstance(name, Part):
-                self._part_of[connection, name.attempt] = name
         self._act(
             self.side.fetch(
                 connection,
@@ -177,10 +138,8 @@ class Reader:
                 end = message.aborted
                 self._act(self.side.aborted(connection, self._name(connection, end.attempt), end.reason))
 
-    def _name(self, connection: SourceConnection, message: common_pb2.Attempt) -> Attempt:
-        """What a source's message is about: the attempt, or this source's part of it."""
-        attempt = attempt_from_pb(message)
-        return self._part_of.get((connection, attempt), attempt)
+    def _name(self, connection: SourceConnection, attempt: common_pb2.Attempt) -> Attempt:
+        return self._fetches.name(attempt_from_pb(attempt), connection)
 
     def on_lost(self, connection: SourceConnection, reason: str) -> None:
         """The connection cuts its transport next, so that its reads end."""
@@ -210,22 +169,6 @@ class Reader:
         if ending := [*reads, *self._running.values()]:
             await asyncio.wait(ending)
         self._me.copier.shutdown()
-
-    def _check(self, fetch: Fetch, page_ids: np.ndarray) -> str:
-        """What is wrong with the worker's request; empty when nothing is."""
-        pages = self._hello.layout.pages_for(fetch.tokens)
-        if fetch.tokens < 1 or not 0 <= fetch.first_page <= pages:
-            return f"{fetch.tokens} tokens from page {fetch.first_page} on"
-        if len(page_ids) != pages - fetch.first_page:
-            return f"{len(page_ids)} page ids for pages {fetch.first_page}:{pages}"
-        hashes = len(fetch.block_hashes) / HASH_BYTES
-        if hashes and (hashes != len(page_ids) or fetch.tokens % self._hello.layout.page_size):
-            return f"a pull of {fetch.tokens} tokens with {hashes:g} block hashes for {len(page_ids)} whole pages"
-        if len(page_ids) and (page_ids.min() < RESERVED_PAGES or page_ids.max() >= self._hello.pages):
-            return f"a page id is outside {RESERVED_PAGES} to {self._hello.pages - 1}"
-        if len(np.unique(page_ids)) != len(page_ids):
-            return "a page is named twice"
-        return ""
 
     def _connection(self, address: str, agent_epoch: int) -> SourceConnection:
         name = (address, agent_epoch)
@@ -288,7 +231,7 @@ class Reader:
 
     async def _read(self, connection: SourceConnection, start: StartRead) -> int:
         """Move the bytes; returns the checksum of what arrived, 0 when none is asked for."""
-        times = self._times.get(start.attempt) or _Times()
+        times = self._fetches.times(start.attempt)
         times.first_read_at = times.first_read_at or time.time()
         self.timelines.started(start.attempt, start.seq)
         layers = start.layer_start, start.layer_end
@@ -336,55 +279,26 @@ class Reader:
 
     def _fetched(self, report: ReportFetched) -> None:
         attempt = report.attempt
-        times = self._times.pop(attempt)
+        times = self._fetches.times(attempt)
         self.timelines.ended(attempt, "fetched")
         self._spans.event(attempt, "first read", times.first_read_at)
         self._spans.event(attempt, "last layer computed", report.computed_at)
         self._spans.end(attempt, {"baton.bytes": report.bytes_read})
         metrics.fetches.labels(outcome="fetched").inc()
         log.debug("handoff verified", request_id=attempt.request_id, attempt=attempt.n, bytes=report.bytes_read)
-        self._tell(attempt, report, times)
+        self._fetches.ended(report)
 
     def _failed(self, report: ReportFailed) -> None:
         attempt = report.attempt
-        times = self._times.pop(attempt)
         outcome = report.reason.partition(":")[0]
         self.timelines.ended(attempt, outcome)
         self._spans.end(attempt, {}, report.reason)
         metrics.fetches.labels(outcome=outcome).inc()
         log.info("handoff failed", request_id=attempt.request_id, attempt=attempt.n, reason=report.reason)
-        self._tell(attempt, report, times)
-
-    def _tell(self, attempt: Attempt, report: ReportFetched | ReportFailed, times: _Times) -> None:
-        """Tell the worker how its fetch has ended; of one in parts, when the last of them has."""
+        self._fetches.ended(report)
         if isinstance(attempt, Part):
-            parted = self._parted[attempt.attempt]
-            parted.times.include(times)
-            whole = parted.fetch.ended(report)
-            if whole is None:
-                self._end_rest(parted.fetch)
-                return
-            report, times = whole, parted.times
-            del self._parted[attempt.attempt]
-            self._part_of = {key: part for key, part in self._part_of.items() if key[1] != attempt.attempt}
-        if isinstance(report, ReportFailed):
-            self._tell_worker(FetchFailed(report.attempt, report.reason))
-            return
-        done_at = time.time()
-        self._tell_worker(
-            Fetched(
-                attempt=report.attempt,
-                tokens=report.tokens,
-                state=report.state,
-                bytes_read=report.bytes_read,
-                first_read_at=times.first_read_at or done_at,
-                first_arrival_at=times.first_arrival_at,
-                computed_at=report.computed_at,
-                done_at=done_at,
-            )
-        )
+            self._end_rest(attempt.attempt)
 
-    def _end_rest(self, fetch: FetchParts) -> None:
-        """When a part has failed, the others are of no use."""
-        for part in list(fetch.parts) if fetch.reason else ():
-            self._act(self.side.cancel(part, f"another rank failed: {fetch.reason}"))
+    def _end_rest(self, attempt: Attempt) -> None:
+        for part, reason in self._fetches.useless(attempt):
+            self._act(self.side.cancel(part, reason))
