@@ -141,6 +141,19 @@ async def test_a_demanded_call(
     assert body["tool_choice"] == choice and router.requests[-1].sampling.structure is not None
 
 
+async def test_a_demanded_call_has_no_format(
+    tool_http: httpx.AsyncClient, router: FakeRouterClient, say: Callable[[str], list[int]]
+) -> None:
+    """The format is that of messages; a call that is demanded leaves none."""
+    say('{"city": "Oslo"}')
+    format = {"type": "json_schema", "name": "a", "schema": {"type": "object", "properties": {"other": {}}}}
+    choice = {"type": "function", "name": "get_weather"}
+    fields = {"tools": [WEATHER], "tool_choice": choice, "text": {"format": format}, "max_output_tokens": 99}
+    body = (await ask(tool_http, **fields)).json()
+    assert [item["type"] for item in body["output"]] == ["function_call"]
+    assert "city" in router.requests[-1].sampling.structure.text
+
+
 async def test_a_conversation_goes_on(
     tool_http: httpx.AsyncClient, tool_service: Service, router: FakeRouterClient, say: Callable[[str], list[int]]
 ) -> None:

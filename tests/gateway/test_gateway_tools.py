@@ -185,7 +185,7 @@ def function(**fields: object) -> dict:
 
 
 BAD = [
-    ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "with a structure"),
+    ({"tool_choice": "required", "guided_regex": "a+"}, "tool_choice", "with a structure"),
     ({"tool_choice": {"type": "function", "function": {"name": "nope"}}}, "tool_choice", "none of the tools"),
     ({"tool_choice": "required", "tools": None}, "tool_choice", "no tools"),
     ({"tool_choice": "maybe"}, "tool_choice", ""),

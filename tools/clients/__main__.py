@@ -23,9 +23,10 @@ from baton.testing.up_process import up as started_up
 HERE = Path(__file__).parent
 CLIENTS = {
     "langchain-openai": ("check_langchain.py", "langchain-openai>=1"),
-    "litellm": ("check_litellm.py", "litellm>=1.80"),
+    "litellm": ("check_litellm.py", "litellm>=1.80 mcp"),
     "instructor": ("check_instructor.py", "instructor>=1.11"),
     "pydantic-ai": ("check_pydantic_ai.py", "pydantic-ai-slim[openai]>=1"),
+    "schemathesis": ("check_schemathesis.py", "schemathesis>=4"),
 }
 
 
@@ -40,8 +41,7 @@ def main() -> int:
         for name in asked.names or CLIENTS:
             script, requirement = CLIENTS[name]
             python = environment(asked.folder / name, requirement)
-            version = installed(python, requirement)
-            print(f"{name} {version}")
+            print(installed(python, requirement), flush=True)
             failures += check(python, HERE / script, url, model)
     print(f"{failures} failed" if failures else "all passed")
     return 1 if failures else 0
@@ -64,14 +64,18 @@ def environment(folder: Path, requirement: str) -> Path:
     if not stamp.is_file() or stamp.read_text() != requirement:
         print(f"setting up {requirement}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", requirement], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirement.split()], check=True)
         stamp.write_text(requirement)
     return python
 
 
 def installed(python: Path, requirement: str) -> str:
-    name = requirement.partition(">")[0].partition("[")[0]
-    code = f"from importlib.metadata import version as v; print(v({name!r}), '(openai', v('openai') + ')')"
+    """The versions of the client, and of the openai package where it is there."""
+    names = [requirement.partition(">")[0].partition("[")[0], "openai"]
+    code = f"""if True:
+        from importlib import metadata
+        found = {{d.name: d.version for d in metadata.distributions()}}
+        print(", ".join(f"{{name}} {{found[name]}}" for name in {names} if name in found))"""
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 import instructor
 from checks import API_KEY, BASE_URL, MODEL, run
@@ -18,8 +19,10 @@ class Color(StrEnum):
 
 
 class Person(BaseModel):
-    name: str
-    age: int
+    """Small enough for a model that knows nothing: it cannot go on for ever."""
+
+    name: Literal["Ann", "Bob"]
+    age: Literal[10, 20, 30]
     color: Color
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from checks import API_KEY, BASE_URL, MODEL, run
 from langchain_core.messages import AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.tools import tool
@@ -10,12 +12,14 @@ from pydantic import BaseModel
 
 
 class Person(BaseModel):
-    name: str
-    age: int
+    """Small enough for a model that knows nothing: it cannot go on for ever."""
+
+    name: Literal["Ann", "Bob"]
+    age: Literal[10, 20, 30]
 
 
 @tool
-def add(a: int, b: int) -> int:
+def add(a: Literal[1, 2, 3], b: Literal[1, 2, 3]) -> int:
     """Add two numbers."""
     return a + b
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import litellm
 from checks import API_KEY, BASE_URL, MODEL, run
@@ -17,7 +18,7 @@ ADD = {
         "name": "add",
         "parameters": {
             "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "properties": {"a": {"enum": [1, 2, 3]}, "b": {"enum": [1, 2, 3]}},
             "required": ["a", "b"],
         },
     },
@@ -25,8 +26,10 @@ ADD = {
 
 
 class Person(BaseModel):
-    name: str
-    age: int
+    """Small enough for a model that knows nothing: it cannot go on for ever."""
+
+    name: Literal["Ann", "Bob"]
+    age: Literal[10, 20, 30]
 
 
 def chat() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from checks import API_KEY, BASE_URL, MODEL, run
 from pydantic import BaseModel
@@ -15,8 +16,10 @@ MODELS = (OpenAIChatModel(MODEL, provider=PROVIDER), OpenAIResponsesModel(MODEL,
 
 
 class Person(BaseModel):
-    name: str
-    age: int
+    """Small enough for a model that knows nothing: it cannot go on for ever."""
+
+    name: Literal["Ann", "Bob"]
+    age: Literal[10, 20, 30]
 
 
 def text() -> None:

@@ -21,6 +21,9 @@ from baton.gateway.sampling import SamplingBuilder
 from baton.gateway.service import Service
 
 
+_OF_MESSAGES = ("response_format", "text.format")  # structures of what is said to the user, which calls are not
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """One request for an assistant's message.
@@ -110,7 +113,7 @@ def answers_to(
 ) -> list[Choice]:
     """The choices that answer `prompt`. Without `max_tokens` they may fill the context. Raises BatonError."""
     structure = prompt.structure()
-    if structure is not None and sampling.structured:
+    if structure is not None and sampling.structured and sampling.structure_field not in _OF_MESSAGES:
         raise InvalidRequest("A tool call cannot be demanded of an answer with a structure.", param="tool_choice")
     room = service.room(prompt.token_ids, "messages")
     most = min(max_tokens or room, room)
@@ -124,7 +127,7 @@ def answers_to(
             structure_field=sampling.structure_field if structure is None else "tools",
             stops=stops,
             continues_text=prompt.raw,
-            parser=None if sampling.structured else prompt.new_parser(service.parsers),
+            parser=None if sampling.structured and structure is None else prompt.new_parser(service.parsers),
         )
         for index in range(count)
     ]
