@@ -125,6 +125,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "first_k_dense_replace": 1, "n_shared_experts": 2,
         },
     ),
+    "glm 4.7 flash": (
+        "glm4_moe_lite",
+        {
+            **_LATENT, "q_lora_rank": 40, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
+            "mlp_layer_types": ["sparse", "dense"],
+        },
+    ),
+    "youtu": ("youtu", {**_LATENT, "q_lora_rank": None, "tie_word_embeddings": False}),
     "deepseek v3": (
         "deepseek_v3",
         {

@@ -326,6 +326,9 @@ def _moe(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig:
 def _moe_layers(mixture: Mixture, fields: Fields, layers: int) -> frozenset[int]:
     if mixture.layers == "first":
         return frozenset(range(int(fields.get("first_k_dense_replace")), layers))
+    if mixture.layers == "typed":
+        kinds = fields.get("mlp_layer_types") or ["dense"] + ["sparse"] * (layers - 1)
+        return frozenset(layer for layer, kind in enumerate(kinds) if kind == "sparse")
     if mixture.layers == "listed":
         step, listed = fields.size("interleave_moe_layer_step"), fields.get("moe_layers")
         return frozenset(range(step - 1, layers, step) if listed is None else map(int, listed))

@@ -175,4 +175,25 @@ MIXED: Mapping[str, Family] = {
         mixture=Mixture(size_key="intermediate_size"),
         refused=("clip_qkv",),
     ),
+    "Glm4MoeLiteForCausalLM": Family(
+        model_type="glm4_moe_lite",
+        defaults={
+            **_DEEPSEEK_DEFAULTS, "max_position_embeddings": 202_752, "eos_token_id": 1, "rms_norm_eps": 1e-5,
+            "q_lora_rank": 768, "qk_nope_head_dim": 192, "v_head_dim": 256, "num_experts_per_tok": 4,
+            "rope_interleave": True, "norm_topk_prob": True, "routed_scaling_factor": 1.8, "n_shared_experts": 1,
+            "mlp_layer_types": None,
+        },
+        interleaved="rope_interleave",
+        latent=True,
+        mixture=replace(_DEEPSEEK_MOE, layers="typed"),
+    ),
+    "YoutuForCausalLM": Family(
+        model_type="youtu",
+        defaults={
+            **_DEEPSEEK_DEFAULTS, "max_position_embeddings": 131_072, "eos_token_id": 128_001,
+            "tie_word_embeddings": True, "rope_interleave": True,
+        },
+        interleaved="rope_interleave",
+        latent=True,
+    ),
 }  # fmt: skip

@@ -70,7 +70,8 @@ class Mixture:
     shared_size_key: str | None = None  # of the shared expert
     shared_count_key: str | None = None  # of shared experts, which are one, that many times as large
     # Which layers: all; step: each `decoder_sparse_step`th but `mlp_only_layers`; first: all after the
-    # `first_k_dense_replace` first; listed: `moe_layers`, or each `interleave_moe_layer_step`th
+    # `first_k_dense_replace` first; listed: `moe_layers`, or each `interleave_moe_layer_step`th; typed:
+    # those that `mlp_layer_types` calls sparse, or all but the first
     layers: str = "all"
     sigmoid: bool = False  # scores of their own instead of shares
     normalized: bool | str = "norm_topk_prob"
