@@ -83,18 +83,27 @@ async def contestant(stack: AsyncExitStack, source: KvLayout, own: KvLayout, cop
     return reshard
 
 
-async def measure(turns: int) -> dict[str, float]:
-    """GB/s by case."""
-    speeds: dict[str, list[float]] = {name: [] for name in CASES}
+async def measure(turns: int) -> list[dict[str, Any]]:
+    """Medians for each case."""
+    walls: dict[str, list[float]] = {name: [] for name in CASES}
+    cpus: dict[str, list[float]] = {name: [] for name in CASES}
     with ThreadPoolExecutor(1) as copier:
         async with AsyncExitStack() as stack:
             found = {name: await contestant(stack, *pair, copier) for name, pair in CASES.items()}
             for _ in range(turns + 1):
                 for name, read in found.items():
-                    started = time.perf_counter()
-                    moved = await read()
-                    speeds[name].append(moved / (time.perf_counter() - started) / 1e9)
-    return {name: statistics.median(values[1:]) for name, values in speeds.items()}
+                    started, busy = time.perf_counter(), time.process_time()
+                    gigabytes = await read() / 1e9
+                    walls[name].append(gigabytes / (time.perf_counter() - started))
+                    cpus[name].append((time.process_time() - busy) / gigabytes)
+    return [
+        {
+            "case": name,
+            "gb_per_s": statistics.median(walls[name][1:]),
+            "cpu_s_per_gb": statistics.median(cpus[name][1:]),
+        }
+        for name in CASES
+    ]
 
 
 def main() -> None:
@@ -102,12 +111,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=31, help="reads of each contestant")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
-    speeds = asyncio.run(measure(arguments.turns))
-    for name, speed in speeds.items():
-        print(f"{name:28} {speed:6.2f} GB/s", flush=True)
+    rows = asyncio.run(measure(arguments.turns))
+    for row in rows:
+        print(f"{row['case']:28} {row['gb_per_s']:6.2f} GB/s {row['cpu_s_per_gb']:6.2f} CPU-s per GB", flush=True)
     if arguments.json:
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        result: dict[str, Any] = {"commit": commit(), "when": when, "hardware": hardware(), "gb_per_s": speeds}
+        result: dict[str, Any] = {"commit": commit(), "when": when, "hardware": hardware(), "rows": rows}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

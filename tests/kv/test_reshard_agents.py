@@ -182,6 +182,33 @@ async def test_a_cancelled_fetch_gives_its_pages_and_its_staging_memory_back(tmp
             assert (await sending.fake.answer(attempt)).outcome == "aborted"
 
 
+async def test_a_source_that_is_lost_in_the_middle(tmp_path):
+    """The fetch fails, its staging memory is given back, and the next source of that layout is read from."""
+    own, theirs = layout(dtype="bfloat16"), layout(page_size=16)
+    async with agent(tmp_path / "r.sock"), worker(tmp_path / "r.sock", "reader", own) as fake:
+        reading, values = Half(fake, 30), numbers(theirs)
+        for ends_well in (False, True):
+            attempt = next(attempts)
+            async with agent(tmp_path / "s.sock"), worker(tmp_path / "s.sock", "source", theirs) as other:
+                sending = Half(other, 20)
+                reading.elements[:, 2:] = 0
+                fake.fetch(attempt, other, TOKENS, reading.pages)
+                if ends_well:
+                    sending.hand_over(attempt, values)
+                    assert isinstance(await fake.answer(attempt), Fetched)
+                    continue
+                other.offer(attempt, TOKENS)
+                sending.produce(attempt, values, range(2), range(32))
+                async with asyncio.timeout(20):
+                    while not reading.elements[1, reading.pages[3]].any():
+                        await asyncio.sleep(0.001)
+            expect_failed(await fake.answer(attempt), "peer_lost")
+            async with asyncio.timeout(20):
+                while resharded(metrics.render())["staging_bytes"]:
+                    await asyncio.sleep(0.001)
+        np.testing.assert_array_equal(reading.elements, reading.expected(converter(theirs, own)(values)))
+
+
 async def order(socket: Path, fault: Fault, seconds: float = 0.0) -> None:
     """Have the agent's next read go wrong."""
     with socket_module.socket(socket_module.AF_UNIX, socket_module.SOCK_DGRAM) as sock:
