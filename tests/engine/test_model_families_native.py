@@ -228,3 +228,15 @@ def test_experts_all_at_once(tmp_path, monkeypatch, family: str) -> None:
     model = PagedModel(TorchModelRunner.load(made.folder, backend="torch"), pages=20)
     got = torch.cat([model.step([(row, n)], all_logits=True) for n in (30, 1, 19)])
     close(got, made.logits(tokens))
+
+
+@pytest.mark.parametrize("family", ["glm 4", "gemma 2", "granite", "exaone 4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deterministic_to_the_last_bit(tmp_path, family: str, dtype: str) -> None:
+    made = Checkpoint(tmp_path, family)
+    model = PagedModel(TorchModelRunner.load(made.folder, dtype=dtype, deterministic=True), pages=40)
+    tokens, other = tokens_of(1, 60), Row(tokens_of(2, 60))
+    whole = model.step([(Row(list(tokens)), 60)], all_logits=True)
+    row = Row(list(tokens))
+    parts = [model.step([(row, n), (other, m)], all_logits=True)[:n] for n, m in ((1, 17), (37, 1), (1, 1), (21, 30))]
+    assert torch.equal(torch.cat(parts), whole)
