@@ -12,6 +12,7 @@ from baton.core.errors import ConfigError
 
 _WIDTH_INCHES, _MOST_HEIGHT_INCHES = 11.0, 7.0
 _LINE_INCHES = 0.16
+_NAMED_ROWS = 16
 
 
 def write(path: Path, trace: Trace) -> None:
@@ -65,4 +66,6 @@ def _draw(axis: Any, panel: Panel) -> None:
             color="#b0263c",
         )
     axis.set(xlim=(panel.start_s * 1e3, panel.end_s * 1e3), ylim=(panel.rows, 0), xlabel="ms", ylabel="layer")
+    named = range(0, panel.rows, -(-panel.rows // _NAMED_ROWS))
+    axis.set_yticks([layer + 0.5 for layer in named], [str(layer) for layer in named])
     axis.set_title(panel.title, loc="left", fontsize=10)
