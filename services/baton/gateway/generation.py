@@ -28,6 +28,7 @@ from baton.client import (
 )
 from baton.core.errors import DeadlineExceeded, InternalError, InvalidRequest, Unavailable
 from baton.gateway import metrics
+from baton.gateway.mailbox import Mailbox
 from baton.gateway.output import Finish, OutputText, Piece
 from baton.gateway.parsers.events import Content
 from baton.gateway.parsers.output_parser import OutputParser
@@ -119,9 +120,10 @@ class Generator:
                     if isinstance(event, TokensEvent):
                         clock.tick(len(event.token_ids))
                         choice.first_token_at = choice.first_token_at or time.monotonic()
-                    with metrics.detokenizing():
-                        piece = _take(output, choice, event)
-                        _parse(choice, piece)
+                    began = time.perf_counter()
+                    piece = _take(output, choice, event)
+                    _parse(choice, piece)
+                    metrics.DETOKENIZE_SECONDS.inc(time.perf_counter() - began)
                     if piece:
                         yield piece
                     if piece.finish:
@@ -192,7 +194,7 @@ class ChoiceStream:
         self._generator = generator
         self._started = started
         self._ends_at = time.monotonic() + generator.timeout_s + _ROUTER_GRACE_S
-        self._queue: asyncio.Queue[tuple[Choice, Piece] | Exception] = asyncio.Queue(_QUEUED_PIECES)
+        self._pieces: Mailbox[tuple[Choice, Piece] | Exception] = Mailbox(_QUEUED_PIECES)
         self._error: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._running = len(choices)
@@ -210,6 +212,7 @@ class ChoiceStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._pieces.close()
         await cancel_and_wait(*self._tasks)
         metrics.count_tokens(self.choices)
 
@@ -226,7 +229,10 @@ class ChoiceStream:
         if self._error is not None:
             raise self._error
         ready: list[tuple[Choice, Piece]] = []
-        for item in await self._get_all(timeout_s):
+        left_s = self._ends_at - time.monotonic()
+        if left_s <= 0:
+            raise DeadlineExceeded(f"the request took longer than {self._generator.timeout_s:g} s")
+        for item in await self._pieces.take(left_s if timeout_s is None else min(timeout_s, left_s)):
             if isinstance(item, Exception):
                 self._error = item
                 break
@@ -237,21 +243,6 @@ class ChoiceStream:
             raise self._error
         return ready
 
-    async def _get_all(self, timeout_s: float | None) -> list[tuple[Choice, Piece] | Exception]:
-        items = []
-        if self._queue.empty():
-            left_s = self._ends_at - time.monotonic()
-            if left_s <= 0:
-                raise DeadlineExceeded(f"the request took longer than {self._generator.timeout_s:g} s")
-            try:
-                async with asyncio.timeout(left_s if timeout_s is None else min(timeout_s, left_s)):
-                    items.append(await self._queue.get())
-            except TimeoutError:
-                return []
-        while not self._queue.empty():
-            items.append(self._queue.get_nowait())
-        return items
-
     async def _run(self, choice: Choice, leader: asyncio.Event | None, first: asyncio.Event) -> None:
         try:
             if leader is not None:
@@ -259,10 +250,10 @@ class ChoiceStream:
             async with aclosing(self._generator.run(choice, self._started)) as pieces:
                 async for piece in pieces:
                     first.set()
-                    await self._queue.put((choice, piece))
+                    await self._pieces.put((choice, piece))
         except Exception as error:  # handed to the reader, who raises it
             if isinstance(error, InvalidRequest) and error.param == "structure":
                 error.param = choice.structure_field
-            await self._queue.put(error)
+            await self._pieces.put(error)
         finally:
             first.set()

@@ -61,13 +61,6 @@ class TokenClock:
 
 
 @contextmanager
-def detokenizing() -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    DETOKENIZE_SECONDS.inc(time.perf_counter() - started)
-
-
-@contextmanager
 def tokenizing() -> Iterator[None]:
     started = time.perf_counter()
     yield

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from baton.core.errors import BatonError, Cancelled, InternalError
 from baton.gateway.http.context import RequestContext, context_of
 from baton.gateway.http.disconnect import unless_disconnected
+from baton.gateway.mailbox import Alarm
 
 log = structlog.get_logger(__name__)
 
@@ -55,18 +56,33 @@ class StreamedBody(Response):
             await self._break_off(_typed(error), context_of(scope), send)
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._pieces) as pieces:
-            async for data in pieces:
-                if not self._started:
-                    self._started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self._head})
-                try:
-                    async with asyncio.timeout(self._slow_reader_timeout_s):
-                        await send({"type": "http.response.body", "body": data, "more_body": True})
-                except TimeoutError as error:
-                    seconds = self._slow_reader_timeout_s
-                    raise Cancelled(f"the client took nothing of its stream for {seconds:g} s") from error
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        task = asyncio.current_task()
+        assert task is not None
+        gave_up = False
+
+        def give_up() -> None:
+            nonlocal gave_up
+            gave_up = True
+            task.cancel()
+
+        patience = Alarm(give_up)
+        try:
+            async with aclosing(self._pieces) as pieces:
+                async for data in pieces:
+                    if not self._started:
+                        self._started = True
+                        await send({"type": "http.response.start", "status": 200, "headers": self._head})
+                    patience.set(self._slow_reader_timeout_s)
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    patience.clear()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except asyncio.CancelledError:
+            if not gave_up or task.uncancel():
+                raise  # somebody else wants its end
+            seconds = self._slow_reader_timeout_s
+            raise Cancelled(f"the client took nothing of its stream for {seconds:g} s") from None
+        finally:
+            patience.close()
 
     async def _break_off(self, error: BatonError, context: RequestContext, send: Send) -> None:
         context.status = error.http_status
