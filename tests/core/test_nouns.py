@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -65,10 +66,20 @@ def test_fingerprint_differs_in_every_field():
         KvLayout("x", "bfloat16", 32, 16, 8, 128), KvLayout("rev", "float16", 32, 16, 8, 128),
         KvLayout("rev", "bfloat16", 31, 16, 8, 128), KvLayout("rev", "bfloat16", 32, 32, 8, 128),
         KvLayout("rev", "bfloat16", 32, 16, 4, 128), KvLayout("rev", "bfloat16", 32, 16, 8, 64),
-        KvLayout("rev", "bfloat16", 32, 16, 8, 128, 2),
+        KvLayout("rev", "bfloat16", 32, 16, 8, 128, 2), replace(LAYOUT, tensor_parallel=2, total_kv_heads=8),
+        replace(LAYOUT, kind="latent"), replace(LAYOUT, scale=2.0),
     ]  # fmt: skip
-    assert len({layout.fingerprint for layout in [LAYOUT, *others]}) == 8
-    assert layout_from_pb(layout_to_pb(LAYOUT)) == LAYOUT
+    assert len({layout.fingerprint for layout in [LAYOUT, *others]}) == 11
+    second = replace(others[6], rank=1)
+    assert second.fingerprint == others[6].fingerprint, "ranks of a worker share the names of blocks"
+    assert all(layout_from_pb(layout_to_pb(layout)) == layout for layout in [LAYOUT, *others, second])
+
+
+def test_a_layout_of_an_earlier_version_is_what_it_was():
+    message = layout_to_pb(LAYOUT)
+    for field in ("rank", "total_kv_heads", "kind", "scale"):
+        message.ClearField(field)
+    assert layout_from_pb(message) == LAYOUT
 
 
 def test_attempts():
