@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from ui_site import NAME, ScriptedRouter, Site, playwright
 
 from baton.gateway.app import create_app
 from baton.gateway.server import listen, serve
@@ -21,6 +20,9 @@ from baton.gateway.settings import GatewaySettings
 from baton.gateway.text_model import TextModel
 from baton.models import TINY, bundled
 from baton.runtime.lifecycle import cancel_and_wait
+
+if TYPE_CHECKING:
+    from ui_site import Site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -34,7 +36,9 @@ def model() -> TextModel:
 async def browser() -> AsyncIterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium (Debian: apt-get install chromium; or make ui-test)")
-    async with playwright.async_playwright() as driver:
+    from playwright.async_api import async_playwright  # tests that lack it are skipped where they are collected
+
+    async with async_playwright() as driver:
         launched = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched
         await launched.close()
@@ -43,6 +47,8 @@ async def browser() -> AsyncIterator[Any]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def site(model: TextModel) -> AsyncIterator[Site]:
     """A gateway of its own for every test. What the browser complains about fails the test."""
+    from ui_site import NAME, ScriptedRouter, Site
+
     router = ScriptedRouter(model)
     settings = GatewaySettings(reasoning_parser="think", tool_parser="hermes")
     listener = listen("127.0.0.1", 0)

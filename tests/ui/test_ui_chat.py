@@ -116,6 +116,22 @@ async def test_markdown_is_shown_and_never_run(browser: Any, site: Site) -> None
         site.complaints.clear()  # which the console repeats
 
 
+RENDER = """async source => {
+  const {render} = await import(new URL("ui/markdown.js", location.href));
+  const target = document.createElement("div");
+  render(target, source);
+  return [target.textContent.split("a").length - 1, target.querySelectorAll("code").length];
+}"""
+
+
+async def test_long_texts_of_any_kind_are_drawn(browser: Any, site: Site) -> None:
+    """A model that loops must not take the browser along: what cost the square of the length would not end here."""
+    async with opened(browser, site) as page:
+        for part in ("**a ", "*a ", "_a ", "~~a ", "[a](", "> ", "| a ", "  ", "`x` "):
+            source = part * 20_000
+            assert await page.evaluate(RENDER, source) == [source.count("a"), source.count("`x`")]
+
+
 async def test_reasoning_and_tools(browser: Any, site: Site) -> None:
     call = '<tool_call>{"name": "get_weather", "arguments": {"city": "Lisbon"}}</tool_call>'
     site.router.answers = [f"<think>I must look.</think>{call}", "It is sunny."]

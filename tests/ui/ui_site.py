@@ -25,6 +25,8 @@ from baton.gateway.text_model import TextModel
 
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 NAME = "baton-tiny"
+PATIENCE_MS = 40_000  # with everything, on a machine that does other things too
+playwright.expect.set_options(timeout=PATIENCE_MS)
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 
 
@@ -89,7 +91,7 @@ async def opened(browser: Any, site: Site, view: str = "", *, size: dict[str, in
     """The page in a fresh profile."""
     context = await browser.new_context(viewport=size, **options)
     page = await context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(PATIENCE_MS)
     page.on("pageerror", lambda error: site.complaints.append(str(error)))
     page.on("console", lambda said: _note(site, said))
     page.on("request", lambda request: site.hosts.add(request.url.split("/")[2]))

@@ -8,6 +8,7 @@ const HEADING = /^(#{1,6})\s+(.*?)\s*#*$/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const QUOTE = /^ {0,3}> ?/;
+const MOST_DEPTH = 16;
 const TABLE_LINE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 
 /** Show `source` in `target`. Blocks that have not changed since the last call keep their elements: while an answer
@@ -18,7 +19,7 @@ export function render(target, source) {
   let same = 0;
   while (same < blocks.length && same < known.length && blocks[same] === known[same]) same += 1;
   while (target.childNodes.length > same) target.lastChild.remove();
-  target.append(...blocks.slice(same).map(block));
+  target.append(...blocks.slice(same).map((block) => element(block, 0)));
   target.blocks = blocks;
 }
 
@@ -63,14 +64,15 @@ function startsAnew(lines, line) {
   return ITEM.test(line) || QUOTE.test(line) !== QUOTE.test(lines[0]);
 }
 
-function block(source) {
+/** `depth`: of quotes and lists around it; what is deeper than anybody writes is shown as it is. */
+function element(source, depth) {
   const lines = source.split("\n");
   const heading = HEADING.exec(source);
   if (FENCE.test(lines[0])) return code(lines);
   if (heading && lines.length === 1) return h(`h${Math.min(6, heading[1].length + 2)}`, {}, ...inline(heading[2]));
   if (RULE.test(source)) return h("hr");
-  if (ITEM.test(lines[0])) return list(lines);
-  if (QUOTE.test(lines[0])) return h("blockquote", {}, ...split(lines.map((line) => line.replace(QUOTE, "")).join("\n")).map(block));
+  if (depth < MOST_DEPTH && ITEM.test(lines[0])) return list(lines, depth + 1);
+  if (depth < MOST_DEPTH && QUOTE.test(lines[0])) return quote(lines, depth + 1);
   if (lines.length > 1 && lines[0].includes("|") && TABLE_LINE.test(lines[1])) return table(lines);
   return h("p", {}, ...inline(source));
 }
@@ -98,7 +100,12 @@ export async function copyText(text, button) {
   setTimeout(() => { button.textContent = label; }, 1500);
 }
 
-function list(lines) {
+function quote(lines, depth) {
+  const inner = lines.map((line) => line.replace(QUOTE, "")).join("\n");
+  return h("blockquote", {}, ...split(inner).map((block) => element(block, depth)));
+}
+
+function list(lines, depth) {
   const [, indent, marker] = ITEM.exec(lines[0]);
   const isOrdered = /\d/.test(marker);
   const items = [];
@@ -108,14 +115,14 @@ function list(lines) {
     else items.at(-1).push(line);
   }
   const start = isOrdered && parseInt(marker, 10) !== 1 ? parseInt(marker, 10) : null;
-  return h(isOrdered ? "ol" : "ul", { start }, ...items.map(item));
+  return h(isOrdered ? "ol" : "ul", { start }, ...items.map((lines) => item(lines, depth)));
 }
 
-function item([first, ...rest]) {
+function item([first, ...rest], depth) {
   const inner = rest.join("\n").trim() ? split(dedent(rest).join("\n")) : [];
   const isText = inner.length && !ITEM.test(inner[0]) && !FENCE.test(inner[0]) && rest[0].trim();
   const lead = isText ? `${first}\n${inner.shift()}` : first;
-  return h("li", {}, ...inline(lead), ...inner.map(block));
+  return h("li", {}, ...inline(lead), ...inner.map((block) => element(block, depth)));
 }
 
 function dedent(lines) {
