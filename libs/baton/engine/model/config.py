@@ -14,10 +14,11 @@ from typing import Any
 from baton.core.errors import CheckpointError
 from baton.engine.attention import Window
 from baton.engine.model.families import FAMILIES
-from baton.engine.model.family import Family, Mixture, Names, NormKind
+from baton.engine.model.family import Family, Names, NormKind
 from baton.engine.model.fields import Fields
 from baton.engine.model.files import read_config, read_json
 from baton.engine.model.layer_rules import QueryScaling, query_scaling_of, ropes_of, windows_of
+from baton.engine.model.moe_config import MoeConfig, moe_of
 from baton.engine.model.rope import Rope
 
 SUPPORTED_ARCHITECTURES = tuple(FAMILIES)
@@ -28,37 +29,6 @@ ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
     "relu": "relu", "relu2": "relu2",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """How a token's experts are chosen: the `active` ones with the best scores, weighted by these scores.
-
-    Scores are shares of all (softmax), or `sigmoid`s. Of `groups` of experts only the `active_groups` best are looked
-    at, each judged by its `group_judges` best experts. Weights of the chosen are `normalized` to a sum of one, then
-    multiplied by `scale`. `weighs_input`: they weigh what an expert gets instead of what it makes.
-    """
-
-    active: int
-    sigmoid: bool = False
-    groups: int = 1
-    active_groups: int = 1
-    group_judges: int = 1
-    normalized: bool = False
-    scale: float = 1.0
-    weighs_input: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MoeConfig:
-    """A mixture of experts. `layers`: those that have one; the others have an MLP. Sizes are intermediate sizes."""
-
-    mixture: Mixture
-    layers: frozenset[int]
-    experts: int
-    size: int
-    shared_size: int  # 0: there is no shared expert
-    routing: Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +176,7 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
         has_head=architecture.endswith(CAUSAL),
         sinks=family.sinks,
         clamped_swiglu=_clamped_swiglu(fields),
-        moe=None if family.mixture is None else _moe(family.mixture, fields, layers),
+        moe=None if family.mixture is None else moe_of(family.mixture, fields, layers),
         latent=latent,
         dtype=str(dtype).removeprefix("torch.") if dtype else None,
     )
@@ -294,48 +264,6 @@ def _latent_scale(latent: LatentConfig, rope: Rope) -> float:
 def _clamped_swiglu(fields: Fields) -> tuple[float, float] | None:
     alpha = fields.optional("swiglu_alpha")
     return None if alpha is None else (alpha, fields.number("swiglu_limit"))
-
-
-def _moe(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig:
-    named = [key for key in mixture.experts_keys if key in fields.raw]
-    experts, size = fields.size((named or mixture.experts_keys)[0]), fields.size(mixture.size_key)
-    grouped = mixture.group_judges and fields.get("topk_method") != "greedy"
-    groups = fields.size("n_group", 1) if grouped else 1
-    routing = Routing(
-        active=fields.size("num_experts_per_tok"),
-        sigmoid=mixture.sigmoid,
-        groups=groups,
-        active_groups=fields.size("topk_group", groups) if groups > 1 else 1,
-        group_judges=mixture.group_judges,
-        normalized=fields.told(mixture.normalized),
-        scale=fields.number("routed_scaling_factor", 1),
-        weighs_input=mixture.weighs_input,
-    )
-    if routing.active > experts:
-        raise CheckpointError(f"num_experts_per_tok is {routing.active}; there are {experts} experts")
-    if experts % groups or routing.active_groups > groups:
-        raise CheckpointError(f"n_group is {groups}, topk_group {routing.active_groups}; there are {experts} experts")
-    shared_size = 0
-    if mixture.shared_size_key is not None:
-        shared_size = fields.size(mixture.shared_size_key)
-    elif mixture.shared_count_key is not None and fields.get(mixture.shared_count_key):
-        shared_size = size * fields.size(mixture.shared_count_key)
-    return MoeConfig(mixture, _moe_layers(mixture, fields, layers), experts, size, shared_size, routing)
-
-
-def _moe_layers(mixture: Mixture, fields: Fields, layers: int) -> frozenset[int]:
-    if mixture.layers == "first":
-        return frozenset(range(int(fields.get("first_k_dense_replace")), layers))
-    if mixture.layers == "typed":
-        kinds = fields.get("mlp_layer_types") or ["dense"] + ["sparse"] * (layers - 1)
-        return frozenset(layer for layer, kind in enumerate(kinds) if kind == "sparse")
-    if mixture.layers == "listed":
-        step, listed = fields.size("interleave_moe_layer_step"), fields.get("moe_layers")
-        return frozenset(range(step - 1, layers, step) if listed is None else map(int, listed))
-    if mixture.layers == "step":
-        step, dense = fields.size("decoder_sparse_step"), fields.get("mlp_only_layers") or ()
-        return frozenset(layer for layer in range(layers) if (layer + 1) % step == 0 and layer not in dense)
-    return frozenset(range(layers))
 
 
 def _default_eos(fields: Fields) -> frozenset[int]:

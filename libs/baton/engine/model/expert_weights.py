@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from baton.engine.model import mxfp4
-from baton.engine.model.config import DecoderConfig, MoeConfig
+from baton.engine.model.config import DecoderConfig
 from baton.engine.model.experts import ExpertMlps, Experts, GroupedLinear, GroupedMlps, LoopedMlps, Router
 from baton.engine.model.matrices import Matrices
+from baton.engine.model.moe_config import MoeConfig
 from baton.engine.model.projection import Linear, Mlp
 
 # Where all experts are multiplied by at once; elsewhere one after the other, each by the device's best product.

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from baton.engine.model.config import Routing
+from baton.engine.model.moe_config import Routing
 from baton.engine.model.pointwise import Pointwise
 from baton.engine.model.projection import Linear, Mlp, Projection
 
