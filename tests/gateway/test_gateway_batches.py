@@ -25,6 +25,7 @@ from baton.gateway.limits.limiter import Limiter
 from baton.gateway.openai.batches import lanes, run, runner
 from baton.gateway.openai.batches.lines import Journal, count_lines, read_lines
 from baton.gateway.openai.batches.runner import BatchRunner
+from baton.gateway.openai.files import upload
 from baton.gateway.service import Service
 from baton.gateway.text_model import TextModel
 from baton.runtime.lifecycle import cancel_and_wait
@@ -137,6 +138,19 @@ async def test_files_that_are_refused(client: openai.AsyncOpenAI, service: Servi
             assert (await http.post("files", **sent)).json()["error"]["param"] == "file"
         torn = {"content-type": "multipart/form-data; boundary=b"}
         assert (await http.post("files", headers=torn, content=b"no form")).status_code == 400
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+async def test_an_upload_that_falls_silent(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "_SILENCE_S", 0.05)
+    reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+    writer.write(
+        b"POST /v1/files HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n"
+        b"content-type: multipart/form-data; boundary=b\r\n\r\n"
+        b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nxyz'
+    )
+    assert b" 400 " in await reader.readline()
+    writer.close()
     assert list((tmp_path / "files").iterdir()) == []
 
 

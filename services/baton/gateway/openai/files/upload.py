@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from starlette.types import Message
 from baton.core.errors import Cancelled, InvalidRequest, RequestTooLarge
 
 _MAX_FIELDS = 16
+_SILENCE_S = 60.0
 _ENVELOPE_BYTES = 1 << 16  # boundaries, headers and fields around the file
 
 
@@ -28,7 +30,11 @@ async def read_form(request: Request, limit_bytes: int) -> AsyncIterator[FormDat
 
     async def counted() -> Message:
         nonlocal taken
-        message = await receive()
+        try:
+            async with asyncio.timeout(_SILENCE_S):
+                message = await receive()
+        except TimeoutError as error:
+            raise InvalidRequest(f"Nothing of the file arrived for {_SILENCE_S:g} s.", param="file") from error
         taken += len(message.get("body", b""))
         if taken > limit_bytes + _ENVELOPE_BYTES:
             raise RequestTooLarge(f"The file is larger than the {limit_bytes} bytes that this server has room for.")

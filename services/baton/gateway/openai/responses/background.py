@@ -40,9 +40,15 @@ class BackgroundResponses:
         self, record: KeptResponse, choices: Sequence[Choice], writer: ResponseWriter, context: RequestContext
     ) -> None:
         """Keep `record`, and go on alone. Of a key's limits the most that the answer may cost counts as used."""
+        most = most_tokens(choices)
         if context.ticket is not None:
-            await context.ticket.reserve(most_tokens(choices))
-        await self._kept.put(record)
+            await context.ticket.reserve(most)
+        try:
+            await self._kept.put(record)
+        except Unavailable:
+            if context.ticket is not None:
+                context.ticket.settle(most, 0)
+            raise
         alone = RequestContext(context.id, context.unique_id, context.started)
         self._jobs.start(record.id, self._run(record, choices, writer, alone))
 
