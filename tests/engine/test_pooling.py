@@ -19,8 +19,11 @@ from pooling_cases import (
     write_json,
 )
 
+from baton.core.attempt import Attempt
 from baton.core.errors import CheckpointError, InternalError, InvalidRequest, PromptTooLong
 from baton.core.pooling import PoolingParams, Task
+from baton.core.sampling import SamplingParams
+from baton.engine.api import EngineRequest
 from baton.engine.plan import EngineConfig
 
 torch.set_num_threads(1)
@@ -101,31 +104,49 @@ def test_pooling_shares_steps_with_generation(llama) -> None:
     _, tokens_alone = generator.run()
     engine = engine_of(llama)
     asked = Asked(engine)
-    pairs = [(asked.submit(prompt, None), asked.submit(prompt[::-1])) for prompt in PROMPTS]
+    pairs = [(asked.submit(prompt[::-1]), asked.submit(prompt, None)) for prompt in PROMPTS]
     pooling = {asked.submit(prompt): tuple(prompt) for prompt in PROMPTS}
     vectors, tokens = asked.run()
     engine.audit()
-    assert [tokens[attempt] for attempt, _ in pairs] == [tokens_alone[attempt] for attempt in attempts]
+    assert [tokens[attempt] for _, attempt in pairs] == [tokens_alone[attempt] for attempt in attempts]
     for attempt, prompt in pooling.items():
         close(vectors[attempt], alone[prompt])
     kinds = [{row.vector is None for row in step.rows} for step in asked.steps]
     assert {True, False} in kinds
 
 
+def test_prompt_logprobs_beside_pooling(llama) -> None:
+    """Their logits are found among those of a step that holds pooling rows before them."""
+
+    def logprobs(pooling: list[list[int]]) -> tuple[list[float], list[int]]:
+        asked = Asked(engine_of(llama))
+        for prompt in pooling:
+            asked.submit(prompt)
+        sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        asked.engine.submit(EngineRequest(Attempt("logprobs", 0), PROMPTS[3], len(PROMPTS[3]), sampling, b""))
+        asked.run()
+        [row] = [row for step in asked.steps for row in step.rows if row.vector is None]
+        return [entry.logprob for entry in row.prompt_logprobs], row.token_ids
+
+    alone, beside = logprobs([]), logprobs(PROMPTS[:1])
+    assert alone[0] == pytest.approx(beside[0], abs=1e-5) and alone[1] == beside[1]
+
+
 @pytest.mark.parametrize("overlap", [False, True])
-def test_few_pages_and_overlapped_steps(llama, tmp_path, overlap: bool) -> None:
-    """Generations take the pages of pooling requests, which begin anew; nothing is lost or counted twice."""
+def test_preempted_in_the_middle_of_its_text(llama, tmp_path, overlap: bool) -> None:
+    """A generation grows into pages of a pooling request, which begins anew; nothing is lost or counted twice."""
     folder = sentence_transformer(copy(llama, tmp_path), pooling="mean_tokens")
     config = EngineConfig(max_running=8, max_batch_tokens=40, chunk_tokens=16, overlap=overlap)
-    engine = engine_of(folder, pages=12, config=config)
+    engine = engine_of(folder, pages=24, config=config)  # two of which are nobody's
     asked = Asked(engine)
-    generations = [asked.submit(tokens_of(seed, 15), None, tokens=40) for seed in (6, 7, 8)]
-    attempts = {asked.submit(prompt): prompt for prompt in PROMPTS}
+    generation = asked.submit(tokens_of(6, 15), None, tokens=40)
+    prompt = tokens_of(7, 320)
+    pooling = asked.submit(prompt)  # 20 chunks, and as many pages; one is left for the generation, which needs three
     vectors, tokens = asked.run()
-    for attempt, prompt in attempts.items():
-        close(vectors[attempt], their_states(llama, prompt).mean(0))
-    assert sum(step.preempted for step in asked.steps)
-    assert [len(tokens[attempt]) for attempt in generations] == [40] * 3
+    assert sum(step.preempted for step in asked.steps) == 1
+    assert sum(step.extend_tokens for step in asked.steps) > 400
+    close(vectors[pooling], their_states(llama, prompt).mean(0))
+    assert len(tokens[generation]) == 40
     engine.audit()
     engine.close()
 

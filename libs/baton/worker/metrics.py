@@ -61,6 +61,7 @@ decode_tokens = metrics.counter("baton_worker_decode_tokens_total", "Output toke
 cached_tokens = metrics.counter(
     "baton_worker_cached_tokens_total", "Prompt tokens found in the prefix cache, pulled ones too"
 )
+vectors = metrics.counter("baton_worker_vectors_total", "Answers of pooling requests")
 preemptions = metrics.counter("baton_worker_preemptions_total", "Requests paused because pages ran out")
 failures = metrics.counter(
     "baton_worker_failed_attempts_total", "Attempts that failed here, by error code", labels=("code",)
@@ -93,6 +94,7 @@ def observe_step(output: StepOutput, load: EngineLoad) -> None:
         step_s.observe(output.duration_s)
     extend_tokens.inc(output.extend_tokens)
     decode_tokens.inc(sum(len(row.token_ids) for row in output.rows))
+    vectors.inc(sum(row.vector is not None for row in output.rows))
     preemptions.inc(output.preempted)
     forced_tokens.inc(output.forced_tokens)
     if output.mask_s:
