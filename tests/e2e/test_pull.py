@@ -24,9 +24,10 @@ PATIENT = {"pull_timeout_s": 60.0}  # nothing here depends on how fast the machi
 
 
 class Placement:
-    """Prompts go to worker `prefill`, whatever it costs there; pulls cost nothing."""
+    """Prompts go to worker `prefill`, and on to `decode`, whatever it costs there; pulls cost nothing."""
 
     prefill = "prefill-0"
+    decode = "decode-0"
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def placement(monkeypatch: pytest.MonkeyPatch) -> Placement:
     forced, pairs = Placement(), policy._pairs
 
     def only_the_forced(able, costs):
-        return [pair for pair in pairs(able, costs) if pair[0].worker.worker_id == forced.prefill]
+        wanted = forced.prefill, forced.decode
+        return [pair for pair in pairs(able, costs) if (pair[0].worker.worker_id, pair[1].worker.worker_id) == wanted]
 
     monkeypatch.setattr(policy, "_pairs", only_the_forced)
     monkeypatch.setattr(WorkerFacts, "pull_s", lambda self, tokens: 0.0)
@@ -126,6 +128,27 @@ async def test_many_conversations_change_workers_at_once(checkpoint, reference, 
             turns = await asyncio.gather(*(talk.turn(placement.prefill) for talk in talks))
             assert computed() == sum(new for _, new in turns)
             await index_knows(running, *talks)
+        await running.quiet()
+
+
+async def test_decode_takes_its_part_from_a_third_worker(checkpoint, reference, placement, tmp_path):
+    """The conversation is where its last turn was decoded; neither of the next turn's workers has any of it."""
+    agents = {"connect_timeout_s": 60.0, "stall_timeout_s": 60.0}
+    async with cluster(
+        tmp_path, checkpoint, prefill=2, decode=2, worker=PATIENT, agent=agents, router={"local_extend_tokens": 0}
+    ) as running:
+        talk = Conversation(running, reference, 300, seed=8)
+        await talk.turn("prefill-0")
+        await index_knows(running, talk)
+        placement.prefill, placement.decode = "prefill-1", "decode-1"
+        held, prompt = talk.held["decode-0"], talk.tokens + [9] * 40
+        computed, pulled = count(metrics.extend_tokens), count(metrics.pulled_tokens)
+        got, end = await running.tokens(prompt, NEW_TOKENS)
+        assert got == reference.tokens(prompt, NEW_TOKENS)
+        assert computed() == len(prompt) - held * PAGE
+        assert pulled() == 2 * held * PAGE  # once by prefill, once by decode
+        page_bytes = 2 * PAGE * 2 * 16 * 4
+        assert end.usage.handoff_bytes == 2 * page_bytes * (-(-len(prompt) // PAGE) - held)  # only what is new
         await running.quiet()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from engine_harness import ROOT, Baton, Harness, prompt
+from engine_harness import ROOT, Baton, Harness, Pair, prompt
 
 from baton.core.attempt import Attempt
 from baton.core.errors import InternalError
@@ -148,6 +148,41 @@ def test_an_offer_announces_what_it_has_pulled() -> None:
     prefill.engine.release(attempt, valid=True)
     prefill.step()
     prefill.assert_quiet()
+
+
+@pytest.mark.parametrize(("held", "came"), [(40, 40), (24, 24), (0, 0)])
+def test_a_fetch_pulls_and_its_handoff_brings_what_did_not_come(held: int, came: int) -> None:
+    """Prefill and decode both pull from a third engine; decode's handoff begins where its pull ended."""
+    tokens = prompt(43)
+    source, pair = holder(tokens[:held] if held else prompt(8, seed=9)), Pair()
+    attempt = pair.prefill.submit("a", tokens, 10, stage=Stage.OFFER)
+    pair.decode.submit("a", tokens, 10, stage=Stage.FETCH, pull_tokens=40)
+    pair.prefill.run()
+    pair.decode.run()
+    assert pair.decode.reserved[attempt].block_hashes == block_hashes(ROOT, tokens, PAGE)
+    pull(source, pair.decode, attempt)
+    pair.decode.run()
+    reserved = pair.decode.reserved[attempt]
+    assert (reserved.first_page, len(reserved.page_ids), reserved.block_hashes) == (came // PAGE, 11 - came // PAGE, [])
+    pair.hand_over(attempt)
+    pair.decode.run()
+    assert pair.tokens(attempt) == toy_reference(tokens, 10)
+    assert (pair.decode.pulled[attempt], computed(pair.decode)) == (came, 0)
+    for engine in (source, pair.prefill, pair.decode):
+        engine.step()
+        engine.assert_quiet()
+
+
+def test_a_fetch_that_is_cancelled_while_it_pulls_keeps_its_pages_until_nobody_fills_them() -> None:
+    tokens = prompt(43)
+    source, reader = holder(tokens), Harness()
+    attempt = reader.submit("a", tokens, 5, stage=Stage.FETCH, pull_tokens=40)
+    reader.run()
+    assert reader.engine.cancel(attempt) is False and reader.engine.load().lent_pages == 11
+    pull(source, reader, attempt)
+    reader.step()
+    assert reader.engine.load().lent_pages == 0
+    reader.assert_quiet()
 
 
 def test_others_wait_for_a_pull_rather_than_compute_or_pull_the_same() -> None:

@@ -99,6 +99,22 @@ def test_a_decode_worker_pulls_from_another_and_runs_the_rest_itself() -> None:
     assert answer.pull is not None and answer.pull.source == "d0"
 
 
+def test_decode_pulls_what_prefill_pulls_where_computing_does_not_hide_the_handoff() -> None:
+    """A long prefix is elsewhere, a short rest is computed: if prefill handed it over afterwards, decode would wait."""
+    fleet = pair(worker("d1", running=40, waiting=9), kv_bytes_per_token=1 << 17)
+    fleet[1] = worker("d0", kv_bytes_per_token=1 << 17)
+    request, cached = RequestFacts("m", 8100, 100), {"d1": 8000}
+    answer = chosen(fleet, cached, request)
+    assert (answer.prefill, answer.decode, answer.pull and answer.pull.source) == ("p0", "d0", "d1")
+    assert answer.decode_pull is not None
+    assert (answer.decode_pull.source, answer.decode_pull.tokens) == ("d1", 8000)
+    assert 0 < answer.decode_pull.saved_s < 8000 * (1 << 17) / 1e9
+    hidden = chosen(fleet, cached, RequestFacts("m", 20_000, 100))  # 12 s of computing hide it all
+    assert hidden.pull is not None and hidden.decode_pull is None
+    at_home = chosen(fleet, {"d1": 8000, "d0": 8000}, request)
+    assert at_home.decode != "d0" or at_home.decode_pull is None
+
+
 def test_the_assignment_names_the_source() -> None:
     agent = AgentInfo("h:1", 7, "ucx")
     fields = (Attempt("r", 1), [1, 2, 3], 3, SamplingParams(), Offer("d0"), 5.0)

@@ -127,6 +127,20 @@ class TestFetch:
         assert counter.engine.calls == [("release", A, False)]
         assert "checksum" in counter.failed[0][1].message
 
+    def test_pages_that_a_pull_fills_first_are_not_its_affair(self, desk, counter):
+        desk.on_step(StepOutput(reserved=[Reserved(A, 0, [5, 9], [b"a" * 16, b"b" * 16])]))
+        assert counter.sent == []
+        self.reserve(desk)
+        (sent,) = counter.sent
+        assert (sent.first_page, np.frombuffer(sent.page_ids, "<u4").tolist()) == (1, [5, 9])
+
+    def test_cancelled_while_a_pull_fills_its_pages(self, desk, counter):
+        """They come back when the pull has ended: `Pulls` sees to that."""
+        desk.on_step(StepOutput(reserved=[Reserved(A, 0, [5, 9], [b"a" * 16, b"b" * 16])]))
+        counter.done(A)
+        desk.cancelled(A, False)
+        assert counter.sent == [] and counter.engine.calls == []
+
     def test_cancelled_before_the_agent_knew(self, desk, counter):
         counter.done(A)
         desk.on_step(StepOutput(reserved=[Reserved(A, 0, [5])]))

@@ -157,6 +157,20 @@ class TestPulls:
         pulls.on_agent_connected()
         assert counter.engine.calls == [("cancel", A), ("pulled", A, 0)]
 
+    def test_decode_pulls_under_a_name_of_its_own(self, counter):
+        """Prefill may pull for the same attempt from the same worker, where a loan has one reader."""
+        pulls = Pulls(counter, LAYOUT, "me", timeout_s=1.5)
+        pulls.on_agent_connected()
+        assert pulls.assigned(request(Stage.FETCH), assign()).pull_tokens == 16
+        self.reserve(pulls)
+        (sent,) = counter.sent
+        assert sent.attempt != A and sent.attempt.request_id.startswith(A.request_id) and sent.attempt.n == A.n
+        assert not pulls.on_agent_message(fetched(16)), "this is about the handoff"
+        pulls.cancelled(A)
+        assert counter.sent[1:] == [CancelFetch(sent.attempt, "cancelled")]
+        assert pulls.on_agent_message(FetchFailed(sent.attempt, "cancelled: cancelled"))
+        assert counter.engine.calls == [("pulled", A, 0)]
+
     def test_reservation_after_the_agent_was_lost_is_computed(self, pulls, counter):
         counter.connected = False
         pulls.on_agent_lost()

@@ -6,9 +6,9 @@ All engine methods run on one thread, the engine's. A request is known by its at
     OFFER    extend the prompt, sample the first token, then keep the pages until `release`
     FETCH    reserve pages for what the cache does not hold, wait for `activate`, decode to the end
 
-RUN_ALL and OFFER may begin with a pull: pages for a prefix that another worker holds are reserved, and the request
-queues, with what came in the cache, once `pulled` says that nobody fills them any more. The other side of a pull is
-`lend` and `take_back`.
+Any of them may begin with a pull: pages for a prefix that another worker holds are reserved, and the request queues,
+with what came in the cache, once `pulled` says that nobody fills them any more. A FETCH is then reserved anew, for what
+did not come. The other side of a pull is `lend` and `take_back`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EngineRequest:
 
     `token_ids` are the user's prompt and what earlier attempts have emitted; `prompt_tokens` is the prompt's
     length. `root_hash` names the parent of the first block (baton.core.hashing). `pull_tokens`: leading tokens whose KV
-    cache is to be pulled as far as it is not here; not with stage FETCH. `grammar`: of `sampling.structure`, compiled.
+    cache is to be pulled as far as it is not here. `grammar`: of `sampling.structure`, compiled.
     `pooling`: the answer is a vector, and no token is drawn; with stage RUN_ALL only, and `sampling` means nothing.
     """
 

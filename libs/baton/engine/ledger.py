@@ -61,9 +61,11 @@ class PageLedger:
 
     def lacking_blocks(self, request: RequestState) -> int:
         """Leading blocks that the request is to pull or restore, counted to the end of that; 0 when it needs none."""
-        if request.pull_tried or request.stage is Stage.FETCH:
+        if request.pull_tried:
             return 0
-        wanted = max(min(request.pull_blocks, request.cacheable_blocks), self.restorable_blocks(request))
+        wanted = min(request.pull_blocks, request.cacheable_blocks)
+        if request.stage is not Stage.FETCH:  # whose pages come with its handoff anyway
+            wanted = max(wanted, self.restorable_blocks(request))
         return wanted if wanted > self.cached_blocks(request) else 0
 
     def restorable_blocks(self, request: RequestState) -> int:

@@ -154,7 +154,7 @@ class RequestState:
             hashes=block_hashes(request.root_hash, tokens.tolist(), page_size),
             prompt_logprobs=[] if fresh and request.sampling.prompt_logprobs is not None else None,
             token_limit=min(request.prompt_tokens + request.sampling.max_tokens, most_tokens),
-            pull_blocks=request.pull_tokens // page_size if request.stage is not Stage.FETCH else 0,
+            pull_blocks=request.pull_tokens // page_size,
             matcher=request.grammar.matcher() if request.grammar is not None else None,
             pooled=pooled,
         )

@@ -54,8 +54,8 @@ class Pulls:
         self._layout = layout
         self._worker_id = worker_id
         self._timeout_s = timeout_s
-        self._sources: dict[Attempt, pb.Pull] = {}  # assigned, and nothing reserved so far
-        self._asked: dict[Attempt, _Asked] = {}
+        self._sources: dict[Attempt, tuple[Attempt, pb.Pull]] = {}  # assigned, and nothing reserved so far
+        self._asked: dict[Attempt, _Asked] = {}  # by the name that the agent knows
         self._stranded: set[Attempt] = set()  # pages wait for the next Welcome
         self._connected = False
 
@@ -63,9 +63,10 @@ class Pulls:
         """The request as it is to be submitted: with a pull when one was asked for and can be had."""
         source = message.pull
         usable = source.agent.address and source.worker_id != self._worker_id
-        if request.stage is Stage.FETCH or not self._connected or not usable:
+        if not self._connected or not usable:
             return request
-        self._sources[request.attempt] = source
+        name = _name_at_decode(request.attempt) if request.stage is Stage.FETCH else request.attempt
+        self._sources[request.attempt] = name, source
         return replace(request, pull_tokens=source.tokens)
 
     def on_step(self, output: StepOutput, extend_tokens_per_s: float = 0.0) -> None:
@@ -77,19 +78,22 @@ class Pulls:
         for failed in output.failed:
             self._sources.pop(failed.attempt, None)
 
-    def _begin(self, reserved: Reserved, source: pb.Pull | None, extend_tokens_per_s: float) -> None:
-        attempt = reserved.attempt
+    def _begin(self, reserved: Reserved, pull: tuple[Attempt, pb.Pull] | None, extend_tokens_per_s: float) -> None:
+        attempt = name = reserved.attempt
         pages = len(reserved.page_ids)
         if not self._counter.is_live(attempt):
             asked = False
         elif reserved.from_tier:
             pages = self._worth(reserved, extend_tokens_per_s)
             asked = pages > 0 and self._restore(reserved, pages)
+        elif pull is not None:
+            name, source = pull
+            asked = self._pull(name, reserved, source)
         else:
-            asked = source is not None and self._pull(reserved, source)
+            asked = False
         if asked:
             tokens = (reserved.first_page + pages) * self._layout.page_size
-            self._asked[attempt] = _Asked(reserved, tokens, time.time())
+            self._asked[name] = _Asked(reserved, tokens, time.time())
         else:
             self._over(attempt, 0)
 
@@ -107,10 +111,10 @@ class Pulls:
         hashes = b"".join(reserved.block_hashes[:pages])
         return self._counter.send(Restore(reserved.attempt, reserved.first_page, ids, hashes))
 
-    def _pull(self, reserved: Reserved, source: pb.Pull) -> bool:
+    def _pull(self, name: Attempt, reserved: Reserved, source: pb.Pull) -> bool:
         """Have the agent fill the pages from the source's pool; False: it does not hear."""
         fetch = Fetch(
-            attempt=reserved.attempt,
+            attempt=name,
             source_address=source.agent.address,
             source_agent_epoch=source.agent.epoch,
             source_worker_id=source.worker_id,
@@ -140,8 +144,8 @@ class Pulls:
                 self._pulled(asked, message, outcome, pages)
             else:
                 self._restored(asked, message, outcome, pages)
-            log.debug("prefix fetched", request_id=message.attempt.request_id, tokens=tokens, outcome=outcome)
-        self._over(message.attempt, tokens)
+            log.debug("prefix fetched", request_id=asked.reserved.attempt.request_id, tokens=tokens, outcome=outcome)
+        self._over(asked.reserved.attempt, tokens)
         return True
 
     def _pulled(self, asked: _Asked, message: Fetched, outcome: str, pages: int) -> None:
@@ -159,7 +163,7 @@ class Pulls:
         self.prices.came(asked.asked_at, message.parts)
 
     def _failed(self, asked: _Asked, message: FetchFailed) -> None:
-        attempt, kind = message.attempt, message.reason.partition(":")[0]
+        attempt, kind = asked.reserved.attempt, message.reason.partition(":")[0]
         outcomes = metrics.restores if asked.reserved.from_tier else metrics.pulls
         outcomes.labels(outcome=kind if kind in _KINDS else "other").inc()
         if kind != Failure.CANCELLED:
@@ -177,7 +181,7 @@ class Pulls:
         """An agent that is not heard of may still write into the pages: these attempts cannot go on here."""
         self._connected = False
         self._sources.clear()
-        lost, self._asked = list(self._asked), {}
+        lost, self._asked = [asked.reserved.attempt for asked in self._asked.values()], {}
         for attempt in lost:
             metrics.pulls.labels(outcome="agent_lost").inc()
             self._counter.fail(attempt, HandoffFailed("the worker lost its KV agent while it pulled a prefix"))
@@ -187,11 +191,17 @@ class Pulls:
     def cancelled(self, attempt: Attempt) -> None:
         """The attempt is not wanted any more; if it pulls, its pages come back by the agent's answer."""
         self._sources.pop(attempt, None)
-        if (asked := self._asked.get(attempt)) and not asked.reserved.from_tier:
-            self._counter.send(CancelFetch(attempt, "cancelled"))
+        for name in (attempt, _name_at_decode(attempt)):
+            if (asked := self._asked.get(name)) and not asked.reserved.from_tier:
+                self._counter.send(CancelFetch(name, "cancelled"))
 
     def _over(self, attempt: Attempt, tokens: int) -> None:
         self._counter.post(lambda engine: engine.pulled(attempt, tokens))
 
     def _stop(self, attempt: Attempt) -> None:
         self._counter.post(lambda engine: engine.cancel(attempt))
+
+
+def _name_at_decode(attempt: Attempt) -> Attempt:
+    """Under which decode pulls: prefill may pull for the same attempt from the same worker; a loan has one reader."""
+    return Attempt(f"{attempt.request_id}/decode", attempt.n)

@@ -3,6 +3,9 @@
 The engine reserves; `Fetch` goes to the agent; `Fetched` means that every byte is there, verified, and that the
 source's lease was alive after the last read. Only then may the engine run the attempt. Pages of a failed or cancelled
 fetch are given back when the agent has said that no operation is in flight on them.
+
+An attempt may begin with a pull of a prefix from a third worker (baton.worker.pulls). Its handoff is reserved when that
+is over, for what did not come; until then its pages are the pull's affair.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class _Wanted:
     tokens: int
     source: pb.Fetch
     pages: int = 0
+    reserved: bool = False  # for the handoff
     sent: bool = False  # the agent may write into the attempt's pages
 
 
@@ -57,15 +61,19 @@ class FetchDesk:
 
     def on_step(self, output: StepOutput) -> None:
         for reserved in output.reserved:
-            self._fetch(reserved)
+            if not reserved.block_hashes:
+                self._fetch(reserved)
         for failed in output.failed:
             self._wanted.pop(failed.attempt, None)
 
     def _fetch(self, reserved: Reserved) -> None:
         attempt = reserved.attempt
         wanted = self._wanted.get(attempt)
-        if wanted is None or not self._counter.is_live(attempt):
-            return  # `cancelled` or `on_agent_connected` gives the pages back
+        if wanted is None:
+            return  # `on_agent_connected` gives the pages back
+        wanted.reserved = True
+        if not self._counter.is_live(attempt):
+            return  # `cancelled` gives the pages back
         source = wanted.source
         wanted.pages = len(reserved.page_ids)
         wanted.sent = self._counter.send(
@@ -135,8 +143,8 @@ class FetchDesk:
         wanted = self._wanted.get(attempt)
         if wanted is None:
             return
-        if pages_free:
-            del self._wanted[attempt]
+        if pages_free or not wanted.reserved:
+            del self._wanted[attempt]  # pages that a pull fills come back with the end of the pull
         elif not wanted.sent:
             self._over(attempt, "cancelled")
         elif not self._counter.send(CancelFetch(attempt, "cancelled")):

@@ -119,7 +119,7 @@ class Placer:
             priority=asked.priority,
             cache_salt=asked.cache_salt,
             lora=asked.lora,
-            pull=None if is_decode else self._pull(run.placement.pull),
+            pull=self._pull(run.placement.decode_pull if is_decode else run.placement.pull),
             pooling=asked.pooling,
         )
         ref = state.port.assign(assignment, _Side(events, request, run, is_decode))

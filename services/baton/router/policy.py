@@ -8,7 +8,8 @@ The price of a candidate is in seconds:
     prefill work ahead and the request's own uncached tokens, at the worker's measured rate, or for a prefix that
     another worker holds the time to pull it, or to bring it from memory or disk of the worker's own agent, if that is
     less (policy_pull.py, policy_tiers.py)
-  + the part of the handoff that the prompt's computation does not hide (reads overlap layer by layer)
+  + the part of the handoff that the prompt's computation does not hide (reads overlap layer by layer); less, where
+    decode pulls what prefill pulls, from the same worker at the same time
   + the decode side: queue, missing pages, the step time over the target for the next tokens
   + what running whole costs others: the decoding requests of that worker wait while it extends
   + what a pull costs others: the source's link, and pages here that hold something else now
@@ -33,6 +34,7 @@ PAGES_AHEAD_TOKENS = 256  # output that a decode worker should have room for at 
 PAGE_WAIT_STEPS = 128  # steps until somebody else's pages come free
 OTHERS_SHARE = 0.5  # chunked prefill slows the running requests down to about half
 PULL_SHARE = 1.0  # of its own time
+DECODE_PULL_SHARE = 0.25  # the same: its bytes travel anyway, but now from one worker twice
 RESHARD_SHARE = 0.5  # of the transfer's time: pages that come from another layout are copied once more
 TIE_S = 0.0005
 PAIRED = 8  # of each role, the best ones are tried with each other
@@ -42,7 +44,8 @@ PAIRED = 8  # of each role, the best ones are tried with each other
 class Placement:
     """`prefill` extends the prompt; `decode` is None when the same worker runs the request to its end.
 
-    `extend_tokens` are to be computed, after `pull`; `predicted_s` is the time to the first token.
+    `extend_tokens` are to be computed, after `pull`; `predicted_s` is the time to the first token. `decode_pull` is
+    what decode takes from where prefill pulls it, rather than from prefill afterwards.
     """
 
     prefill: str
@@ -52,6 +55,7 @@ class Placement:
     extend_tokens: int
     price_s: float
     pull: Pull | None = None
+    decode_pull: Pull | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,16 +207,47 @@ def _pair(prefill: _Costs, decode: _Costs, request: RequestFacts) -> _Candidate:
     transfer_s = decode.transfer_tokens * source.kv_bytes_per_token / sink.handoff_rate
     if source.fingerprint != sink.fingerprint:
         transfer_s *= 1 + RESHARD_SHARE
-    layers = max(1, source.layers)
-    hidden_s = prefill.extend_s * (layers - 1) / layers
-    exposed_s = max(transfer_s / layers, transfer_s - hidden_s)
-    price_s = prefill.first_token_s + exposed_s + decode.decode_s + prefill.pull_share_s
+    exposed_s = _exposed_s(prefill, transfer_s)
+    decode_pull = _decode_pull(prefill, decode, request, exposed_s)
+    saved_s = decode_pull.saved_s if decode_pull else 0.0
+    price_s = prefill.first_token_s + exposed_s - saved_s + decode.decode_s + prefill.pull_share_s
     price_s += source.penalty_s + sink.penalty_s
     placement = Placement(
-        source.worker_id, sink.worker_id, "pair", prefill.first_token_s, prefill.extend_tokens, price_s, prefill.pull
+        source.worker_id,
+        sink.worker_id,
+        "pair",
+        prefill.first_token_s,
+        prefill.extend_tokens,
+        price_s,
+        prefill.pull,
+        decode_pull,
     )
     failures = request.failed.get(source.worker_id, 0) + request.failed.get(sink.worker_id, 0)
     return _Candidate(placement, failures, prefill.has_slot and not prefill.backlogged and decode.has_slot)
+
+
+def _exposed_s(prefill: _Costs, transfer_s: float) -> float:
+    """The part of a handoff that computing does not hide."""
+    layers = max(1, prefill.worker.layers)
+    return max(transfer_s / layers, transfer_s - prefill.extend_s * (layers - 1) / layers)
+
+
+def _decode_pull(prefill: _Costs, decode: _Costs, request: RequestFacts, exposed_s: float) -> Pull | None:
+    """What decode had better pull from where prefill pulls it, while prefill does; None when that saves nothing.
+
+    The handoff then brings what is left. `saved_s` is of the handoff's exposed part, not of computing.
+    """
+    pull, sink = prefill.pull, decode.worker
+    held = request.tokens - decode.transfer_tokens
+    if pull is None or pull.source in (sink.worker_id, prefill.worker.worker_id) or pull.tokens <= held:
+        return None
+    if sink.fingerprint != prefill.worker.fingerprint:  # the source's blocks have other names there
+        return None
+    seconds = sink.pull_s(pull.tokens - held)
+    rest_s = (request.tokens - pull.tokens) * sink.kv_bytes_per_token / sink.handoff_rate
+    late_s = max(0.0, seconds - prefill.first_token_s)
+    saved_s = exposed_s - _exposed_s(prefill, rest_s) - late_s - DECODE_PULL_SHARE * seconds
+    return Pull(pull.source, pull.tokens, seconds, saved_s) if saved_s > 0 else None
 
 
 def _whole(cost: _Costs, request: RequestFacts, reason: str, handicap: int) -> _Candidate:
