@@ -23,6 +23,7 @@ from baton.core.attempt import Attempt
 from baton.core.errors import CheckpointError, InternalError, InvalidRequest, PromptTooLong
 from baton.core.pooling import PoolingParams, Task
 from baton.core.sampling import SamplingParams
+from baton.engine import Engine
 from baton.engine.api import EngineRequest
 from baton.engine.plan import EngineConfig
 
@@ -228,6 +229,20 @@ def test_label_scores_are_logprobs_of_the_next_token(llama) -> None:
         with torch.inference_mode():
             logprobs = theirs(torch.tensor([prompt])).logits[0, -1].log_softmax(0)
         close(vector, logprobs[list(labels)])
+
+
+def test_in_ones_own_process(llama) -> None:
+    with Engine(llama) as engine:
+        texts = ["The baton is passed.", "Nobody could say whose it is."]
+        ids = [engine._tokenizer.encode(text).ids for text in texts]
+        both = engine.embed(texts)
+        assert engine.embed(ids) == both and engine.embed(ids[0]) == engine.embed(texts[0])
+        close(torch.tensor(both[1]), F.normalize(their_states(llama, ids[1])[-1], dim=0))
+        assert len(engine.embed(texts[0], dimensions=5)) == 5
+        assert engine.score(texts, [9])[0] == engine.score(texts[0], [9]) and engine.score(texts[0], [9])[0] < 0
+        with pytest.raises(InvalidRequest, match="task classify"):
+            engine.classify(texts)
+        assert engine.generate(texts[0], {"max_new_tokens": 2})["meta_info"]["completion_tokens"] == 2
 
 
 def test_limits(llama) -> None:
