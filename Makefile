@@ -75,7 +75,7 @@ docs: $(VENV)/.dev ## generate docs/configuration.md, docs/metrics.md and the mo
 	@$(BIN)/python -m tools.metrics_doc
 
 bench: $(if $(NAME),$(VENV)/.dev) ## list the benchmarks, or run one (NAME=prefix_index ARGS="...")
-	@$(if $(NAME),exec $(BIN)/python benchmarks/$(NAME).py $(ARGS),for f in benchmarks/*.py benchmarks/*/compare.py benchmarks/handoff/{transports,hidden,reshard}.py; do \
+	@$(if $(NAME),exec $(BIN)/python benchmarks/$(NAME).py $(ARGS),for f in benchmarks/*.py benchmarks/*/compare.py benchmarks/handoff/{transports,hidden,latency,reshard}.py; do \
 		n=$${f#benchmarks/}; printf '  make bench NAME=%-20s %s\n' "$${n%.py}" \
 		"$$(head -n 1 $$f | sed 's/^"""//; s/"""$$//')"; done)
 

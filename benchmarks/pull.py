@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,90 +23,39 @@ from pathlib import Path
 from typing import Any
 
 from baton.cli.bench.report import document, write_json
+from baton.core.attempt import Attempt
 from baton.core.sampling import SamplingParams
-from baton.rpc.channel import open_channel
 from baton.rpc.convert import layout_from_pb, sampling_to_pb
-from baton.rpc.v1 import common_pb2, worker_pb2_grpc
 from baton.rpc.v1 import worker_pb2 as pb
 from baton.testing.checkpoints import make_checkpoint
+from baton.testing.driven_worker import DrivenWorker, baton_command
 
-START_TIMEOUT_S = 120.0
 SUFFIX_TOKENS = 16
 
 
-class Worker:
-    """One prefill worker and its agent, as a router has them."""
-
-    def __init__(self, folder: Path, name: str, model: str, given: argparse.Namespace) -> None:
-        socket = folder / f"{name}.sock"
-        baton = [sys.executable, "-P", "-m", "baton.cli.main"]
-        pool = f"--kv-memory-bytes={given.pool_mib << 20}"
-        agent = ["kv-agent", f"--socket={socket}", f"--transport={given.transport}"]
-        worker = ["prefill", f"--model={model}", f"--worker-id={name}", f"--agent-socket={socket}", pool]
-        log = (folder / f"{name}.log").open("wb")
-        commands = [agent, [*worker, f"--listen=127.0.0.1:{given.port + (name == 'second')}"]]
-        self._processes = [subprocess.Popen([*baton, *command], stdout=log, stderr=log) for command in commands]
-        self._address = f"127.0.0.1:{given.port + (name == 'second')}"
-        self.description = pb.WorkerDescription()
-        self.load = pb.Load()
-        self._events: asyncio.Queue[pb.WorkerEvent] = asyncio.Queue()
-        self._refs = 0
-
-    async def connect(self) -> None:
-        """Wait until worker and agent are up."""
-        channel = open_channel(self._address)
-        async with asyncio.timeout(START_TIMEOUT_S):
-            await channel.channel_ready()
-            self._call = worker_pb2_grpc.WorkerStub(channel).Work()
-            await self._call.write(pb.WorkerRequest(hello=pb.RouterHello(router_id="benchmark")))
-            self._reading = asyncio.create_task(self._read())
-            while not self.description.agent.address:
-                await self._events.get()
-
-    async def first_token_s(self, prompt: list[int], pull: pb.Pull | None = None) -> float:
-        """Run the prompt for one token; seconds from the assignment to it."""
-        self._refs += 1
-        assign = pb.Assign(
-            ref=self._refs,
-            attempt=common_pb2.Attempt(request_id=f"{self.description.worker_id}-{self._refs}"),
-            token_ids=prompt,
-            prompt_tokens=len(prompt),
-            sampling=sampling_to_pb(SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)),
-            run_all=pb.RunAll(),
-            pull=pull,
-        )
-        start = time.perf_counter()
-        await self._call.write(pb.WorkerRequest(assign=assign))
-        async with asyncio.timeout(START_TIMEOUT_S):
-            while self._refs not in (await self._events.get()).step.refs:
-                pass
-        return time.perf_counter() - start
-
-    def holding(self, tokens: int) -> pb.Pull:
-        d = self.description
-        return pb.Pull(worker_id=d.worker_id, worker_epoch=d.epoch, agent=d.agent, tokens=tokens)
-
-    async def _read(self) -> None:
-        while isinstance(event := await self._call.read(), pb.WorkerEvent):
-            if event.WhichOneof("message") == "description":
-                self.description.CopyFrom(event.description)
-            if event.step.HasField("load"):
-                self.load.CopyFrom(event.step.load)
-            if event.attempt.WhichOneof("event") == "failed":
-                raise RuntimeError(event.attempt.failed.message)
-            self._events.put_nowait(event)
-
-    def stop(self) -> None:
-        for process in reversed(self._processes):
-            process.terminate()
-        for process in self._processes:
-            process.wait(30)
+async def first_token_s(worker: DrivenWorker, prompt: list[int], number: int, pull: pb.Pull | None = None) -> float:
+    """Run the prompt for one token; seconds from the assignment to it."""
+    assign = pb.Assign(
+        token_ids=prompt,
+        prompt_tokens=len(prompt),
+        sampling=sampling_to_pb(SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)),
+        run_all=pb.RunAll(),
+        pull=pull,
+    )
+    start = time.perf_counter()
+    ref = await worker.assign(Attempt(f"{worker.description.worker_id}-{len(prompt)}-{number}"), assign)
+    return await worker.next_token_at(ref) - start
 
 
 @asynccontextmanager
-async def pair(model: str, given: argparse.Namespace) -> AsyncIterator[tuple[Worker, Worker]]:
+async def pair(model: str, given: argparse.Namespace) -> AsyncIterator[tuple[DrivenWorker, DrivenWorker]]:
     with tempfile.TemporaryDirectory() as folder:
-        workers = [Worker(Path(folder), name, model, given) for name in ("first", "second")]
+        flags = [f"--model={model}", f"--kv-memory-bytes={given.pool_mib << 20}"]
+        agent_flags, command = [f"--transport={given.transport}"], [*baton_command(), "prefill"]
+        workers = [
+            DrivenWorker(Path(folder), name, given.port + n, command, flags, agent_flags)
+            for n, name in enumerate(("first", "second"))
+        ]
         try:
             await asyncio.gather(*(worker.connect() for worker in workers))
             yield workers[0], workers[1]
@@ -116,14 +64,16 @@ async def pair(model: str, given: argparse.Namespace) -> AsyncIterator[tuple[Wor
                 worker.stop()
 
 
-async def measure(first: Worker, second: Worker, tokens: int, repeats: int, choose: random.Random) -> dict[str, Any]:
+async def measure(
+    first: DrivenWorker, second: DrivenWorker, tokens: int, repeats: int, choose: random.Random
+) -> dict[str, Any]:
     times: dict[bool, list[float]] = {True: [], False: []}
     pulls: list[tuple[float, float]] = []
     for number in range(2 * repeats + 2):
         with_pull = number % 2 == 0
         prompt = [choose.randrange(10, 400) for _ in range(tokens + SUFFIX_TOKENS)]
-        await first.first_token_s(prompt[:tokens])
-        taken = await second.first_token_s(prompt, first.holding(tokens) if with_pull else None)
+        await first_token_s(first, prompt[:tokens], number)
+        taken = await first_token_s(second, prompt, number, first.holding(tokens) if with_pull else None)
         if number >= 2:  # the first of each warms up
             times[with_pull].append(taken)
         if number >= 2 and with_pull:
