@@ -229,6 +229,9 @@ async def test_an_end_token_that_the_tokenizer_does_not_bring(
         await http.post("/v1/embeddings", json={"model": "toy", "input": "a"})
         [ids] = model.tokenizer.encode(["a"], add_special_tokens=True)
         assert list(router.requests[-1].prompt_token_ids) == [*ids, 1]
+        labels = {"model": "toy", "query": "", "items": ["a"], "label_token_ids": [5]}
+        await http.post("/v1/score", json=labels)  # what comes next does not come behind the end
+        assert list(router.requests[-1].prompt_token_ids) == ids
         long = {"model": "toy", "input": "ab " * 100, "truncate_prompt_tokens": -1}
         await http.post("/v1/embeddings", json=long)
         assert len(router.requests[-1].prompt_token_ids) == 64 and router.requests[-1].prompt_token_ids[-1] == 1

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from baton.core.architecture import end_token
 from baton.core.attempt import Attempt
-from baton.core.pooling import PoolingParams
+from baton.core.pooling import PoolingParams, Task
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest
 from baton.engine.driver import Driver, Progress
@@ -52,7 +52,7 @@ class Vectors:
                 self._driver.cancel(attempt)
 
     def _request(self, text: Text, params: PoolingParams) -> EngineRequest:
-        token_ids, second_text_at = self._tokens(text)
+        token_ids, second_text_at = self._tokens(text, ends=params.task is not Task.SCORE)
         attempt = Attempt(f"local-vector-{next(self._numbers)}", 0)
         return EngineRequest(
             attempt,
@@ -63,13 +63,15 @@ class Vectors:
             pooling=replace(params, second_text_at=second_text_at),
         )
 
-    def _tokens(self, text: Text) -> tuple[list[int], int]:
+    def _tokens(self, text: Text, *, ends: bool) -> tuple[list[int], int]:
+        """`ends`: with the end token, for models that want it; not where it is asked what comes next."""
         if not isinstance(text, (str, tuple)):
             return list(text), 0
         tokenizer = self._tokenizer()
         encoding = tokenizer.encode(text) if isinstance(text, str) else tokenizer.encode(*text)
         second_text_at = encoding.type_ids.index(1) if 1 in encoding.type_ids else 0
-        return [*encoding.ids, *self._end(tokenizer, encoding.ids)], second_text_at
+        end = self._end(tokenizer, encoding.ids) if ends else []
+        return [*encoding.ids, *end], second_text_at
 
     def _end(self, tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[int]:
         """The end token, where tokenizer_config.json asks for it and tokenizer.json does not bring it."""

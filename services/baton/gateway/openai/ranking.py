@@ -148,7 +148,8 @@ class RankingEndpoint:
         if asked.label_token_ids is None:
             pairs = asked.pairs()
             return asked, self._ranking.read(pairs, "text_2", asked.truncate_prompt_tokens, asked.instruction)
-        return asked, TextReader(self._service, "items", asked.truncate_prompt_tokens).read_all(asked.joined())
+        reader = TextReader(self._service, "items", asked.truncate_prompt_tokens, ends=False)
+        return asked, reader.read_all(asked.joined())
 
 
 def _probabilities(logprobs: Sequence[float], *, among: bool) -> list[float]:

@@ -24,13 +24,14 @@ class TextReader:
     """Makes inputs of what one HTTP request brings. `truncate`: None: what is too long is an error; else the most
     tokens of one input, -1 for the model's limit, to which its texts are cut at their ends.
 
+    `ends`: the end token is part of a text, for models that want it; not where it is asked what comes next.
     Raises InvalidRequest, PromptTooLong that name `param`.
     """
 
-    def __init__(self, service: Service, param: str, truncate: int | None = None) -> None:
+    def __init__(self, service: Service, param: str, truncate: int | None = None, *, ends: bool = True) -> None:
         self._service = service
         self._tokenizer = service.model.tokenizer
-        self._appended = service.model.pooling.appended
+        self._appended = service.model.pooling.appended if ends else ()
         self._param = param
         limit = service.context_tokens()
         if truncate is not None and truncate > limit:
