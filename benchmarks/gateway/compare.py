@@ -28,6 +28,7 @@ from pathlib import Path
 
 import psutil
 
+from baton.runtime.tied import tied_command
 from baton.testing.checkpoints import make_checkpoint
 
 HERE = Path(__file__).resolve().parent
@@ -74,7 +75,8 @@ def _processor_s(process: psutil.Process) -> float:
 def _running(*command: str, env: dict[str, str] | None = None, says: bool = True) -> Iterator[tuple[str, int]]:
     """A process that ends with its stdin, or is ended; yields its first line and its pid."""
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE if says else subprocess.DEVNULL, text=True,
+        tied_command(list(command)), stdin=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE if says else subprocess.DEVNULL,
         stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL, env={**os.environ, **(env or {})},
     )  # fmt: skip
     try:
