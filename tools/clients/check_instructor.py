@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Literal
 
 import instructor
@@ -13,17 +12,12 @@ from pydantic import BaseModel
 MESSAGES = [{"role": "user", "content": "Ann is 30 and likes red."}]
 
 
-class Color(StrEnum):
-    red = "red"
-    green = "green"
-
-
 class Person(BaseModel):
     """Small enough for a model that knows nothing: it cannot go on for ever."""
 
     name: Literal["Ann", "Bob"]
     age: Literal[10, 20, 30]
-    color: Color
+    color: Literal["red", "green"]
 
 
 def client(mode: instructor.Mode) -> instructor.Instructor:
