@@ -11,6 +11,7 @@
 
 What holds it together: the source keeps the pages as they are until its handoff ends (the lease), and says "alive"
 only before that; the reader calls bytes good only when they fit the record and the lease was alive after the last read.
+It asks for that, unless the record was sent after the source had heard that all reads had ended, and says so.
 So a source may end a lease at any moment, and nobody waits for a reader that is late, dead or stopped. The reader gives
 its own pages back only when none of its reads is in flight on them.
 
