@@ -5,25 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 
-import grpc
-
 from baton.cli.trace_handoff.timeline import Trace, build
-from baton.client import BatonClient, GenerateRequest, TokensEvent, Usage
+from baton.client import BatonClient, GenerateRequest, TokensEvent, Usage, timelines
 from baton.core.errors import ConfigError, HandoffFailed
 from baton.core.sampling import SamplingParams
 from baton.kv.mapped import boot_id
-from baton.rpc.channel import open_channel
-from baton.rpc.status import from_rpc_error
-from baton.rpc.v1 import kv_pb2 as pb
-from baton.rpc.v1 import kv_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 NEW_TOKENS = 4
 FIRST_TOKEN_ID = 100  # below are special tokens in most vocabularies
-_ASK_S = 5.0
 _READY_S = 10.0
 _CLOCK_QUESTIONS = 5
 _END_S = 2.0  # the source hears a little after the client that all is over
@@ -34,7 +26,7 @@ _POLL_S = 0.01
 class _Answer:
     """An agent's reply, and how its clock stands to this process's."""
 
-    reply: pb.TimelinesReply
+    reply: timelines.Timelines
     ahead_s: float
     error_s: float
 
@@ -60,7 +52,7 @@ async def trace(router: str, *, model: str, tokens: int, vocabulary: int, seed: 
         workers = {worker.worker_id: worker.address for worker in (await client.fleet()).workers}
     ends = usage.prefill_worker, usage.decode_worker
     agents = [await _agent(workers, worker_id) for worker_id in ends]
-    source, reader = [await _ask(agent.address, request.request_id) for agent in agents]
+    source, reader = [await _ask(address, request.request_id) for address, _ in agents]
     return build(
         _side(source, "source"),
         _side(reader, "reader"),
@@ -72,7 +64,7 @@ async def trace(router: str, *, model: str, tokens: int, vocabulary: int, seed: 
         tokens=tokens,
         prefill_worker=ends[0],
         decode_worker=ends[1],
-        transport=agents[1].transport,
+        transport=agents[1][1],
     )
 
 
@@ -113,25 +105,21 @@ async def _run(client: BatonClient, request: GenerateRequest) -> tuple[dict[str,
     raise HandoffFailed("the router ended the request without saying how")
 
 
-async def _agent(workers: dict[str, str], worker_id: str) -> worker_pb2.AgentDescription:
+async def _agent(workers: dict[str, str], worker_id: str) -> tuple[str, str]:
+    """Address and transport of a worker's agent."""
     if worker_id not in workers:
         raise HandoffFailed(f"worker {worker_id} left while the request ran")
-    async with _calling(workers[worker_id]) as channel:
-        description = await worker_pb2_grpc.WorkerStub(channel).Describe(
-            worker_pb2.DescribeWorkerRequest(), timeout=_ASK_S
-        )
-    return description.agent
+    return await timelines.agent_of(workers[worker_id])
 
 
 async def _ask(address: str, request_id: str) -> _Answer:
     """The agent's timelines, once the handoff has ended; the clock's offset by the quickest of several questions."""
     give_up_at = time.monotonic() + _END_S
     best: _Answer | None = None
-    async with _calling(address) as channel:
-        stub = kv_pb2_grpc.KvAgentStub(channel)
+    async with timelines.agent(address) as agent:
         for count in range(1, 1 + int(_END_S / _POLL_S)):
             asked_at = time.time()
-            reply = await stub.Timelines(pb.TimelinesRequest(request_id=request_id), timeout=_ASK_S)
+            reply = await agent.timelines(request_id)
             half_s = (time.time() - asked_at) / 2
             same = reply.clock and reply.clock == boot_id()
             answer = _Answer(reply, 0.0, 0.0) if same else _Answer(reply, reply.now - asked_at - half_s, half_s)
@@ -144,23 +132,9 @@ async def _ask(address: str, request_id: str) -> _Answer:
     return _Answer(reply, best.ahead_s, best.error_s)
 
 
-def _side(answer: _Answer, side: str) -> pb.HandoffTimeline:
+def _side(answer: _Answer, side: str) -> timelines.HandoffTimeline:
     """The last attempt's."""
     found = [handoff for handoff in answer.reply.handoffs if handoff.side == side]
     if not found:
         raise HandoffFailed(f"the {side}'s agent remembers nothing of this request")
     return max(found, key=lambda handoff: handoff.attempt.n)
-
-
-@asynccontextmanager
-async def _calling(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel; failed calls are raised as our errors. ConfigError: the other side does not know the call."""
-    channel = open_channel(address)
-    try:
-        yield channel
-    except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            raise ConfigError(f"the process at {address} is of an earlier version, which keeps no timelines") from None
-        raise from_rpc_error(error) from error
-    finally:
-        await channel.close(None)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from baton.client.timelines import HandoffTimeline
 from baton.core.errors import HandoffFailed
-from baton.rpc.v1 import kv_pb2 as pb
 
 Interval = tuple[float, float]
 
@@ -130,8 +130,8 @@ class Trace:
 
 
 def build(
-    source: pb.HandoffTimeline,
-    reader: pb.HandoffTimeline,
+    source: HandoffTimeline,
+    reader: HandoffTimeline,
     client_at: Mapping[str, float],
     *,
     source_ahead_s: float = 0.0,
@@ -171,7 +171,7 @@ def build(
     )
 
 
-def _computed(source: pb.HandoffTimeline, at_source: float) -> Iterable[Computed]:
+def _computed(source: HandoffTimeline, at_source: float) -> Iterable[Computed]:
     before = 0.0
     for item in sorted(source.computed, key=lambda item: item.computed_at):
         end = item.computed_at - at_source
@@ -181,9 +181,7 @@ def _computed(source: pb.HandoffTimeline, at_source: float) -> Iterable[Computed
         before = end
 
 
-def _reads(
-    source: pb.HandoffTimeline, reader: pb.HandoffTimeline, at_source: float, at_reader: float
-) -> Iterable[Read]:
+def _reads(source: HandoffTimeline, reader: HandoffTimeline, at_source: float, at_reader: float) -> Iterable[Read]:
     for sent, heard in zip(source.reads, reader.reads, strict=True):
         yield Read(
             sent.seq,
