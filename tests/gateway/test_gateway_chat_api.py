@@ -47,6 +47,7 @@ async def test_the_whole_answer(http: httpx.AsyncClient, router: FakeRouterClien
         "completion_tokens": len(tokens),
         "total_tokens": len(prompt) + len(tokens),
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert body["system_fingerprint"].startswith("fp_")
 
