@@ -20,7 +20,6 @@ from baton.gateway.parsers.registry import NONE, Parsers
 from baton.gateway.sampling import SamplingBuilder
 from baton.gateway.service import Service
 
-
 _OF_MESSAGES = ("response_format", "text.format")  # structures of what is said to the user, which calls are not
 
 
