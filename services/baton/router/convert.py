@@ -92,6 +92,7 @@ def assign_message(ref: int, assignment: Assignment) -> worker_pb2.WorkerRequest
         deadline_ms=max(1, int(assignment.deadline_s * 1000)),
         cache_salt=assignment.cache_salt,
         lora=assignment.lora,
+        traceparent=assignment.traceparent,
     )
     if assignment.pooling is not None:
         message.pooling.CopyFrom(pooling_to_pb(assignment.pooling))

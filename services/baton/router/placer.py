@@ -86,6 +86,7 @@ class Placer:
             predicted_s=round(placement.predicted_s, 4),
             pull_from=placement.pull.source if placement.pull else "",
         )
+        request.trace.placed(attempt.n, placement)
         if placement.decode is None:
             run.prefill = self._assign(request, run, placement.prefill, RunAll(), events)
             return
@@ -119,6 +120,7 @@ class Placer:
             priority=asked.priority,
             cache_salt=asked.cache_salt,
             lora=asked.lora,
+            traceparent=request.trace.traceparent,
             pull=self._pull(run.placement.decode_pull if is_decode else run.placement.pull),
             pooling=asked.pooling,
         )

@@ -128,7 +128,7 @@ class PullFrom:
 class Assignment:
     """One attempt for one worker. `token_ids`: the prompt (the first `prompt_tokens`), then what was emitted before.
 
-    `pull` comes with stages that extend.
+    `pull` comes with stages that extend. `traceparent`: what the worker's spans lie below.
     """
 
     attempt: Attempt
@@ -140,6 +140,7 @@ class Assignment:
     priority: int = 0
     cache_salt: str = ""
     lora: str = ""
+    traceparent: str = ""
     pull: PullFrom | None = None
     pooling: PoolingParams | None = None
 
