@@ -24,7 +24,7 @@ from compare import HERE, MODEL, RESULTS, VOCABULARY, Server, baton
 
 from baton.testing.checkpoints import make_checkpoint
 
-GOOD_STREAMS, GOOD_TOKENS = 4, 8
+GOOD_STREAMS, GOOD_TOKENS, GOOD_CHATS = 4, 8, 400
 STEP_S = 0.01
 
 
@@ -73,10 +73,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
         checkpoint = make_checkpoint(Path(folder) / MODEL, hidden=256, heads=4, vocab=VOCABULARY)
         with baton(checkpoint, STEP_S) as server:
-            asyncio.run(attack(server, 500, arguments.rate))  # buffers and caches get their size
-            quiet = times(good(server, 800))
+            asyncio.run(attack(server, arguments.count // 20, arguments.rate))  # buffers and caches get their size
+            quiet = times(good(server, GOOD_CHATS))
             memory = [memory_mib(server)]
-            clients = good(server, max(400, int(arguments.count / arguments.rate * 20)))
+            clients = good(server, max(GOOD_CHATS, int(arguments.count / arguments.rate * 20)))
             ended = asyncio.run(attack(server, arguments.count, arguments.rate))
             attacked = times(clients)
             memory.append(memory_mib(server))
