@@ -50,8 +50,8 @@ check: $(VENV)/.dev ## style, types, layers, and whether generated files are cur
 	$(BIN)/ruff check --quiet . || status=1; \
 	$(BIN)/mypy --no-error-summary libs/baton services/baton || status=1; \
 	$(BIN)/lint-imports --no-cache > $(VENV)/.layers 2>&1 || { cat $(VENV)/.layers; status=1; }; \
-	for tool in stubs configuration_doc module_map; do $(BIN)/python tools/$$tool.py --check || status=1; done; \
-	$(BIN)/python -m tools.metrics_doc --check || status=1; \
+	for tool in stubs module_map; do $(BIN)/python tools/$$tool.py --check || status=1; done; \
+	for tool in configuration_doc metrics_doc; do $(BIN)/python -m tools.$$tool --check || status=1; done; \
 	test $$status = 0 && echo "check: all good" || exit 1
 
 ui-test: $(VENV)/.dev ## the page in a real browser; installs Debian's Chromium where that is allowed
@@ -70,7 +70,7 @@ proto: $(VENV)/.dev ## generate the gRPC stubs anew
 	@$(BIN)/python tools/stubs.py
 
 docs: $(VENV)/.dev ## generate docs/configuration.md, docs/metrics.md and the module table anew
-	@$(BIN)/python tools/configuration_doc.py
+	@$(BIN)/python -m tools.configuration_doc
 	@$(BIN)/python tools/module_map.py
 	@$(BIN)/python -m tools.metrics_doc
 

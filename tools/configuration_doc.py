@@ -11,6 +11,7 @@ from baton.cli.services import SERVICES
 from baton.cli.up.settings import UpSettings
 from baton.runtime.settings import ServiceSettings, Settings, Spec, specs
 from baton.runtime.sources import OTHER_VARIABLES
+from tools.generated import write_or_check
 
 TARGET = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -87,14 +88,7 @@ def row(spec: Spec) -> str:
 
 
 def main() -> int:
-    text = document()
-    if "--check" in sys.argv[1:]:
-        if not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text:
-            print(f"{TARGET.name} is not current: run `make docs`", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check(TARGET, document())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from baton.runtime.metrics import Declaration, declared
+from tools.generated import write_or_check
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "metrics.md"
@@ -62,14 +63,7 @@ def main() -> int:
     prefixes = tuple(f"baton_{service}_" for service in TITLES)
     if strangers := [metric.name for metric in known() if not metric.name.startswith(prefixes)]:
         raise SystemExit(f"metrics of no known service: {', '.join(strangers)}")
-    text = document()
-    if "--check" in sys.argv[1:]:
-        if not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text:
-            print(f"{TARGET.name} is not current: run `make docs`", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check(TARGET, document())
 
 
 if __name__ == "__main__":

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 from agent_harness import LAYOUT, attempts, expect_failed, expect_pulled, page_range, pair
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from baton.core.attempt import Attempt
 from baton.kv_agent import traces
 from baton.kv_agent.traces import HandoffSpans
-from baton.runtime import tracing
-from baton.runtime.tracing_otel import OtelTracer
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-@pytest.fixture
-def exporter() -> Iterator[InMemorySpanExporter]:
-    memory = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(memory))
-    tracing.install(OtelTracer(provider.get_tracer("test")))
-    yield memory
-    tracing.install(None)
 
 
 def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import grpc
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from router_system import running, until
 
 from baton.client import GenerateRequest, SamplingParams
 from baton.core.errors import DeadlineExceeded
 from baton.rpc.v1 import common_pb2, router_pb2, router_pb2_grpc
-from baton.runtime import tracing
-from baton.runtime.tracing_otel import OtelTracer
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 PROMPT = list(range(10, 200))
-
-
-@pytest.fixture
-def exporter() -> Iterator[InMemorySpanExporter]:
-    memory = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(memory))
-    tracing.install(OtelTracer(provider.get_tracer("test")))
-    yield memory
-    tracing.install(None)
 
 
 def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
