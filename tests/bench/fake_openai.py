@@ -14,7 +14,10 @@ from aiohttp import web
 
 @dataclass
 class FakeServer:
-    """`first_s(n)` before the first token of request n, `gap_s` before each other; `fault(n)` says what goes wrong."""
+    """`first_s(n)` before the first token of request n, `gap_s` before each other; `fault(n)` says what goes wrong.
+
+    No answer begins before `together` requests have been there at once.
+    """
 
     first_s: Callable[[int], float] = lambda n: 0.0
     gap_s: float = 0.0
@@ -24,6 +27,8 @@ class FakeServer:
     running: int = 0
     most_running: int = 0
     url: str = ""
+    together: int = 1
+    _begin: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         number = len(self.bodies)
@@ -31,7 +36,10 @@ class FakeServer:
         self.bodies.append(body)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
+        if self.running >= self.together:
+            self._begin.set()
         try:
+            await self._begin.wait()
             return await self._answer(request, body, self.fault(number), self.first_s(number))
         finally:
             self.running -= 1
