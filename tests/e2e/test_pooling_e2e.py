@@ -14,7 +14,9 @@ from in_process import MODEL, cluster, until
 
 from baton.client import GenerateRequest, PoolingParams, SamplingParams, Task
 from baton.core.errors import InvalidRequest, PromptTooLong
+from baton.engine.api import StepOutput
 from baton.testing.checkpoints import make_checkpoint
+from baton.worker.loop import EngineLoop
 
 torch.set_num_threads(1)
 EMBED = PoolingParams(Task.EMBED)
@@ -75,25 +77,53 @@ async def test_cancelled_requests_free_their_pages(tmp_path: Path) -> None:
         await system.quiet()
 
 
-async def test_a_workers_end_moves_its_requests(tmp_path: Path) -> None:
-    """Requests that take longer than the half second that a worker's streams get when it ends."""
-    checkpoint = make_checkpoint(tmp_path / "model", max_position=4096, layers=6, hidden=128, heads=8, kv_heads=8)
-    options = {"max_batch_tokens": 128, "drain_s": 0}
-    async with cluster(tmp_path, checkpoint, prefill=0, decode=0, unified=2, worker=options) as system:
-        prompts = [[seed] * 2000 for seed in range(8, 14)]
+class Gate:
+    """While it is shut, what engines have computed stays in their workers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held: list[tuple[EngineLoop, StepOutput]] = []
+        self._shut = True
+        self._hand_over = EngineLoop._hand_over
+        monkeypatch.setattr(EngineLoop, "_hand_over", lambda loop, output: self._pass(loop, output))
+
+    def _pass(self, loop: EngineLoop, output: StepOutput) -> None:
+        if self._shut and output.rows:
+            self.held.append((loop, StepOutput(rows=output.rows)))
+            output.rows = []
+        self._hand_over(loop, output)
+
+    @property
+    def answers(self) -> int:
+        return sum(len(output.rows) for _, output in self.held)
+
+    def open(self) -> None:
+        self._shut = False
+        for loop, output in self.held:
+            if loop._thread.is_alive():
+                self._hand_over(loop, output)
+
+
+async def test_a_workers_end_moves_its_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers are computed and none is out when one of two workers ends."""
+    gate = Gate(monkeypatch)
+    checkpoint = make_checkpoint(tmp_path / "model", max_position=4096)
+    async with cluster(tmp_path, checkpoint, prefill=0, decode=0, unified=2, worker={"drain_s": 0}) as system:
+        prompts = [[seed] * 200 for seed in range(8, 14)]
         tasks = [asyncio.create_task(system.client.pool(asked(prompt))) for prompt in prompts]
 
-        async def both_are_busy() -> bool:
-            return all(worker.running + worker.waiting >= 2 for worker in (await system.client.fleet()).workers)
+        async def all_are_computed() -> bool:
+            return gate.answers == len(prompts)
 
-        await until(both_are_busy, "both workers have work for a while")
+        await until(all_are_computed, "all answers are computed")
+        assert len({loop for loop, _ in gate.held}) == 2
         system.tasks["unified-0"].cancel()
+        await asyncio.gather(system.tasks["unified-0"], return_exceptions=True)
+        gate.open()
         answers = await asyncio.gather(*tasks)
         moved = [answer for answer in answers if answer.usage.attempts > 1]
         assert moved and {answer.usage.prefill_worker for answer in moved} == {"unified-1"}
-        at = answers.index(moved[0])
-        expected = embedding(checkpoint, prompts[at])
-        torch.testing.assert_close(torch.tensor(answers[at].vector), expected, atol=1e-4, rtol=1e-4)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            torch.testing.assert_close(torch.tensor(answer.vector), embedding(checkpoint, prompt), atol=1e-4, rtol=1e-4)
 
 
 async def test_an_encoder_is_served_beside_nothing_else(tmp_path: Path) -> None:
