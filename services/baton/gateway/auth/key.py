@@ -26,18 +26,14 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
 
-class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What is stored of a key. Limits of 0 are none.
+class KeyTerms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a key allows. Limits of 0 are none.
 
     `models`: names that it may ask for; empty = all. `cache_group`: tenants of one group find each other's cached
     prefixes; empty = a tenant finds its own only. Times are seconds since 1970; `expires_at` 0 = never.
     """
 
-    id: str
-    salt: str
-    digest: str
     tenant: Name
-    created_at: int
     label: str = ""
     models: tuple[str, ...] = ()
     requests_per_minute: Count = 0
@@ -47,27 +43,22 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     cache_group: Name | None = None
     expires_at: Count = 0
 
-    def opens_with(self, secret: str) -> bool:
-        """Whether `secret` is this key's; takes the same time whatever is wrong."""
-        return hmac.compare_digest(_digest(secret, self.salt), self.digest)
-
     @property
     def is_limited(self) -> bool:
         return any((self.requests_per_minute, self.tokens_per_minute, self.concurrent, self.monthly_tokens))
 
 
-class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a new key shall allow; as in `ApiKey`."""
+class ApiKey(KeyTerms, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What is stored of a key."""
 
-    tenant: str
-    label: str = ""
-    models: tuple[str, ...] = ()
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
-    concurrent: int = 0
-    monthly_tokens: int = 0
-    cache_group: str | None = None
-    expires_at: int = 0
+    id: str
+    salt: str
+    digest: str
+    created_at: int
+
+    def opens_with(self, secret: str) -> bool:
+        """Whether `secret` is this key's; takes the same time whatever is wrong."""
+        return hmac.compare_digest(_digest(secret, self.salt), self.digest)
 
 
 def create(terms: KeyTerms) -> tuple[ApiKey, str]:
