@@ -28,6 +28,11 @@ class StepBatch:
     q_lens_host: list[int]  # the same lengths on the host: planning never reads the device
     seq_lens_host: list[int]
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether every row has one new token, whose logits are wanted."""
+        return len(self.token_ids) == len(self.q_lens_host) == len(self.logit_rows)
+
 
 class ModelRunner(Protocol):
     """Runs a model over the paged pool. Knows no requests."""

@@ -52,8 +52,7 @@ class RecordedSteps:
 
     def fits(self, batch: StepBatch) -> bool:
         """Whether `run` may get it: few rows, with one new token each, of which all logits are wanted."""
-        rows = len(batch.q_lens_host)
-        return self._possible and rows <= MOST_ROWS and len(batch.token_ids) == rows == len(batch.logit_rows)
+        return self._possible and batch.is_decode and len(batch.q_lens_host) <= MOST_ROWS
 
     def run(self, embedded: Embedded, batch: StepBatch) -> torch.Tensor:
         """What `through_layers` returns, for a batch that fits, and that attention has planned. A later call writes to

@@ -104,8 +104,7 @@ class DecodeGraphs:
 
     def fits(self, batch: StepBatch) -> bool:
         """Whether `run` can compute it: one new token in every row, logits of all of them, and not too many."""
-        rows = len(batch.q_lens_host)
-        return rows <= self._sizes[-1] and len(batch.token_ids) == rows == len(batch.logit_rows)
+        return batch.is_decode and len(batch.q_lens_host) <= self._sizes[-1]
 
     def run(self, batch: StepBatch) -> torch.Tensor:
         """Float32 logits [R, V] of a batch that fits. Theirs is memory that the next call writes."""
