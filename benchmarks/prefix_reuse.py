@@ -30,7 +30,7 @@ from baton.cli.bench import workload
 from baton.cli.bench.client import OpenAIClient
 from baton.cli.bench.load import Load
 from baton.cli.bench.outcome import Outcome
-from baton.cli.bench.report import document, write_json
+from baton.cli.bench.report import document, settings_of, write_json
 from baton.cli.bench.workload import Conversation, Lengths, Writer
 from baton.core.errors import BatonError, Unavailable
 from baton.testing.checkpoints import make_checkpoint
@@ -169,7 +169,7 @@ def main() -> int:
         return 1
     print(table(found, given))
     if given.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        settings = settings_of(given)
         write_json(given.json, document(found, command=sys.argv, settings=settings))
     return 0
 

@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from baton.cli.bench.report import document, write_json
+from baton.cli.bench.report import document, settings_of, write_json
 from baton.core.attempt import Attempt
 from baton.core.sampling import SamplingParams
 from baton.rpc.convert import layout_from_pb, sampling_to_pb
@@ -131,7 +131,7 @@ def main() -> int:
         found = asyncio.run(run(model, given))
     print(table(found))
     if given.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        settings = settings_of(given)
         write_json(given.json, document({"pull": found}, command=sys.argv, settings=settings))
     return 0
 

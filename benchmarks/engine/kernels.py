@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from baton.cli.bench.report import document, write_json
+from baton.cli.bench.report import document, settings_of, write_json
 from baton.core.layout import KvLayout
 from baton.engine.attention import AttentionBackend, TorchAttention
 from baton.engine.batch import StepBatch
@@ -244,7 +244,7 @@ def main() -> None:
             show(rows)
             results[dtype] = {"machine": machine, "rows": rows}
     if arguments.json is not None:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        settings = settings_of(arguments)
         write_json(arguments.json, document(results, command=sys.argv, settings=settings))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from baton.cli.bench.report import document, write_json
+from baton.cli.bench.report import document, settings_of, write_json
 from baton.core.layout import RESERVED_PAGES
 from baton.engine import Engine
 from baton.engine.batch import StepBatch
@@ -189,7 +189,7 @@ def main() -> None:
     speed = speeds(given.model, given.threads, given.repeats)
     print(table(agreement, speed))
     if given.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        settings = settings_of(given)
         found = {"exactness": agreement, "tokens_per_s": speed}
         write_json(given.json, document(found, command=sys.argv, settings=settings))
 

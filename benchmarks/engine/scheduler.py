@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from baton.cli.bench.report import document, write_json
+from baton.cli.bench.report import document, settings_of, write_json
 from baton.core.attempt import Attempt
 from baton.core.layout import KvLayout
 from baton.core.sampling import SamplingParams
@@ -161,7 +161,7 @@ def main() -> None:
     else:
         figures = print_host_costs()
     if options.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+        settings = settings_of(options)
         write_json(options.json, document({"figures": figures}, command=sys.argv, settings=settings))
 
 

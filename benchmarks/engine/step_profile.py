@@ -34,7 +34,7 @@ import torch
 from kernels import gemm_gflop_per_s, read_gb_per_s
 
 from baton.cli.bench import machine as here
-from baton.cli.bench.report import document, write_json
+from baton.cli.bench.report import document, settings_of, write_json
 from baton.core.layout import DTYPE_BYTES
 from baton.engine.batching import BatchBuilder
 from baton.engine.cpu import recorded
@@ -233,7 +233,7 @@ def main() -> None:
     show(rows, plain_s, wrapped_s)
     if given.json:
         found = {"machine": machine, "step_us": plain_s * 1e6, "wrapped_us": wrapped_s * 1e6, "parts": rows}
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        settings = settings_of(given)
         write_json(given.json, document(found, command=sys.argv, settings=settings))
 
 

@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from baton.cli.bench.report import document, write_json
+from baton.cli.bench.report import document, settings_of, write_json
 from baton.core.attempt import Attempt
 from baton.core.sampling import SamplingParams
 from baton.rpc.convert import sampling_to_pb
@@ -136,7 +136,7 @@ def main() -> int:
         model = given.model or str(make_checkpoint(Path(folder) / "model", **MODEL))
         rows = asyncio.run(run(model, Path(folder), given))
     if given.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        settings = settings_of(given)
         write_json(given.json, document({"latency": rows}, command=sys.argv, settings=settings))
     return 0
 

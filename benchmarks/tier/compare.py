@@ -28,7 +28,7 @@ from typing import Any
 
 from copies import forget, measure
 
-from baton.cli.bench.report import document, write_json
+from baton.cli.bench.report import document, settings_of, write_json
 from baton.core.attempt import Attempt
 from baton.core.sampling import SamplingParams
 from baton.engine.runner import TorchModelRunner
@@ -195,7 +195,7 @@ def main() -> int:
     add("--seed", type=int, default=0)
     add("--json", type=Path, help="write the figures")
     given = parser.parse_args()
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+    settings = settings_of(given)
     given.tokens = [int(tokens) for tokens in given.tokens.split(",")]
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         given.folder = Path(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.cli.bench.progress import bar
-from baton.cli.bench.report import document, write_json
+from baton.cli.bench.report import document, settings_of, write_json
 from baton.cli.flags import Parser
 from baton.cli.up.region import LiveRegion
 from baton.core.errors import ConfigError
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     }
     print(table(found))
     if given.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        settings = settings_of(given)
         write_json(given.json, document(found, command=["baton", "bench", "engine", *argv], settings=settings))
     return 0
 

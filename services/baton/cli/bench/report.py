@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +66,11 @@ def _client_lines(client: dict[str, Any]) -> list[str]:
     if lag > _LAG_WARNING_MS or client["cpu_share"] > _CPU_WARNING:
         lines.append("warning                the client was busy: its own delays are part of these figures")
     return lines
+
+
+def settings_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The flags of a run, as JSON can hold them."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
 
 
 def document(

@@ -15,7 +15,7 @@ import uvloop
 from baton.cli.bench import plot, progress, trace, workload
 from baton.cli.bench.client import OpenAIClient
 from baton.cli.bench.load import Load, poisson_times
-from baton.cli.bench.report import document, table, write_json
+from baton.cli.bench.report import document, settings_of, table, write_json
 from baton.cli.bench.summary import Slo, summarize
 from baton.cli.bench.workload import Conversation, Lengths, Writer
 from baton.cli.flags import Parser
@@ -154,7 +154,7 @@ def _tell(given: argparse.Namespace, load: Load, command: list[str], model: str,
         print("interrupted; so far:", file=sys.stderr)
     print(table(summary))
     if given.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        settings = settings_of(given)
         del settings["api_key"]
         settings |= {"model": model, "interrupted": interrupted}
         write_json(given.json, document(summary, command=command, settings=settings, log=load.log))
