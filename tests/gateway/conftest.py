@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from fake_router import NAME, FakeRouterClient
 from openai_description import Description
@@ -152,6 +153,18 @@ def tool_model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Te
 @pytest.fixture
 def tool_service(router: FakeRouterClient, tool_model: TextModel) -> Service:
     return make_service(router, tool_model)
+
+
+@pytest.fixture
+async def client(
+    tool_service: Service, start: Callable[..., AbstractAsyncContextManager[str]]
+) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's own client, which holds every answer against its types."""
+    async with start(tool_service) as url:
+        options = {"max_retries": 0, "timeout": 30, "_strict_response_validation": True}
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", **options) as made:
+            yield made
+    await tool_service.close()
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -35,16 +34,6 @@ WEATHER = {
 CLOCK = {"type": "function", "function": {"name": "get_time"}}
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
 TEXT = f"<think>I need the weather.</think>I look. {CALL}{CALL}"
-
-
-@pytest.fixture
-async def client(
-    tool_service: Service, start: Callable[..., AbstractAsyncContextManager[str]]
-) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with start(tool_service) as url:
-        options = {"max_retries": 0, "timeout": 30, "_strict_response_validation": True}
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", **options) as made:
-            yield made
 
 
 async def ask(http: httpx.AsyncClient, **fields: object) -> httpx.Response:
