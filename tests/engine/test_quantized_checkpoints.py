@@ -72,8 +72,10 @@ def test_dtype_is_what_the_config_names(tmp_path, plain) -> None:
         ({"quant_method": "hqq"}, "quant_method hqq, which is not supported; supported are fp8"),
         ({"bits": 4}, "quant_method None"),
         ({"quant_method": "gptq", "bits": 3}, "bits is 3; 4 and 8 are supported for gptq"),
-        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'"),
-        ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "is_marlin_format"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "bitblas"}, "checkpoint_format is 'bitblas'"),
+        ({"quant_method": "gptq", "bits": 8, "is_marlin_format": True}, "bits is 8; 4 is supported in the marlin"),
+        ({"quant_method": "marlin", "bits": 4, "desc_act": True}, "desc_act is true; marlin layouts are read without"),
+        ({"quant_method": "awq", "bits": 4, "version": "marlin", "zero_point": True}, "zero_point is true"),
         ({"quant_method": "awq", "bits": 8}, "bits is 8; 4 is supported for awq"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version is 'gemv'"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size is \[128\]; it must be two sizes"),
@@ -108,6 +110,8 @@ def test_what_is_not_supported(tmp_path, plain, config: dict[str, object], messa
         ("gptq 4 bit", "g_idx", torch.full((128,), 4, dtype=torch.int32), "{}.g_idx names a group that is not among"),
         ("awq", "qzeros", torch.ones(2, 3, dtype=torch.int32), r"{}.qzeros .* has shape \[2, 3\]"),
         ("awq", "scales", None, "no tensor {}.scales"),
+        ("marlin of gptq", "B", None, "no tensor {}.B"),
+        ("marlin of gptq", "s", torch.ones(1, 64), r"{}.s .* has shape \[1, 64\]"),
         ("bitsandbytes nf4", "weight.quant_state.bitsandbytes__nf4", None, "no tensor {}.weight.quant_state"),
         (
             "bitsandbytes nf4", "weight.quant_state.bitsandbytes__nf4", torch.tensor(list(b"{}"), dtype=torch.uint8),
@@ -173,7 +177,7 @@ def test_families(tmp_path, family: str, name: str) -> None:
 
 
 @pytest.mark.skipif(kernels() is None, reason="needs the CPU kernels")
-@pytest.mark.parametrize("name", ["gptq 4 bit", "fp8 blocks", "bitsandbytes nf4"])
+@pytest.mark.parametrize("name", ["gptq 4 bit act-order", "fp8 blocks", "bitsandbytes nf4"])
 def test_deterministic_to_the_last_bit(tmp_path, plain, name: str) -> None:
     """Whatever else is in the step, and however a prompt is cut."""
     folder, _ = write(tmp_path / "quantized", plain, FORMATS[name])

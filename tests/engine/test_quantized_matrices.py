@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,7 +117,20 @@ def test_stacking_changes_no_weight(parts: list[tuple[str, int, bool, int]]) -> 
     torch.testing.assert_close(meant(whole), torch.cat([meant(part) for part in matrices]), atol=1e-6, rtol=1e-6)
 
 
+def test_inputs_in_an_order_of_their_own() -> None:
+    """Kept through stacking, and undone where all weights are spread out."""
+    order = torch.randperm(DEPTH, generator=torch.Generator().manual_seed(3))
+    parts = [replace(matrix(kind, 32, True), order=order) for kind in ("int4", "int8")]
+    whole = stacked(parts)
+    assert whole is not None and whole.order is not None
+    expected = torch.cat([meant(part) for part in parts])
+    torch.testing.assert_close(whole.dense(torch.float64)[:, order], expected, atol=1e-6, rtol=1e-6)
+
+
 def test_what_cannot_be_stacked() -> None:
+    plain, mixed = matrix("int4", 32, True), replace(matrix("int4", 32, True), order=torch.arange(DEPTH).flip(0))
+    assert stacked([plain, mixed]) is None
+    assert stacked([mixed, replace(mixed, order=mixed.order.roll(1))]) is None
     assert stacked([matrix("int8", 128), matrix("float8", 128)]) is None
     assert stacked([matrix("int8", 48), matrix("int8", 32)]) is None
 

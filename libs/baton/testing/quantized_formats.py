@@ -117,7 +117,7 @@ def gptq(bits: int, group: int, *, symmetric: bool, act_order: bool = False, v2:
     config = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": act_order, "sym": symmetric}
     if v2:
         config["checkpoint_format"] = "gptq_v2"
-    return Format(config, pack, kept=not act_order)
+    return Format(config, pack)
 
 
 def awq(group: int) -> Format:
@@ -134,6 +134,42 @@ def awq(group: int) -> Format:
 
     config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
     return Format(config, pack)
+
+
+def marlin(group: int | None, *, by_awq: bool = False) -> Format:
+    """`group`: None: a scale per output."""
+
+    def pack(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        outs, fan_in = weight.shape
+        values, zeros, scales = _affine(weight, 4, group or fan_in, True)
+        words = torch.zeros(fan_in // 16, 2 * outs, dtype=torch.int64)
+        for row in range(16):
+            for column in range(64):
+                word, nibble = _place_in_marlin(row, column)
+                words[:, word::128] |= values.T[row::16, column::64] << 4 * nibble
+        output = torch.arange(outs)
+        if scales.shape[1] > 1:
+            at = output // 64 * 64 + output % 8 * 8 + output % 64 // 8
+        else:
+            at = output // 32 * 32 + output % 8 // 2 * 8 + output % 32 // 8 * 2 + output % 2
+        moved = torch.empty(scales.shape[1], outs, dtype=scales.dtype)
+        moved[:, at] = scales.T
+        meant = _meant(values, zeros, scales, torch.arange(fan_in) // (group or fan_in))
+        named = ("qweight", "scales") if by_awq else ("B", "s")
+        return dict(zip(named, ((words - (words >> 31 << 32)).int(), moved), strict=True)), meant
+
+    if by_awq:
+        return Format({"quant_method": "awq", "bits": 4, "zero_point": False, "version": "marlin"}, pack)
+    return Format({"quant_method": "gptq", "bits": 4, "desc_act": False, "checkpoint_format": "marlin"}, pack)
+
+
+def _place_in_marlin(row: int, column: int) -> tuple[int, int]:
+    """Word, and its four bits, of a weight in 16 inputs of 64 outputs. A thread of the tensor core operation holds, of
+    16 x 16 weights, two that follow each other in each half of the rows, of one column in each half of those."""
+    tile, column = divmod(column, 16)
+    thread = column % 8 * 4 + row % 8 // 2
+    held = column // 8 * 4 + row // 8 * 2 + row % 2
+    return thread * 4 + tile, held % 2 * 4 + held // 2
 
 
 def _float8(scales: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,7 +268,7 @@ def compressed_act_order(group: int) -> Format:
         tensors = {"weight_packed": _words(values[:, order], 4), "weight_scale": scales, "weight_g_idx": group_of.int()}
         return tensors, _meant(values[:, order], zeros, scales, group_of)
 
-    return Format({"quant_method": "compressed-tensors", "format": "pack-quantized"}, pack, kept=False)
+    return Format({"quant_method": "compressed-tensors", "format": "pack-quantized"}, pack)
 
 
 def _nvfp4_meant(tensors: Tensors) -> torch.Tensor:
@@ -276,6 +312,9 @@ FORMATS: Mapping[str, Format] = {
     "gptq 8 bit": gptq(8, 64, symmetric=True),
     "gptq 8 bit asymmetric": gptq(8, 32, symmetric=False),
     "awq": awq(64),
+    "marlin of gptq": marlin(128),
+    "marlin of gptq per channel": marlin(None),
+    "marlin of awq": marlin(64, by_awq=True),
     "fp8 blocks": fp8_blocks(128),
     "fp8 uneven blocks": fp8_blocks(48),
     "fp8 per tensor": fp8_tensor(),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
 
 from baton.engine.model.config import DecoderConfig
-from baton.engine.model.projection import KeepProjection, MakeProjection, Mlp, Projection
+from baton.engine.model.projection import KeepProjection, MakeProjection, Mlp, Projection, Reordered
 from baton.engine.model.quantized.matrix import QuantizedMatrix, stacked
 from baton.engine.model.quantized.scheme import Scheme
 from baton.engine.model.tensors import STORED_DTYPES, TensorReader
@@ -51,7 +51,7 @@ class Matrices:
             if kept is not None:
                 with self.tally.lock:
                     self.tally.kept += 1
-                return kept
+                return kept if weight.order is None else Reordered(kept, weight.order.to(self.reader.device))
         return self.projection(self.dense(weight), bias)
 
     def dense(self, weight: Matrix) -> torch.Tensor:
@@ -60,7 +60,7 @@ class Matrices:
             return weight
         with self.tally.lock:
             self.tally.spread_out += 1
-        return weight.dense(self.reader.dtype).to(self.reader.device)
+        return weight.to(self.reader.device).dense(self.reader.dtype)
 
     def one(self, name: str, shape: tuple[int, int]) -> Matrix:
         """The matrix `name` [outs, in]. Raises CheckpointError naming the tensor that is missing or is not as it should
@@ -106,6 +106,15 @@ class Matrices:
         """Whether the checkpoint has it as plain numbers, whatever its scheme: as modules that were not converted."""
         entry = self.reader.entries.get(f"{name}.weight")
         return entry is not None and entry.dtype in STORED_DTYPES
+
+
+def picked(weight: Matrix, outs: torch.Tensor) -> Matrix:
+    """The outputs `outs` of a matrix, in that order: in memory of its own."""
+    if not isinstance(weight, QuantizedMatrix):
+        return weight[outs]
+    values = weight.values.view(torch.uint8)[outs].view(weight.values.dtype)
+    lowest = None if weight.lowest is None else weight.lowest[outs]
+    return replace(weight, values=values, steps=weight.steps[outs], lowest=lowest)
 
 
 def by_outputs(weight: Matrix) -> tuple[torch.Tensor, ...]:

@@ -13,7 +13,8 @@ from baton.engine.model.quantized.matrix import QuantizedMatrix
 
 Projection = Callable[[torch.Tensor], torch.Tensor]  # x [T, in] -> a new [T, out]
 MakeProjection = Callable[[torch.Tensor, torch.Tensor | None], Projection]  # of a weight [out, in] and a bias [out]
-# The same of a matrix of few bits, which stays as it is; None where that cannot be.
+# The same of a matrix of few bits, which stays as it is; None where that cannot be. x has inputs in the order in which
+# the matrix' values have them: `order` is the caller's matter.
 KeepProjection = Callable[[QuantizedMatrix, torch.Tensor | None], Projection | None]
 
 
@@ -26,6 +27,17 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Reordered:
+    """`product` of inputs in another order: its kth is input order[k], int64 [in]."""
+
+    product: Projection
+    order: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.product(x.index_select(-1, self.order))
 
 
 @dataclass(frozen=True, slots=True)

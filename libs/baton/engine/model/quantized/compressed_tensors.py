@@ -16,7 +16,7 @@ from baton.core.errors import CheckpointError
 from baton.engine.model.quantized.bits import unpacked
 from baton.engine.model.quantized.fp4 import EXPONENTS, nvfp4, with_exponents
 from baton.engine.model.quantized.fp8 import SCALE_DTYPES, Float8
-from baton.engine.model.quantized.gptq import affine
+from baton.engine.model.quantized.gptq import affine, mixed
 from baton.engine.model.quantized.matrix import QuantizedMatrix
 from baton.engine.model.tensors import TensorReader
 
@@ -83,9 +83,7 @@ def _packed(reader: TensorReader, name: str, shape: tuple[int, int]) -> Quantize
     values = unpacked(words, bits)
     if f"{name}.weight_g_idx" in reader.entries:
         group_of = reader.raw(f"{name}.weight_g_idx", (fan_in,), {"I32": torch.int32, "I64": torch.int64}).long()
-        if group_of.min() < 0 or group_of.max() >= groups:
-            raise CheckpointError(f"tensor {name}.weight_g_idx names a group that is not among the {groups} there are")
-        steps, zeros = steps[:, group_of], zeros.expand(outs, groups)[:, group_of]
+        return mixed(f"{name}.weight_g_idx", values, steps, zeros, group_of, bits)
     return affine(values, steps, zeros, bits)
 
 

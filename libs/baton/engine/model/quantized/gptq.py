@@ -8,7 +8,7 @@ gptq_v2); with `desc_act` it has inputs in an order of their own, so that `g_idx
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,12 +38,7 @@ class Gptq:
             raise CheckpointError(f"quantization_config: bits is {bits!r}; 4 and 8 are supported for gptq")
         if layout not in ("gptq", "gptq_v2"):
             raise CheckpointError(
-                f"quantization_config: checkpoint_format is {layout!r}; gptq and gptq_v2 are supported, and layouts of "
-                "GPU kernels (marlin) are not"
-            )
-        if config.get("is_marlin_format"):
-            raise CheckpointError(
-                "quantization_config: is_marlin_format is a layout of a GPU kernel; gptq is supported"
+                f"quantization_config: checkpoint_format is {layout!r}; gptq, gptq_v2 and marlin are supported"
             )
         if config.get("pack_dtype", "int32") != "int32":
             raise CheckpointError(f"quantization_config: pack_dtype is {config['pack_dtype']!r}; int32 is supported")
@@ -54,25 +49,20 @@ class Gptq:
         many = 32 // self.bits
         words = reader.raw(f"{name}.qweight", (fan_in // many, outs), _WORD)
         values = unpacked(words.T.contiguous(), self.bits)
-        groups = _groups(reader, name, fan_in)
+        groups = groups_of(reader, name, fan_in)
         zeros = unpacked(reader.raw(f"{name}.qzeros", (groups, outs // many), _WORD), self.bits)
         zeros = zeros + self.first_zero & 2**self.bits - 1  # [groups, outs]; the sum of bytes wraps
         steps = reader.raw(f"{name}.scales", (groups, outs), STORED_DTYPES).float()
         if f"{name}.g_idx" in reader.entries:
             group_of = reader.raw(f"{name}.g_idx", (fan_in,), _WORD).long()
-            if group_of.min() < 0 or group_of.max() >= groups:
-                raise CheckpointError(
-                    f"tensor {name}.g_idx names a group that is not among the {groups} of {name}.scales"
-                )
-            if not torch.equal(group_of, torch.arange(fan_in) // (fan_in // groups)):
-                zeros, steps = zeros[group_of], steps[group_of]
+            return mixed(f"{name}.g_idx", values, steps.T.contiguous(), zeros.T.contiguous(), group_of, self.bits)
         return affine(values, steps.T.contiguous(), zeros.T.contiguous(), self.bits)
 
 
 def awq(reader: TensorReader, name: str, shape: tuple[int, int]) -> QuantizedMatrix:
     outs, fan_in = shape
     words = reader.raw(f"{name}.qweight", (fan_in, outs // _AWQ_GROUPS), _WORD)
-    groups = _groups(reader, name, fan_in)
+    groups = groups_of(reader, name, fan_in)
     zeros = _awq_unpacked(reader.raw(f"{name}.qzeros", (groups, outs // _AWQ_GROUPS), _WORD))
     steps = reader.raw(f"{name}.scales", (groups, outs), STORED_DTYPES).float()
     return affine(_awq_unpacked(words).T.contiguous(), steps.T.contiguous(), zeros.T.contiguous(), _AWQ_BITS)
@@ -85,7 +75,8 @@ def check_awq(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"quantization_config: bits is {bits!r}; {_AWQ_BITS} is supported for awq")
     if version != "gemm":
         raise CheckpointError(
-            f"quantization_config: version is {version!r}, a layout of another kernel; gemm is supported for awq"
+            f"quantization_config: version is {version!r}, a layout of another kernel; gemm and marlin are supported "
+            "for awq"
         )
 
 
@@ -100,15 +91,31 @@ def affine(values: torch.Tensor, steps: torch.Tensor, zeros: torch.Tensor, bits:
     return QuantizedMatrix(values, steps, -zeros.float() * steps)
 
 
-def _groups(reader: TensorReader, name: str, fan_in: int) -> int:
+def mixed(
+    name: str, values: torch.Tensor, steps: torch.Tensor, zeros: torch.Tensor, group_of: torch.Tensor, bits: int
+) -> QuantizedMatrix:
+    """As `affine`, where input i is of group `group_of[i]`, which the tensor `name` says: with inputs of a group side
+    by side if all groups have as many, else with a step for each input."""
+    (outs, fan_in), groups = values.shape, steps.shape[1]
+    if group_of.min() < 0 or group_of.max() >= groups:
+        raise CheckpointError(f"tensor {name} names a group that is not among the {groups} there are")
+    order = group_of.argsort(stable=True)
+    if fan_in % groups or (group_of.bincount(minlength=groups) != fan_in // groups).any():
+        return affine(values, steps[:, group_of], zeros.expand(outs, groups)[:, group_of], bits)
+    if torch.equal(group_of, group_of[order]):
+        return affine(values, steps, zeros, bits)
+    return replace(affine(values[:, order], steps, zeros, bits), order=order)
+
+
+def groups_of(reader: TensorReader, name: str, fan_in: int, scales: str = "scales") -> int:
     """Groups of inputs that the matrix is divided into: as many rows as `scales` has."""
-    entry = reader.entries.get(f"{name}.scales")
+    entry = reader.entries.get(f"{name}.{scales}")
     if entry is None:
-        raise CheckpointError(f"the checkpoint has no tensor {name}.scales, which its config.json asks for")
+        raise CheckpointError(f"the checkpoint has no tensor {name}.{scales}, which its config.json asks for")
     groups = entry.shape[0] if entry.shape else 0
     if groups == 0 or fan_in % groups:
         raise CheckpointError(
-            f"tensor {name}.scales in {entry.file} has shape {list(entry.shape)}: {fan_in} inputs are not "
+            f"tensor {name}.{scales} in {entry.file} has shape {list(entry.shape)}: {fan_in} inputs are not "
             f"{groups} equal groups"
         )
     return groups

@@ -1,7 +1,7 @@
 """A matrix of few bits: what all formats whose weights lie on evenly spaced steps, or are 8-bit floats, come down to.
 
 Made while a checkpoint is read, or from whole weights; a CPU's kernels multiply by it as it is
-(baton.engine.cpu.quantized), elsewhere it is spread out.
+(baton.engine.cpu.quantized), a GPU's by what they can (baton.engine.cuda.quantized); else it is spread out.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ _LEAST_STEP = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class QuantizedMatrix:
-    """W[o, i] = steps[o, g] * (values[o, i] - zero) + lowest[o, g], where g = i // (inputs / groups).
+    """W[o, order[i]] = steps[o, g] * (values[o, i] - zero) + lowest[o, g], where g = i // (inputs / groups).
 
     `values` are [outs, inputs]: uint8 up to 15, which count as 4 bits, int8, or float8_e4m3fn. `steps` and `lowest`
-    are [outs, groups], float32 or bfloat16; no `lowest` is 0. `zero` is 0 but for whole numbers. The tensors are this
-    object's own and share no memory.
+    are [outs, groups], float32 or bfloat16; no `lowest` is 0. `zero` is 0 but for whole numbers. `order` is int64
+    [inputs], each of them once, where groups are made of inputs that do not stand side by side; None: they do. The
+    tensors are this object's own and share no memory.
     """
 
     values: torch.Tensor
     steps: torch.Tensor
     lowest: torch.Tensor | None = None
     zero: int = 0
+    order: torch.Tensor | None = None
 
     @property
     def bits(self) -> int:
@@ -54,7 +56,8 @@ class QuantizedMatrix:
         spread = (groups - self.zero) * self.steps.float()[:, :, None]
         if self.lowest is not None:
             spread += self.lowest.float()[:, :, None]
-        return spread.flatten(1).to(dtype)
+        made = spread.flatten(1).to(dtype)
+        return made if self.order is None else made[:, self.order.argsort()]
 
     def in_groups_of(self, group: int) -> QuantizedMatrix:
         """The same with smaller groups, of a size that `self.group` is a multiple of."""
@@ -65,16 +68,22 @@ class QuantizedMatrix:
         assert steps is not None
         return replace(self, steps=steps, lowest=lowest)
 
+    def to(self, device: torch.device) -> QuantizedMatrix:
+        """The same on another device."""
+        lowest, order = (None if each is None else each.to(device) for each in (self.lowest, self.order))
+        return replace(self, values=self.values.to(device), steps=self.steps.to(device), lowest=lowest, order=order)
+
     def in_8_bits(self) -> QuantizedMatrix:
         """The same with values of 8 bits."""
         return replace(self, values=self.values.to(torch.int8)) if self.bits == 4 else self
 
 
 def stacked(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix | None:
-    """Their rows, one after the other: no weight changes. None where whole numbers would meet floats."""
+    """Their rows, one after the other: no weight changes. None where whole numbers would meet floats, or inputs in one
+    order those in another."""
     if len(parts) == 1:
         return parts[0]
-    if len({part.values.dtype == FLOAT8 for part in parts}) > 1:
+    if len({part.values.dtype == FLOAT8 for part in parts}) > 1 or not _have_one_order(parts):
         return None
     if len({part.bits for part in parts}) > 1:
         parts = [part.in_8_bits() for part in parts]
@@ -90,6 +99,7 @@ def stacked(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix | None:
         steps=torch.cat([part.steps for part in parts]),
         lowest=lowest,
         zero=parts[0].zero if lowest is None else 0,
+        order=parts[0].order,
     )
 
 
@@ -113,6 +123,11 @@ def to_float8(weight: torch.Tensor) -> QuantizedMatrix:
     """The nearest float8_e4m3fn with a factor per output."""
     steps = weight.float().abs().amax(1, keepdim=True).clamp_min(_LEAST_STEP) / _FLOAT8_MOST
     return QuantizedMatrix((weight.float() / steps).clamp_(-_FLOAT8_MOST, _FLOAT8_MOST).to(FLOAT8), steps)
+
+
+def _have_one_order(parts: Sequence[QuantizedMatrix]) -> bool:
+    orders = [part.order for part in parts if part.order is not None]
+    return not orders or (len(orders) == len(parts) and all(torch.equal(order, orders[0]) for order in orders))
 
 
 def _lowest(part: QuantizedMatrix) -> torch.Tensor:

@@ -18,6 +18,7 @@ from baton.engine.model.quantized import bitsandbytes, gguf, gptq
 from baton.engine.model.quantized.compressed_tensors import CompressedTensors
 from baton.engine.model.quantized.fp8 import Float8
 from baton.engine.model.quantized.gptq import Gptq
+from baton.engine.model.quantized.marlin import Marlin
 from baton.engine.model.quantized.matrix import QuantizedMatrix
 from baton.engine.model.quantized.modelopt import ModelOpt
 from baton.engine.model.tensors import TensorReader
@@ -79,7 +80,14 @@ def _float8(config: Mapping[str, Any]) -> ReadMatrix:
     return Float8((block[0], block[1]))
 
 
+def _gptq(config: Mapping[str, Any]) -> ReadMatrix:
+    in_marlin = config.get("is_marlin_format") or config.get("checkpoint_format") == "marlin"
+    return Marlin.of_gptq(config) if in_marlin else Gptq.of(config)
+
+
 def _awq(config: Mapping[str, Any]) -> ReadMatrix:
+    if str(config.get("version")).lower() == "marlin":
+        return Marlin.of_awq(config)
     gptq.check_awq(config)
     return gptq.awq
 
@@ -97,7 +105,8 @@ _SCHEMES: Mapping[str, Callable[[Mapping[str, Any]], ReadMatrix]] = {
     "fp8": _float8,
     "fbgemm_fp8": lambda config: Float8(),
     "awq": _awq,
-    "gptq": Gptq.of,
+    "gptq": _gptq,
+    "marlin": Marlin.of_gptq,
     "bitsandbytes": lambda config: bitsandbytes.matrix,
     "compressed-tensors": CompressedTensors.of,
     "modelopt": ModelOpt.of,
