@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from baton.cli.bench.report import document, settings_of, write_json
 from baton.core.layout import STATE, KvLayout
 from baton.runtime import logs
-from baton.worker.bench import EngineBench, pool_bytes
+from baton.worker.bench import EngineBench
 from baton.worker.settings import WorkerSettings
 
 PREFILLS = (128, 1024)
@@ -99,8 +99,8 @@ class Baton:
     """A checkpoint by Baton's engine."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        pool = pool_bytes(str(path), "bfloat16", max(rows * (context + 512) for rows, context in DECODES))
-        self._bench = EngineBench(WorkerSettings(model=str(path), threads=threads, kv_memory_bytes=pool))
+        tokens = max(rows * (context + 512) for rows, context in DECODES)
+        self._bench = EngineBench(WorkerSettings(model=str(path), threads=threads), pool_tokens=tokens)
         self.layout = self._bench.layout
 
     def prefill(self, tokens: int) -> float:

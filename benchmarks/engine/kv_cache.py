@@ -25,7 +25,7 @@ from baton.cli.bench.report import document, settings_of, write_json
 from baton.core.layout import FLOAT8, KV_DTYPES
 from baton.engine.model.files import tensor_entries
 from baton.runtime import logs
-from baton.worker.bench import EngineBench, pool_bytes
+from baton.worker.bench import EngineBench
 from baton.worker.settings import WorkerSettings
 
 SCALES = tuple(2.0**power for power in (-8, -6, -4, -2, 0, 2, 4, 6))
@@ -71,11 +71,7 @@ def speeds(model: str, threads: int, repeats: int) -> dict[str, dict[str, float]
     """By workload: medians in milliseconds of both caches, and float8's over the other's, whose turn was beside it."""
     tokens = (ROWS + 1) * (max(CONTEXTS) + 64) + ROWS * (repeats + 80)
     benches = {
-        kind: EngineBench(
-            WorkerSettings(
-                model=model, kv_cache_dtype=kind, threads=threads, kv_memory_bytes=pool_bytes(model, "auto", tokens)
-            )
-        )
+        kind: EngineBench(WorkerSettings(model=model, kv_cache_dtype=kind, threads=threads), pool_tokens=tokens)
         for kind in KV_DTYPES
     }
     found: dict[str, dict[str, float]] = {}

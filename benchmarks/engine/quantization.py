@@ -38,7 +38,7 @@ from baton.engine.model.config import load_config
 from baton.engine.model.weights import load_weights, stored_dtype
 from baton.engine.runner import TorchModelRunner
 from baton.runtime import logs
-from baton.worker.bench import EngineBench, pool_bytes
+from baton.worker.bench import EngineBench
 from baton.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,11 +241,8 @@ def _relative(variant: Variant, to: Variant, threads: int, repeats: int) -> dict
 
 
 def _bench(variant: Variant, threads: int) -> EngineBench:
-    folder = str(variant.folder)
-    pool = pool_bytes(folder, "auto", POOL_TOKENS)
-    return EngineBench(
-        WorkerSettings(model=folder, quantization=variant.quantization, threads=threads, kv_memory_bytes=pool)
-    )
+    settings = WorkerSettings(model=str(variant.folder), quantization=variant.quantization, threads=threads)
+    return EngineBench(settings, pool_tokens=POOL_TOKENS)
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

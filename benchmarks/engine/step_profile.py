@@ -49,7 +49,7 @@ from baton.engine.engine import EngineCore
 from baton.engine.model import decoder
 from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.scheduler import Scheduler
-from baton.worker.bench import EngineBench, pool_bytes
+from baton.worker.bench import EngineBench
 from baton.worker.settings import WorkerSettings
 
 PARTS: tuple[tuple[Any, str, str], ...] = (
@@ -208,11 +208,9 @@ def main() -> None:
     config = load_config(given.model)
     tokens = max(given.prefill, given.batch * (given.context * 2 + 2 * given.steps + 64))
     bench = EngineBench(
-        WorkerSettings(
-            model=given.model, threads=given.threads, quantization=given.quantization, chunk_tokens=512,
-            kv_memory_bytes=pool_bytes(given.model, "auto", tokens),
-        )
-    )  # fmt: skip
+        WorkerSettings(model=given.model, threads=given.threads, quantization=given.quantization, chunk_tokens=512),
+        pool_tokens=tokens,
+    )
     dtype = bench.layout.dtype
     with torch.inference_mode():
         machine = {

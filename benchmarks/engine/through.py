@@ -15,7 +15,7 @@ from pathlib import Path
 
 from baton.cli.bench.report import document, settings_of, write_json
 from baton.runtime import logs
-from baton.worker.bench import EngineBench, Timing, pool_bytes
+from baton.worker.bench import EngineBench, Timing
 from baton.worker.settings import WorkerSettings
 
 BACKENDS = ("native", "transformers")
@@ -27,9 +27,8 @@ WARM_UP = 4
 
 def measured(model: str, threads: int, repeats: int) -> dict[str, dict[str, float]]:
     """Tokens per second by workload and backend."""
-    pool = pool_bytes(model, "auto", POOL_TOKENS)
     benches = {
-        name: EngineBench(WorkerSettings(model=model, model_backend=name, threads=threads, kv_memory_bytes=pool))
+        name: EngineBench(WorkerSettings(model=model, model_backend=name, threads=threads), pool_tokens=POOL_TOKENS)
         for name in BACKENDS
     }
 

@@ -11,7 +11,7 @@ import pytest
 from baton.cli import main
 from baton.core.errors import ConfigError
 from baton.testing.checkpoints import make_checkpoint
-from baton.worker.bench import EngineBench, pool_bytes
+from baton.worker.bench import EngineBench
 from baton.worker.settings import WorkerSettings
 
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def bench(checkpoint: str) -> Iterator[EngineBench]:
-    made = EngineBench(WorkerSettings(model=checkpoint, kv_memory_bytes=pool_bytes(checkpoint, "auto", 2048)))
+    made = EngineBench(WorkerSettings(model=checkpoint), pool_tokens=2048)
     yield made
     made.close()
 
@@ -46,11 +46,16 @@ def test_decode_draws_what_it_was_asked_for(bench: EngineBench, shared: bool) ->
 
 
 def test_rows_that_decode_before_the_others_have_prompts(checkpoint: str) -> None:
-    pool = pool_bytes(checkpoint, "auto", 4096)
-    bench = EngineBench(WorkerSettings(model=checkpoint, kv_memory_bytes=pool, max_batch_tokens=300, max_running=16))
+    bench = EngineBench(WorkerSettings(model=checkpoint, max_batch_tokens=300, max_running=16), pool_tokens=4096)
     bench.open_decode(16, 128, tokens=4)
     assert bench.decode(4).tokens == 64
     bench.close_decode()
+    bench.close()
+
+
+def test_a_model_that_runs_through_transformers(checkpoint: str) -> None:
+    bench = EngineBench(WorkerSettings(model=checkpoint, model_backend="transformers"), pool_tokens=512)
+    assert bench.prefill(40).tokens == 40
     bench.close()
 
 

@@ -16,16 +16,12 @@ class BatonRunner(SteppedRunner):
         super().__init__()
         environ.limit_threads(options["threads"])
         logs.configure("bench", "warning", "console")
-        from baton.worker.bench import pool_bytes
+        from baton.worker.bench import pages_of
         from baton.worker.build import build_model
         from baton.worker.settings import WorkerSettings
 
-        settings = WorkerSettings(
-            model=options["model"],
-            threads=options["threads"],
-            kv_memory_bytes=pool_bytes(options["model"], "auto", options["pool_tokens"]),
-        )
-        self._built = build_model(settings, epoch=1)
+        settings = WorkerSettings(model=options["model"], threads=options["threads"])
+        self._built = build_model(settings, 1, lambda layout: pages_of(layout, options["pool_tokens"]))
         self._engine = self._built.make_engine(None)
         self.about = f"baton {metadata.version('baton-serving')}, {settings.threads} threads"
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-import torch
 
 from baton.core.attempt import Attempt
 from baton.core.errors import BatonError, ConfigError, InternalError
-from baton.core.layout import DTYPE_BYTES, RESERVED_PAGES, STATE, KvLayout
+from baton.core.layout import RESERVED_PAGES, STATE, KvLayout
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, StepOutput
-from baton.engine.model.config import load_config
-from baton.engine.runner import grouped
 from baton.worker.build import build_model
 from baton.worker.settings import WorkerSettings
 
@@ -58,10 +55,11 @@ class _Decoding:
 class EngineBench:
     """A loaded model and its engine. `load_s`: from nothing to ready to take requests."""
 
-    def __init__(self, settings: WorkerSettings, seed: int = 0) -> None:
-        """Raises ConfigError (CheckpointError) when the checkpoint or the settings cannot work."""
+    def __init__(self, settings: WorkerSettings, seed: int = 0, pool_tokens: int = 0) -> None:
+        """`pool_tokens`: positions that the pool is made for; 0: its memory is what the settings say. Raises
+        ConfigError (CheckpointError) when the checkpoint or the settings cannot work."""
         started = time.perf_counter()
-        built = build_model(settings, _EPOCH)
+        built = build_model(settings, _EPOCH, partial(pages_of, tokens=pool_tokens) if pool_tokens else None)
         self._memory = built.memory
         self._engine = built.make_engine(None)
         self.load_s = time.perf_counter() - started
@@ -170,14 +168,8 @@ def spare_tokens(batch: int, context: int) -> int:
     return batch * context // 256 + 16
 
 
-def pool_bytes(model: str, dtype: str, tokens: int, page_size: int = 16) -> int:
-    """Memory of a pool that holds `tokens` positions, with a page to spare for each of 64 requests."""
-    config = load_config(Path(model))
-    stored = dtype if dtype != "auto" else (config.dtype or "float32")
-    stored = stored if stored in DTYPE_BYTES else "float32"
-    whole = KvLayout("", stored, config.layers, page_size, config.kv_heads, config.head_dim)
-    layout = grouped(whole, config, getattr(torch, stored))
-    pages = sum(
-        group.size * 2 * 64 if group.kind == STATE else layout.blocks_for(tokens) + 64 for group in layout.groups
-    )
-    return layout.pool_bytes((pages or layout.blocks_for(tokens) + 64) + RESERVED_PAGES)
+def pages_of(layout: KvLayout, tokens: int) -> int:
+    """Of a pool that holds `tokens` positions, with a page and two states to spare for each of 64 requests."""
+    blocks = layout.blocks_for(tokens) + 64
+    pages = sum(group.size * 2 * 64 if group.kind == STATE else blocks for group in layout.groups)
+    return (pages or blocks) + RESERVED_PAGES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +73,9 @@ class BuiltModel:
         return MirroredEngine(engine, mirror, self.runner.layout.page_size) if mirror is not None else engine
 
 
-def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
-    """Load the checkpoint and make the pool. Raises ConfigError (CheckpointError) naming what is wrong."""
+def build_model(settings: WorkerSettings, epoch: int, pages_of: Callable[[KvLayout], int] | None = None) -> BuiltModel:
+    """Load the checkpoint and make the pool, of as many pages as the settings or `pages_of` say. Raises ConfigError
+    (CheckpointError) naming what is wrong."""
     torch.set_num_threads(cpu_threads(settings))
     path = Path(settings.model)
     started = time.monotonic()
@@ -97,7 +99,10 @@ def build_model(settings: WorkerSettings, epoch: int) -> BuiltModel:
         chunk_tokens=settings.chunk_tokens,
     )
     layout = runner.layout
-    pages = pool_pages(runner, config, settings.kv_memory_bytes, settings.memory_fraction)
+    if pages_of is not None:
+        pages = pages_of(layout)
+    else:
+        pages = pool_pages(runner, config, settings.kv_memory_bytes, settings.memory_fraction)
     spare_pages = int(settings.cuda_graphs and runner.can_capture)
     memory = generations = None
     on_cpu = runner.device.type == "cpu"

@@ -118,9 +118,9 @@ def _load(given: argparse.Namespace) -> Any:
             chunk_tokens=given.chunk,
             max_batch_tokens=given.max_batch,
             max_running=max(64, requests, *given.batch),
-            kv_memory_bytes=measuring.pool_bytes(given.model, given.dtype, tokens),
         ),
         given.seed,
+        tokens,
     )
 
 
