@@ -17,7 +17,7 @@ from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Loan
 from baton.engine.attention import Chunks
 from baton.engine.band_cache import BandCache
-from baton.engine.bands import most_blocks
+from baton.engine.bounded import most_blocks
 from baton.engine.grouping import group_layers
 from baton.engine.ledger import PageLedger
 from baton.engine.pool import PageAllocator

@@ -16,7 +16,7 @@ from baton.core.hashing import block_hashes
 from baton.core.layout import KvLayout
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Loan
-from baton.engine.bands import most_blocks
+from baton.engine.bounded import most_blocks
 from baton.engine.ledger import PageLedger
 from baton.engine.pool import PageAllocator
 from baton.engine.request import RequestState

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # what models compute in
 FLOAT8 = "float8_e4m3"
-ELEMENT_BYTES = {**DTYPE_BYTES, FLOAT8: 1}  # what a cache can hold
+RAW = "uint8"  # bytes that are no numbers: they are never rounded
+ELEMENT_BYTES = {**DTYPE_BYTES, FLOAT8: 1, RAW: 1}  # what a cache can hold
 KV_DTYPES = ("auto", FLOAT8)  # what a user may choose for the cache alone; auto: what the model computes in
 PLANES = {"heads": 2, "latent": 1}  # what a token has in a page, by kind: K and V of each head, or one latent (MLA)
 
@@ -26,8 +27,9 @@ class CacheGroup:
     """Layers of a model whose K and V share pages: those of the model's layer `layers[i]` are layer i of each page.
 
     What their tokens attend to, of the positions up to their own, by `kind`: all (full), the latest `size`, the own
-    among them (window), or those of the own chunk of `size` positions (chunk), which are whole pages. Layers that keep
-    a state of constant size instead (state) have no K and V: the state of each is in `size` pages, as they see fit.
+    among them (window), or those of the own chunk of `size` positions (chunk), which are whole pages. Groups of states
+    (state) have no K and V: what a layer keeps of constant size is in `size` pages, as it sees fit. A layer that
+    attends and keeps a state is in two groups.
     """
 
     kind: str
@@ -47,7 +49,8 @@ class KvLayout:
 
     `groups`: empty where a page holds all layers of the model. Else each of the pages belongs to one group of layers,
     and has as many layers as the largest of them; what others leave of it is not used. Group 0 is the full one, if any;
-    those that keep states come last.
+    those that keep states come last. Where no layer attends, `kv_heads` and `head_dim` are those of no head: they make
+    pages as large as states need them.
 
     `kind` heads: two planes, K and V. `kv_heads` are those of this tensor-parallel rank, of `total_kv_heads` in all
     (0: `kv_heads * tensor_parallel`); ranks beyond the number of heads hold copies of a head. `kind` latent: one plane
@@ -79,6 +82,11 @@ class KvLayout:
     @property
     def planes(self) -> int:
         return PLANES[self.kind]
+
+    @property
+    def has_full(self) -> bool:
+        """Whether some layer sees everything, so that each block has a page that stays."""
+        return not self.groups or self.groups[0].kind == FULL
 
     @property
     def heads(self) -> range:

@@ -5,7 +5,7 @@ partial one with the last chunk, and pages from the cache, all layers of them, w
 Together that is every (layer, page) of the prompt, each once, before the step that draws the first token returns.
 Where layers are in groups, these are the pages that the next token attends to, group after group, and layer i of a
 page is the i-th of its group; what a smaller group leaves of its pages comes with its last layer. States are announced
-with the last chunk, after which they stay as they are.
+with the last chunk, after which they stay as they are. A layer that has K and V and a state announces both at once.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ class Announcer:
         self._listener = listener
         self._allocator = allocator
         self._layout = layout
-        # Of each of the model's layers: its group, and its layers [start, end) of that group's pages.
-        self._places = {layer: (0, layer, layer + 1) for layer in range(0 if layout.groups else layout.layers)}
-        for index, group in enumerate(layout.groups):
-            self._places |= {layer: (index, at, at + 1) for at, layer in enumerate(group.layers)}
-            self._places[group.layers[-1]] = (index, len(group.layers) - 1, layout.layers)
+        # Of each of the model's layers: its groups, and its layers [start, end) of their pages.
+        self._places: dict[int, list[tuple[int, int, int]]] = {}
+        for index, layers in enumerate([group.layers for group in layout.groups] or [range(layout.layers)]):
+            for at, layer in enumerate(layers):
+                end = at + 1 if at + 1 < len(layers) else layout.layers
+                self._places.setdefault(layer, []).append((index, at, end))
         bands = enumerate(bands_of(layout))
         # Of each group: its band, and its place in that; none for full attention, and for states.
         self._in_band = {group: (at, group - band.groups.start) for at, band in bands for group in band.groups}
@@ -42,7 +43,7 @@ class Announcer:
     def begin(self, plan: StepPlan) -> Callable[[int], None] | None:
         """Offer the step's newcomers with the pages that they found in the cache.
 
-        Returns what is to be called with each layer whose K and V are in the pool; None if nobody listens for them.
+        Returns what is to be called with each layer when all that it keeps is in the pool; None if nobody listens.
         """
         for request in plan.begun:
             if request.stage is Stage.OFFER:
@@ -53,12 +54,12 @@ class Announcer:
         announced = [(row.request, self._name(row.request, *self._span(row), ends=row.draws)) for row in offers]
 
         def on_layer(layer: int) -> None:
-            group, start, end = self._places[layer]
             for request, by_group in announced:
                 if request.phase is Phase.HELD:
                     continue  # cancelled or failed while the step was on its way
-                if (named := by_group[group]) is not None:
-                    self._listener.produced(request.attempt, start, end, *named)
+                for group, start, end in self._places[layer]:
+                    if (named := by_group[group]) is not None:
+                        self._listener.produced(request.attempt, start, end, *named)
 
         return on_layer
 

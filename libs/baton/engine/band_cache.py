@@ -86,6 +86,12 @@ class BandCache:
         else:
             (self._passed if passed else self._ends)[block_hash] = None
 
+    def pass_by(self, block_hash: bytes) -> None:
+        """A block that was an end is none any more: whoever computed it has left another behind since."""
+        if block_hash in self._ends:
+            del self._ends[block_hash]
+            self._passed[block_hash] = None
+
     def discard(self, block_hash: bytes) -> Pages:
         """The pages of a block that nobody uses, which is not here any more; none if it was not."""
         if block_hash in self._locks:

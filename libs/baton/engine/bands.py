@@ -17,7 +17,6 @@ The ledger (baton.engine.ledger) is the only user; it evicts, and says what is f
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,9 +29,6 @@ import numpy.typing as npt
 from baton.core.errors import InternalError
 from baton.core.layout import FULL, STATE, CacheGroup, KvLayout
 from baton.engine.band_cache import BandCache, Pages
-from baton.engine.states import state_pages
-
-UNLIMITED = 1 << 30  # blocks: where nothing is kept for ever, pages set no limit
 
 
 class LivePages:
@@ -116,18 +112,6 @@ def bands_of(layout: KvLayout) -> list[Band]:
         if kind not in (FULL, STATE):
             found.append(Band(range(at[0], at[-1] + 1), layout.groups[at[0]]))
     return found
-
-
-def most_blocks(layout: KvLayout, pages: int, step_tokens: int) -> int:
-    """Blocks of the longest request that `pages` are enough for, with `step_tokens` new tokens on their way."""
-    bands, full = bands_of(layout), not layout.groups or layout.groups[0].kind == FULL
-
-    def needed(blocks: int) -> int:
-        limited = sum(band.width * min(blocks, band.most_blocks(step_tokens, layout.page_size)) for band in bands)
-        return limited + blocks * full
-
-    pages -= 2 * state_pages(layout)  # that which it goes on from, and its own
-    return max(0, bisect_right(range(pages + 1 if full else UNLIMITED), pages, key=needed) - 1)
 
 
 class Bands:

@@ -55,5 +55,6 @@ class ModelRunner(Protocol):
     def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """Write K and V of the batch's tokens, and return float32 logits [L, V] of `batch.logit_rows`.
 
-        `on_layer(l)` is called when layer l's K and V of all tokens of the batch are in the pool.
+        `on_layer(l)` is called once, when all that layer l keeps of the batch's tokens is in the pool: K and V, and
+        the state after them.
         """

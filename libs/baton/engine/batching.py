@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from baton.core.layout import CANARY_PAGE, FULL, STATE, KvLayout
+from baton.core.layout import CANARY_PAGE, STATE, KvLayout
 from baton.engine.bands import bands_of
 from baton.engine.batch import StepBatch
 from baton.engine.plan import PlannedRow
@@ -86,7 +86,7 @@ class BatchBuilder:
         self._tables = (PageTables(), PageTables())
         groups = layout.groups if layout is not None else ()
         self._has_views = bool(groups)
-        self._has_full = not groups or groups[0].kind == FULL
+        self._has_full = layout is None or layout.has_full
         widths = [band.width for band in bands_of(layout)] if layout is not None else []
         self._band_tables = tuple([PageTables(width) for width in widths] for _ in range(2))
         self._state_sizes = [group.size for group in groups if group.kind == STATE]

@@ -227,11 +227,11 @@ class EngineCore:
 
     def lend(self, attempt: Attempt, block_hashes: Sequence[bytes]) -> Loan:
         """See StepEngine.lend."""
-        return self._ledger.lend(attempt, block_hashes)
+        return self._ledger.outgoing.lend(attempt, block_hashes)
 
     def use_tier(self, free_pages: int) -> None:
         """See StepEngine.use_tier."""
-        self._ledger.use_tier(free_pages)
+        self._ledger.outgoing.use_tier(free_pages)
 
     def moved(self, batch: int) -> None:
         """See StepEngine.moved. No effect on an unknown batch."""
@@ -252,7 +252,7 @@ class EngineCore:
         """
         output = StepOutput()
         self._flight = self._turn(self._flight, output)
-        if moved_out := self._ledger.move_out():
+        if moved_out := self._ledger.outgoing.move_out():
             output.moved_out.append(moved_out)
         output.stored_blocks, output.removed_blocks, output.tiered_blocks = self._ledger.cache.drain_events()
         return output

@@ -111,6 +111,22 @@ class RadixCache:
                 high = middle - 1
         return low
 
+    def match_elsewhere(self, hashes: Sequence[bytes], start: int, limit: int) -> int:
+        """Length of the longest prefix that is held elsewhere from block `start` on, which is the answer if none is.
+
+        By bisection, as if no block were held there without those before it: what is missing does not come back.
+        """
+        low, high = start, min(limit, len(hashes))
+        if not self.elsewhere or low >= high or hashes[low] not in self.elsewhere:
+            return low
+        while low < high:
+            middle = (low + high + 1) // 2
+            if hashes[middle - 1] in self.elsewhere:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
     def acquire(self, hashes: Sequence[bytes], blocks: int) -> tuple[Node, list[int]]:
         """Lock the first `blocks` blocks, all cached. Returns the node to `release`, and their pages in order."""
         node = self._nodes[hashes[blocks - 1]] if blocks else self.root

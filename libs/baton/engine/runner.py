@@ -28,7 +28,7 @@ from baton.engine.cuda import attention as cuda_attention
 from baton.engine.cuda.graphs import DecodeGraphs, GraphRecorder, Recorder
 from baton.engine.cuda.support import pick_device
 from baton.engine.grouped_attention import attention_of, captures, parts_of
-from baton.engine.grouping import group_layers
+from baton.engine.grouping import in_groups
 from baton.engine.model.cache_scale import cache_scale
 from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.model.decoder import Decoder
@@ -102,7 +102,8 @@ class TorchModelRunner:
             raise ConfigError(
                 f"deterministic = true is not to be had for {config.architecture}: Baton's kernels lack a part of it"
             )
-        self._states = StateStore(layout, state_parts(config, dtype)) if config.stateful else None
+        parts = dict.fromkeys(config.stateful, state_parts(config, dtype))
+        self._states = StateStore(layout, parts) if parts else None
         self._records = own_kernels and self._states is None
         context = self.max_context_tokens
         self._decoder = Decoder(config, weights, self._attention, pointwise, context, self._states)
@@ -224,8 +225,8 @@ class TorchModelRunner:
     def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """Write K and V of the batch's tokens, and return float32 logits [L, V] of `batch.logit_rows`.
 
-        `on_layer(l)` is called when layer l's K and V are in the pool, before that layer attends: what reads them
-        elsewhere has the rest of the layer's time, and that of the layers after it. The result is an inference
+        `on_layer(l)` is called when layer l's K, V and state are in the pool, before that layer attends: what reads
+        them elsewhere has the rest of the layer's time, and that of the layers after it. The result is an inference
         tensor: change it in place only under `torch.inference_mode`, and, on a GPU, before the next call.
         """
         self._bound_pool()
@@ -262,8 +263,8 @@ class TorchModelRunner:
 def grouped(layout: KvLayout, config: DecoderConfig, dtype: torch.dtype) -> KvLayout:
     """The layout of a model that computes in `dtype`, of one whose pages hold all layers. States are in `dtype`, which
     is not always that of K and V."""
-    pages = -(-state_bytes(state_parts(config, dtype)) // layout.page_bytes)
-    groups = group_layers(config.windows, layout.page_size, config.context_tokens, config.stateful, pages)
-    revision = layout.model_revision + (f"-{dtype}".replace("torch.", "") if config.stateful else "")
-    layers = max((len(group.layers) for group in groups), default=config.layers)
-    return replace(layout, model_revision=revision, layers=layers, groups=groups)
+    sizes = dict.fromkeys(config.stateful, state_bytes(state_parts(config, dtype)))
+    revision = layout.model_revision + (f"-{dtype}".replace("torch.", "") if sizes else "")
+    attending = [layer for layer in range(config.layers) if layer not in sizes]
+    named = replace(layout, model_revision=revision)
+    return in_groups(named, config.windows, config.context_tokens, sizes, attending)

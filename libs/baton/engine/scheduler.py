@@ -130,12 +130,12 @@ class Scheduler:
 
     def take_back(self, attempt: Attempt) -> None:
         """A loan is over: its pages may be what somebody waits for."""
-        self._ledger.take_back(attempt)
+        self._ledger.outgoing.take_back(attempt)
         self._stuck = False
 
     def moved(self, batch: int) -> None:
         """Blocks are in the host tier: their pages may be what somebody waits for."""
-        self._ledger.moved(batch)
+        self._ledger.outgoing.moved(batch)
         self._stuck = False
 
     def hold(self, request: RequestState) -> None:

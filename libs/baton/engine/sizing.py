@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from baton.core.errors import ConfigError
 from baton.core.layout import RESERVED_PAGES, KvLayout
-from baton.engine.bands import most_blocks
+from baton.engine.bounded import most_blocks, pages_needed
 from baton.engine.cuda.memory import measure, pages_within
 from baton.engine.loading import LoadedRunner
 from baton.engine.plan import EngineConfig
+from baton.engine.states import state_pages
 
 DEFAULT_BYTES = 256 << 20  # of a pool in host memory
+DEFAULT_STATES = 8  # which it holds at least, where layers keep states
 
 
 def pool_pages(runner: LoadedRunner, config: EngineConfig, kv_memory_bytes: int, memory_fraction: float) -> int:
-    """Pages that fit into `kv_memory_bytes`; 0: into 256 MiB on a CPU, and on a GPU into what `memory_fraction` of its
-    memory leaves for them. Raises ConfigError when they are too few. On a GPU this may run a step."""
+    """Pages that fit into `kv_memory_bytes`; 0: into 256 MiB on a CPU, or what eight states need if that is more, and
+    on a GPU into what `memory_fraction` of its memory leaves for them. Raises ConfigError when they are too few for the
+    shortest request. On a GPU this may run a step."""
+    layout = runner.layout
+    page_bytes = layout.pool_bytes(1)
+    least = RESERVED_PAGES + pages_needed(layout, 1, config.step_tokens(config.overlaps(runner.device.type)))
     if not kv_memory_bytes and runner.device.type == "cuda":
-        return pages_within(measure(runner, config), memory_fraction, runner.layout)
-    page_bytes = runner.layout.pool_bytes(1)
-    pages = (kv_memory_bytes or DEFAULT_BYTES) // page_bytes
-    if pages <= RESERVED_PAGES:
+        pages, told = pages_within(measure(runner, config), memory_fraction, layout), f"{memory_fraction=}"
+    else:
+        room = kv_memory_bytes or max(DEFAULT_BYTES, (least + DEFAULT_STATES * state_pages(layout)) * page_bytes)
+        pages, told = room // page_bytes, f"kv_memory_bytes = {room}"
+    if pages < least:
         raise ConfigError(
-            f"kv_memory_bytes = {kv_memory_bytes or DEFAULT_BYTES} holds {pages} pages of {page_bytes} bytes; "
-            f"{RESERVED_PAGES + 1} are the least"
+            f"{told} holds {pages} pages of {page_bytes} bytes; {least} are the least, {least * page_bytes} bytes"
         )
     return pages
 

@@ -1,13 +1,14 @@
 """Where layers that keep a state read it before a step, and write it after: the pool's pages as rows of tensors.
 
 To a layer a state is a few tensors per row; in the pool they stand one after the other, as bytes, in the pages of the
-layer's place in its group (baton.core.layout). Every row's state is read whole and written whole, and the pages written
-may be others than those read (baton.engine.states). A row that begins with its request has a state of zeros.
+layer's place in its group (baton.core.layout). Layers may keep different ones. Every row's state is read whole and
+written whole, and the pages written may be others than those read (baton.engine.states). A row that begins with its
+request has a state of zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -45,11 +46,11 @@ class StepRows:
 
 
 class StateStore:
-    """States of the layers of `layout` that keep one, each made of `parts`. One step at a time: plan, then per layer
-    read and write."""
+    """States of the layers of `layout` that keep one. One step at a time: plan, then per layer read and write."""
 
-    def __init__(self, layout: KvLayout, parts: Sequence[StatePart]) -> None:
-        self._parts = tuple(parts)
+    def __init__(self, layout: KvLayout, parts: Mapping[int, Sequence[StatePart]]) -> None:
+        """`parts`: what the state of each such layer is made of."""
+        self._parts = parts
         self._page_bytes = layout.page_bytes
         self._groups = [index for index, group in enumerate(layout.groups) if group.kind == STATE]
         self._places = {
@@ -86,7 +87,7 @@ class StateStore:
         if self._fresh is not None:
             held[self._fresh] = 0
         found, start = [], 0
-        for part in self._parts:
+        for part in self._parts[layer]:
             own = held[:, start : start + part.nbytes].contiguous()
             found.append(own.view(part.dtype).view(-1, *part.shape))
             start += part.nbytes
@@ -96,8 +97,8 @@ class StateStore:
         """The states of the step's rows after it; final on return, or in stream order on a GPU."""
         group, at = self._places[layer]
         targets = self._pages[group][1]
-        parts = zip(self._parts, states, strict=True)
+        parts = zip(self._parts[layer], states, strict=True)
         held = [state.to(part.dtype).contiguous().flatten(1).view(torch.uint8) for part, state in parts]
-        room = targets.shape[1] * self._page_bytes - state_bytes(self._parts)
+        room = targets.shape[1] * self._page_bytes - state_bytes(self._parts[layer])
         held.append(held[0].new_zeros((len(targets), room)))
         self._pool[at, targets] = torch.cat(held, dim=1).view(len(targets), -1, self._page_bytes)

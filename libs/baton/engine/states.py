@@ -13,6 +13,9 @@ of layers together are one entry. A prefix can be reused as far as one of its bl
 A request is promised the pages of its next write as long as that cannot go over what it reads. Whether a state is kept
 is decided when the step that makes it is planned, and pages are there for the write after it.
 
+Of the snapshots that a request leaves behind the last is where its conversation goes on: the others are the first to be
+evicted. A state that was handed over is one too, if the prompt was of whole blocks.
+
 The ledger (baton.engine.ledger) is the only user; it evicts, and says what is free.
 """
 
@@ -45,16 +48,27 @@ class StateTable:
     """A request's states, oldest first: at most one that steps under way have not left behind per such step.
 
     `source` and `target` are the pages that the step planned last reads (none: it begins with the request) and writes.
+    `behind`: the snapshot that it has let go of last.
     """
 
     versions: list[Version] = field(default_factory=list)
     source: Pages = ()
     target: Pages = ()
+    behind: bytes = b""
 
     @property
     def promised(self) -> bool:
         """Whether the next step needs pages to write to."""
         return not self.versions or self.versions[-1].kept
+
+
+@dataclass(slots=True)
+class SnapshotCounts:
+    """Snapshots that were made in all, that requests went on from, and that were evicted."""
+
+    made: int = 0
+    reused: int = 0
+    evicted: int = 0
 
 
 class States:
@@ -67,6 +81,7 @@ class States:
         self._take = take
         self._promised = 0  # requests that are
         self.width = state_pages(layout)
+        self.counts = SnapshotCounts()
 
     @property
     def evictable_pages(self) -> int:
@@ -87,6 +102,7 @@ class States:
         if blocks:
             pages = self._cache.lock(hashes[blocks - 1])
             table.versions.append(Version(blocks * self._page_size, pages, kept=True, shared=True))
+            self.counts.reused += 1
         self._promised += 1
         return table
 
@@ -124,29 +140,27 @@ class States:
             if version.kept and not version.shared and blocks <= held_blocks and hashes[blocks - 1] not in self._cache:
                 self._cache.add(hashes[blocks - 1], version.pages)
                 version.shared = True
+                self.counts.made += 1
 
     def slide(self, table: StateTable, hashes: Sequence[bytes], tokens: int) -> list[int]:
         """Let go of states before the one after `tokens` tokens. Returns own pages that are free by that."""
         freed: list[int] = []
         while table.versions[0].tokens < tokens:
-            freed += self._let_go(table.versions.pop(0), hashes, passed=True)
+            freed += self._let_go(table, table.versions.pop(0), hashes)
         return freed
 
     def close(self, table: StateTable, hashes: Sequence[bytes]) -> list[int]:
         """The request lets go of everything; returns its own pages."""
         self._promised -= table.promised
-        last = len(table.versions) - 1
-        freed = [
-            page
-            for index, version in enumerate(table.versions)
-            for page in self._let_go(version, hashes, passed=index < last)
-        ]
+        freed = [page for version in table.versions for page in self._let_go(table, version, hashes)]
         table.versions = []
         return freed
 
     def discard(self, block_hash: bytes) -> Pages:
         """The pages of the snapshot of a block that leaves the radix cache, which nobody uses then."""
-        return self._cache.discard(block_hash)
+        pages = self._cache.discard(block_hash)
+        self.counts.evicted += bool(pages)
+        return pages
 
     def evict_passed(self, count: int) -> list[int]:
         """Up to about `count` pages of snapshots that requests went past, oldest first."""
@@ -177,16 +191,20 @@ class States:
     def _name(self, version: Version, hashes: Sequence[bytes]) -> bytes:
         return hashes[version.tokens // self._page_size - 1]
 
-    def _let_go(self, version: Version, hashes: Sequence[bytes], *, passed: bool) -> Pages:
+    def _let_go(self, table: StateTable, version: Version, hashes: Sequence[bytes]) -> Pages:
         if not version.shared:
             return version.pages
-        self._cache.unlock(self._name(version, hashes), passed=passed)
+        name = self._name(version, hashes)
+        self._cache.unlock(name, passed=False)
+        self._cache.pass_by(table.behind)
+        table.behind = name
         return ()
 
     def _until(self, count: int, evict: Callable[[], Pages]) -> list[int]:
         pages: list[int] = []
         while len(pages) < count and (found := evict()):
             pages += found
+            self.counts.evicted += 1
         return pages
 
 

@@ -12,7 +12,7 @@ import torch
 
 from baton.core.layout import RESERVED_PAGES, KvLayout
 from baton.engine.api import HandoffListener, StepEngine
-from baton.engine.bands import UNLIMITED
+from baton.engine.bounded import UNLIMITED
 from baton.engine.cuda.graphs import sizes_up_to
 from baton.engine.cuda.mirror import MirroredEngine, MirroredListener, PoolMirror
 from baton.engine.cuda.support import pick_device
@@ -24,6 +24,7 @@ from baton.engine.loading import LoadedRunner, load_runner, pooling_model
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
 from baton.engine.sizing import pool_pages, request_blocks
+from baton.engine.states import state_pages
 from baton.kv.generations import Generations
 from baton.kv.memory import PoolMemory
 from baton.runtime import cores
@@ -125,13 +126,15 @@ def build_model(settings: WorkerSettings, epoch: int, pages_of: Callable[[KvLayo
 
 
 def _pool_facts(layout: KvLayout, pages: int, device: str, config: EngineConfig) -> dict[str, object]:
-    """For the log: how many tokens the pool holds, and of models that let go of some what kinds of pages it has."""
+    """For the log: how many tokens the pool holds, and of models that let go of some, or keep states, what kinds of
+    pages it has, and how many states at most."""
     if not layout.groups:
         return {"pool_tokens": pages * layout.page_size}
     kinds = [f"{len(group.layers)} {group.kind} {group.size or ''}".rstrip() for group in layout.groups]
     blocks = request_blocks(layout, pages, config, device)  # of one long request: short ones need more for each token
     tokens = "unlimited" if blocks >= UNLIMITED - 1 else blocks * layout.page_size
-    return {"pool_tokens": tokens, "layers_by_pages": ", ".join(kinds)}
+    states = {"pool_states": pages // state_pages(layout)} if state_pages(layout) else {}
+    return {"pool_tokens": tokens, "layers_by_pages": ", ".join(kinds), **states}
 
 
 def cpu_threads(settings: WorkerSettings) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from baton.core.errors import ConfigError
-from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.core.layout import RESERVED_PAGES, STATE, CacheGroup, KvLayout
 from baton.core.sampling import SamplingParams
 from baton.engine.batch import StepBatch
 from baton.engine.elements import TORCH_DTYPES
@@ -33,7 +33,8 @@ def measure(runner: LoadedRunner, config: EngineConfig) -> Memory:
     """Run the largest step that the engine may plan, in a pool that is given up again, and see what it takes."""
     device = runner.device
     batch = largest_batch(runner, config)
-    layout, pages = runner.layout, RESERVED_PAGES + batch.page_table.shape[1]
+    layout = runner.layout
+    pages = RESERVED_PAGES + max(batch.page_table.shape[1], *(group.size for group in _of_states(layout)), 0)
     shape = (layout.layers, pages, 2, layout.page_size, layout.kv_heads, layout.head_dim)
     runner.bind_pool(torch.zeros(shape, dtype=TORCH_DTYPES[layout.dtype], device=device))
     sampling = SamplingParams(temperature=1.0, top_p=0.9)  # sorts the vocabulary
@@ -56,8 +57,8 @@ def measure(runner: LoadedRunner, config: EngineConfig) -> Memory:
 
 
 def largest_batch(runner: LoadedRunner, config: EngineConfig) -> StepBatch:
-    """As many new tokens and as many logits as one step may have. Its rows share their pages, from the first that is
-    not reserved on: what they compute means nothing."""
+    """As many new tokens and as many logits as one step may have. Its rows share their pages, those of states too, from
+    the first that is not reserved on: what they compute means nothing."""
     device, longest = runner.device, runner.max_context_tokens - 1
     tokens = min(config.max_batch_tokens, longest * config.max_running)
     rows = min(config.max_running, tokens)
@@ -79,7 +80,17 @@ def largest_batch(runner: LoadedRunner, config: EngineConfig) -> StepBatch:
         q_lens_host=lens,
         seq_lens_host=lens,
     )
-    return replace(batch, views=(batch,) * len(runner.layout.groups))
+    states = _of_states(runner.layout)
+    views = [batch] * (len(runner.layout.groups) - len(states))
+    for group in states:
+        of_each = torch.arange(RESERVED_PAGES, RESERVED_PAGES + group.size, device=device).repeat(rows, 1)
+        views.append(replace(batch, state_sources=of_each, state_targets=of_each))
+    return replace(batch, views=tuple(views))
+
+
+def _of_states(layout: KvLayout) -> list[CacheGroup]:
+    """They stand last."""
+    return [group for group in layout.groups if group.kind == STATE]
 
 
 def pages_within(memory: Memory, fraction: float, layout: KvLayout) -> int:
