@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from windowed_toy import WindowedToy, advanced, first_visible
 
-from baton.core.layout import CacheGroup
+from baton.core.layout import CacheGroup, KvLayout
 from baton.engine.batch import StepBatch
 from baton.testing.toy_model import MODULUS, TOY_LAYOUT
 
 FULL = CacheGroup("full", 0, (1, 4))
-HYBRID = (FULL, CacheGroup("state", 3, (0, 2)), CacheGroup("state", 3, (3,)))
-ALL_KINDS = (FULL, CacheGroup("window", 6, (5, 6)), CacheGroup("state", 2, (0, 2)), CacheGroup("state", 2, (3,)))
+HYBRID = (FULL, CacheGroup("state", 4, (0, 2)), CacheGroup("state", 2, (3,)))
+ALL_KINDS = (  # layers 1 and 5 attend and keep a state
+    FULL, CacheGroup("window", 6, (5, 6)), CacheGroup("state", 2, (0, 5)), CacheGroup("state", 2, (1,)),
+)  # fmt: skip
 STATES = (CacheGroup("state", 1, (0, 1)),)  # no layer attends to anything
 LAYOUTS = {
     "hybrid": replace(TOY_LAYOUT, groups=HYBRID),
@@ -27,17 +29,23 @@ LAYOUTS = {
 
 
 class StatefulToy(WindowedToy):
-    """Layers with K and V keep the chained value of each token there, the others that of the last."""
+    """Layers with K and V keep the chained value of each token there, those with a state that of the last; whoever has
+    both notices where they differ."""
+
+    def __init__(self, layout: KvLayout) -> None:
+        super().__init__(layout)
+        groups = [(index, group) for index, group in enumerate(layout.groups) if group.kind == "state"]
+        self._states = {layer: (index, at) for index, group in groups for at, layer in enumerate(group.layers)}
 
     def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         rows = [slice(a, b) for a, b in pairwise(batch.q_starts.tolist())]
         new: dict[int, np.ndarray] = {}
-        for layer, (group, at) in sorted(self._places.items()):
-            stateful = self.layout.groups[group].kind == "state"
+        for layer in sorted(self._places.keys() | self._states.keys()):
             new[layer] = self._chained(batch, layer, rows)
-            if stateful:
+            if layer in self._states:
                 self._write_states(batch, layer, rows, new[layer])
-            else:
+            if layer in self._places:
+                group, at = self._places[layer]
                 slots = batch.views[group].slots.numpy()
                 pages, offsets = slots // self.layout.page_size, slots % self.layout.page_size
                 self._pool[at, pages, :, offsets] = (new[layer] + layer)[:, None, None, None]
@@ -47,11 +55,9 @@ class StatefulToy(WindowedToy):
         logits = torch.zeros(len(wanted), self.vocab_size)
         for index, at in enumerate(wanted):
             row = next(row for row, span in enumerate(rows) if span.start <= at < span.stop)
-            position, digest = int(batch.positions[at]), 0
+            position = int(batch.positions[at])
+            digest = sum((layer + 1) * int(new[layer][at]) for layer in self._states)
             for layer, (group, _) in self._places.items():
-                if self.layout.groups[group].kind == "state":
-                    digest += (layer + 1) * int(new[layer][at])
-                    continue
                 first = first_visible(self.layout.groups[group], position)
                 held = self._read(batch, layer, row, first, position + 1)
                 digest += (layer + 1) * int((np.arange(first + 1, position + 2) * held).sum())
@@ -60,21 +66,21 @@ class StatefulToy(WindowedToy):
 
     def _chained(self, batch: StepBatch, layer: int, rows: Sequence[slice]) -> np.ndarray:
         values = np.zeros(len(batch.token_ids), dtype=np.int64)
-        group, _ = self._places[layer]
         for row, span in enumerate(rows):
             position = int(batch.positions[span.start])
-            if not position:
-                value = 0
-            elif self.layout.groups[group].kind == "state":
-                value = self._state(batch, layer, row, position)
-            else:
-                value = int(self._read(batch, layer, row, position - 1, position)[0])
+            held = set()
+            if position and layer in self._states:
+                held.add(self._state(batch, layer, row, position))
+            if position and layer in self._places:
+                held.add(int(self._read(batch, layer, row, position - 1, position)[0]))
+            assert len(held) == (position > 0), "K and V are those of other tokens than the state"
+            value = held.pop() if held else 0
             for at, token in enumerate(batch.token_ids[span].tolist()):
                 value = values[span.start + at] = advanced(value, token, position + at)
         return values
 
     def _state(self, batch: StepBatch, layer: int, row: int, position: int) -> int:
-        group, at = self._places[layer]
+        group, at = self._states[layer]
         sources = batch.views[group].state_sources
         assert sources is not None
         held = self._pool[at, sources[row].numpy()].reshape(-1).astype(np.int64)
@@ -83,7 +89,7 @@ class StatefulToy(WindowedToy):
         return int(held[1]) - layer
 
     def _write_states(self, batch: StepBatch, layer: int, rows: Sequence[slice], values: np.ndarray) -> None:
-        group, at = self._places[layer]
+        group, at = self._states[layer]
         targets = batch.views[group].state_targets
         assert targets is not None
         assert len(set(targets.ravel().tolist())) == targets.numel(), "two states in one page"

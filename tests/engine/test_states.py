@@ -6,21 +6,26 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 from engine_harness import ROOT, SMALL, Harness, Pair, prompt
 from random_work import MANY, run_random_work
 from state_toy import LAYOUTS, StatefulToy
 from windowed_toy import reference
 
 from baton.core.attempt import Attempt
+from baton.core.errors import ConfigError
 from baton.core.hashing import block_hashes
 from baton.core.layout import KvLayout
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Loan
-from baton.engine.bounded import most_blocks
+from baton.engine.bounded import UNLIMITED, most_blocks
+from baton.engine.grouping import STATE_PAGE_BYTES, group_layers, in_groups
 from baton.engine.ledger import PageLedger
+from baton.engine.plan import EngineConfig
 from baton.engine.pool import PageAllocator
 from baton.engine.request import RequestState
 from baton.engine.scheduler import Scheduler
+from baton.engine.sizing import pool_pages
 from baton.engine.states import SNAPSHOT_BLOCKS, States
 
 pytestmark = pytest.mark.usefixtures("loop")
@@ -138,6 +143,57 @@ def test_a_handoff_moves_the_state_whole(layout: KvLayout) -> None:
     pair.decode.assert_quiet()
 
 
+@pytest.mark.parametrize("name", ["hybrid", "states"])
+def test_a_handed_over_state_is_a_snapshot_after_whole_blocks(name: str) -> None:
+    layout = LAYOUTS[name]
+    pair = Pair(200, 200, SMALL, (StatefulToy(layout), StatefulToy(layout)))
+    for n, cached in ((100, 100), (102, 0)):
+        tokens = prompt(n, 3)
+        attempt = pair.submit(f"{n}", tokens, 10)
+        pair.prefill.run()
+        pair.decode.run()
+        pair.hand_over(attempt)
+        pair.decode.run()
+        longer = [*tokens, *pair.tokens(attempt), 1, 2]
+        again = pair.decode.submit(f"{n}, on", longer, 10)
+        pair.decode.run()
+        assert pair.decode.cached[again] == cached
+        assert pair.decode.outputs[again] == reference(layout, longer, 10)
+    pair.decode.assert_quiet()
+
+
+def test_where_conversations_go_on_is_evicted_last() -> None:
+    layout = LAYOUTS["hybrid"]
+    harness = harness_of(layout, 130)
+    first, second = prompt(160, 1), prompt(160, 2)
+    for tokens in (first, second):
+        harness.submit(f"{tokens[:3]}", tokens, 1)
+        harness.run()
+    assert harness.engine.load().free_pages < 10  # nothing is left but what can be evicted
+    for name, tokens, cached in (("on", [*first, 5], 160), ("branch", [*first[:80], 5], 0)):
+        attempt = harness.submit(name, tokens, 4)
+        harness.run()
+        assert harness.cached[attempt] == cached
+        assert harness.outputs[attempt] == reference(layout, tokens, 4)
+
+
+def test_snapshots_are_counted() -> None:
+    ledger = PageLedger(PageAllocator(2 + 40), 4, LAYOUTS["hybrid"])
+    counts = ledger.bounded.snapshots
+    requests = [state_of(prompt(64), number) for number in range(2)]
+    for request in requests:
+        assert ledger.reserve(request, 0)
+        for start in range(request.held_blocks * 4, 64, 16):
+            ledger.advance(request, start, start + 16)
+            request.computed_len = start + 16
+            ledger.publish(request)
+            ledger.slide(request)
+        ledger.vacate(request)
+    assert counts is not None
+    assert (counts.made, counts.reused, counts.evicted) == (4, 1, 2)  # for blocks, and a state, of the second
+    assert PageLedger(PageAllocator(10), 4).bounded.snapshots is None
+
+
 def test_blocks_stay_in_the_pool(layout: KvLayout) -> None:
     harness = harness_of(layout, 200)
     tokens = prompt(60)
@@ -223,3 +279,37 @@ def test_what_is_usable_against_brute_force(seed: int) -> None:
 def test_the_fingerprint_tells_states_apart() -> None:
     plain = replace(LAYOUTS["hybrid"], groups=())
     assert len({plain.fingerprint, *(layout.fingerprint for layout in LAYOUTS.values())}) == 4
+
+
+def test_groups_of_layers_that_keep_states() -> None:
+    def sizes(states: dict[int, int], attending: list[int]) -> list[tuple[str, int, tuple[int, ...]]]:
+        groups = group_layers([None] * 6, 16, 32_768, states, attending)
+        return [(group.kind, group.size, group.layers) for group in groups]
+
+    states = {0: 3, 1: 3, 2: 1, 3: 3, 5: 3}
+    assert sizes(states, [4]) == [("full", 0, (4,)), *[("state", 3, (at,)) for at in (0, 1, 3, 5)], ("state", 1, (2,))]
+    assert sizes(dict.fromkeys(range(6), 3), [*range(6)]) == [("full", 0, (*range(6),)), ("state", 3, (*range(6),))]
+    assert sizes(dict.fromkeys(range(6), 3), []) == [("state", 3, (*range(6),))]
+
+
+@pytest.mark.parametrize("state_bytes", [100, 5_000, 70_000, 3_000_000])
+def test_pages_of_a_model_that_attends_to_nothing_are_as_large_as_states_need(state_bytes: int) -> None:
+    whole = KvLayout("model", "bfloat16", 4, 16, 0, 0)
+    layout = in_groups(whole, [None] * 4, 1 << 20, dict.fromkeys(range(4), state_bytes), [])
+    assert (layout.layers, layout.kv_heads, layout.total_kv_heads) == (4, 1, 1)
+    (group,) = layout.groups
+    assert state_bytes <= group.size * layout.page_bytes < state_bytes * 1.1 + 64
+    assert layout.page_bytes < STATE_PAGE_BYTES + 64
+    assert most_blocks(layout, 2 * group.size, 512) == UNLIMITED - 1
+    assert most_blocks(layout, 2 * group.size - 1, 512) == 0
+
+
+def test_a_pool_holds_some_states() -> None:
+    """By itself, and an explicit size that is too small for the shortest request says what is the least."""
+    runner = StatefulToy(replace(LAYOUTS["hybrid"], head_dim=1 << 20))
+    runner.device = torch.device("cpu")
+    page_bytes = runner.layout.pool_bytes(1)
+    assert pool_pages(runner, EngineConfig(), 0, 0.85) == 2 + 1 + (2 + 8) * 6
+    assert pool_pages(runner, EngineConfig(), 15 * page_bytes, 0.85) == 15
+    with pytest.raises(ConfigError, match=f"holds 14 pages of {page_bytes} bytes; 15 are the least"):
+        pool_pages(runner, EngineConfig(), 15 * page_bytes - 1, 0.85)

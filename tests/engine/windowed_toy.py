@@ -67,7 +67,10 @@ class WindowedToy:
     def __init__(self, layout: KvLayout) -> None:
         self.layout = layout
         self._places = {
-            layer: (index, at) for index, group in enumerate(layout.groups) for at, layer in enumerate(group.layers)
+            layer: (index, at)
+            for index, group in enumerate(layout.groups)
+            for at, layer in enumerate(group.layers)
+            if group.kind != "state"
         }
 
     def bind_pool(self, pool: torch.Tensor) -> None:
