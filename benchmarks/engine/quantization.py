@@ -195,7 +195,7 @@ def kept_bytes(variant: Variant) -> int:
     own = kernels()
     by = products.on_cpu(own, variant.quantization, "float32" if dtype == "float16" else dtype, False)
     config = load_config(variant.folder)
-    weights = load_weights(variant.folder, config, getattr(torch, dtype), "cpu", None, by.whole, by.keep)
+    weights = load_weights(variant.folder, config, getattr(torch, dtype), "cpu", None, by)
     if config.tied_embeddings and weights.head is None:
         return 0
     return _bytes_of([(layer.heads, layer.output, layer.mlp) for layer in weights.layers]) + _bytes_of(weights.head)

@@ -11,18 +11,22 @@ from dataclasses import replace
 import pytest
 import torch
 from paged_rows import PagedModel, Row, make_batch
+from test_cuda_quantized import CASES, weight_of
+from torch_gpu_double import gpu_products
 
 from baton.core.attempt import Attempt
 from baton.core.layout import FLOAT8, RESERVED_PAGES, KvLayout
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Stage
 from baton.engine.attention import TorchAttention
+from baton.engine.cuda import quantized
 from baton.engine.cuda.attention import FlashInferAttention
 from baton.engine.cuda.graphs import sizes_up_to
-from baton.engine.cuda.support import cuda_problem, import_flashinfer
+from baton.engine.cuda.support import arithmetic, cuda_problem, import_flashinfer
 from baton.engine.elements import TORCH_DTYPES
 from baton.engine.engine import EngineCore
 from baton.engine.inprocess import Engine
+from baton.engine.model.quantized.matrix import to_float8
 from baton.engine.philox import gumbel, philox
 from baton.engine.plan import EngineConfig
 from baton.engine.pool import KvPool
@@ -253,3 +257,51 @@ def test_on_the_device_a_model_is_that_of_the_cpu(folder) -> None:
     batch = make_batch([(list(range(2, 40)), 0, [2, 3, 4])], 16, False)
     there = runner.forward(replace(batch, **{name: getattr(batch, name).to(CUDA) for name in _TENSORS}))
     torch.testing.assert_close(here, there.cpu(), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(("kind", "group", "lowest", "zero"), [case[:4] for case in CASES])
+@torch.inference_mode()
+def test_products_of_few_bits_are_those_of_the_stand_ins(kind: str, group: int, lowest: bool, zero: int) -> None:
+    """Of the same rows, within what sums in another order and results in bfloat16 differ by."""
+    weight, can = weight_of(kind, group, lowest, zero), arithmetic(CUDA)
+    there = quantized.keeper(can, CUDA)(weight, None)
+    if there is None:
+        pytest.skip(f"this GPU has no such product: {can}")
+    with gpu_products():
+        here = quantized.keeper(can, torch.device("cpu"))(weight, None)
+        for rows in (1, 3, 16, 257):
+            x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(rows)).bfloat16()
+            expected = here(x).float()
+            allowed = 0.02 * expected.square().mean().sqrt().item()
+            torch.testing.assert_close(there(x.to(CUDA)).float().cpu(), expected, atol=allowed, rtol=0.02)
+
+
+@torch.inference_mode()
+def test_experts_of_8_bit_floats_are_those_of_the_stand_ins() -> None:
+    can = arithmetic(CUDA)
+    weights = [to_float8(torch.randn(64, 128, generator=torch.Generator().manual_seed(i))) for i in range(8)]
+    there = quantized.experts_keeper(can, CUDA)(weights, None)
+    if there is None:
+        pytest.skip(f"this GPU has no such product: {can}")
+    x, counts = torch.randn(90, 128).bfloat16(), torch.tensor([4, 0, 60, 1, 0, 0, 25, 0])
+    with gpu_products():
+        expected = quantized.experts_keeper(can, torch.device("cpu"))(weights, None)(x, counts).float()
+    made = there(x.to(CUDA), counts.to(CUDA)).float().cpu()
+    torch.testing.assert_close(made, expected, atol=0.02 * expected.square().mean().sqrt().item(), rtol=0.02)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
+def test_quantized_at_load(folder, quantization: str, cuda_graphs: bool) -> None:
+    """Greedy tokens are likely ones of the model that is not quantized."""
+    prompt = [random.Random(6).randrange(3, 500) for _ in range(40)]
+    params = {"temperature": 0, "max_new_tokens": 16, "ignore_eos": True}
+    with Engine(
+        folder, device="cuda", kv_memory_bytes=64 << 20, cuda_graphs=cuda_graphs, quantization=quantization
+    ) as engine:
+        answer = engine.generate([prompt], params)[0]["output_ids"]
+    model = PagedModel(TorchModelRunner.load(folder, dtype="float32", backend="torch"))
+    tokens = prompt + answer
+    logits = model.step([(Row(tokens), len(tokens))], all_logits=True)[len(prompt) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+    assert ((logits.amax(-1) - chosen) / logits.std(-1)).mean() < 1

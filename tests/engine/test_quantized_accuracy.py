@@ -12,7 +12,10 @@ import pytest
 import torch
 from paged_rows import PagedModel, Row
 from tokenizers import Tokenizer
+from torch_gpu_double import gpu_products
 
+from baton.engine import products
+from baton.engine.cuda.support import Arithmetic
 from baton.engine.runner import TorchModelRunner
 from baton.models import TINY, bundled
 from baton.models.gguf.folder import checkpoint_folder
@@ -87,7 +90,7 @@ def test_accuracy(tmp_path, exact, way: str, divergence: float, same: float, gre
     model = PagedModel(TorchModelRunner.load(folder, quantization=quantization))
     said, wanted = exact
     ours, theirs = logits(model, said).double().log_softmax(-1), wanted.double().log_softmax(-1)
-    found_divergence = (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
+    found_divergence = _divergence(ours, theirs)
     found_same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
     kept = sum(_before_the_first_other(mine, other) for mine, other in zip(answers(model), said, strict=True))
     found_greedy = kept / (len(ASKED) * ANSWER_TOKENS)
@@ -95,6 +98,22 @@ def test_accuracy(tmp_path, exact, way: str, divergence: float, same: float, gre
     assert found_divergence < divergence
     assert found_same > same
     assert found_greedy > greedy
+
+
+@pytest.mark.parametrize(("quantization", "divergence"), [("fp8", 0.015), ("int4", 0.045)])
+def test_as_a_gpu_multiplies(exact, monkeypatch: pytest.MonkeyPatch, quantization: str, divergence: float) -> None:
+    """8-bit floats cost twice a CPU's, as rows have 8 bits, too."""
+    device, can = torch.device("cpu"), Arithmetic.of((9, 0), "13.0")
+    monkeypatch.setattr(products, "plain", lambda quantization: products.on_gpu(can, quantization, device))
+    said, wanted = exact
+    with gpu_products():
+        model = PagedModel(TorchModelRunner.load(bundled(TINY), backend="torch", quantization=quantization))
+        ours = logits(model, said)
+    assert _divergence(ours.double().log_softmax(-1), wanted.double().log_softmax(-1)) < divergence
+
+
+def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
 
 
 def _before_the_first_other(mine: list[int], other: list[int]) -> int:

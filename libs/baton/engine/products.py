@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from baton.core.errors import ConfigError
 from baton.engine.cpu import attention as cpu_attention
 from baton.engine.cpu import panels, quantized
 from baton.engine.cpu.library import Kernels
 from baton.engine.cpu.linear import QUANTIZATIONS, packed, steady
-from baton.engine.model.projection import KeepProjection, Linear, MakeProjection
-
-
-@dataclass(frozen=True, slots=True)
-class Products:
-    """`whole` makes products of matrices that are whole, `keep` of those that a checkpoint stores in few bits; None:
-    these are spread out, too."""
-
-    whole: MakeProjection
-    keep: KeepProjection | None = None
+from baton.engine.cuda import quantized as cuda_quantized
+from baton.engine.cuda.support import Arithmetic
+from baton.engine.model.projection import Linear, Products
 
 
 def plain(quantization: str) -> Products:
@@ -35,4 +27,21 @@ def on_cpu(kernels: Kernels | None, quantization: str, dtype: str, deterministic
     if quantization != "none":
         return Products(quantized.maker(kernels, quantization))
     other = steady if deterministic and dtype in cpu_attention.DTYPES else packed
-    return Products(panels.maker(kernels, other), quantized.keeper(kernels, getattr(torch, dtype)))
+    return Products(panels.maker(kernels, other), quantized.keeper(kernels, getattr(torch, dtype), deterministic))
+
+
+def on_gpu(can: Arithmetic, quantization: str, device: torch.device) -> Products:
+    """By what torch brings for a GPU; `quantization` as above, but matrices stay whole whose shape no kernel takes.
+
+    Raises ConfigError for a quantization that the GPU lacks.
+    """
+    lacking = {"fp8": (not can.float8, "8.9 (Ada, Hopper)"), "int4": (not can.int4, "8.0 (Ampere)")}
+    lacks, least = lacking.get(quantization, (False, ""))
+    if lacks:
+        raise ConfigError(f"quantization = {quantization} needs a GPU of compute capability {least} at least")
+    return Products(
+        Linear,
+        cuda_quantized.keeper(can, device),
+        cuda_quantized.experts_keeper(can, device),
+        None if quantization == "none" else cuda_quantized.QUANTIZE[quantization],
+    )

@@ -26,7 +26,7 @@ from baton.engine.cpu.pointwise import CpuPointwise
 from baton.engine.cpu.recorded import RecordedSteps
 from baton.engine.cuda import attention as cuda_attention
 from baton.engine.cuda.graphs import DecodeGraphs, GraphRecorder, Recorder
-from baton.engine.cuda.support import pick_device
+from baton.engine.cuda.support import arithmetic, pick_device
 from baton.engine.grouped_attention import attention_of, captures, parts_of
 from baton.engine.grouping import in_groups
 from baton.engine.model.cache_scale import cache_scale
@@ -146,8 +146,6 @@ class TorchModelRunner:
             raise ConfigError(f"backend is {backend!r}; it must be {' or '.join(BACKENDS)}")
         device = pick_device(device)
         on_cpu = device == "cpu"
-        if quantization != "none" and not on_cpu:
-            raise ConfigError(f"quantization = {quantization} runs on a CPU only; the device is {device}")
         if quantization != "none" and deterministic:
             raise ConfigError(f"deterministic = true needs quantization = none; it is {quantization}")
         if kv_dtype not in KV_DTYPES:
@@ -169,8 +167,13 @@ class TorchModelRunner:
         native = on_cpu and backend == "auto"
         own = kernels() if native else None
         own = own.separate() if own is not None else None
-        by = products.on_cpu(own, quantization, dtype, deterministic) if native else products.plain(quantization)
-        weights = load_weights(path, config, getattr(torch, dtype), device, progress, by.whole, by.keep)
+        if native:
+            by = products.on_cpu(own, quantization, dtype, deterministic)
+        elif on_cpu:
+            by = products.plain(quantization)
+        else:
+            by = products.on_gpu(arithmetic(torch.device(device)), quantization, torch.device(device))
+        weights = load_weights(path, config, getattr(torch, dtype), device, progress, by)
         pooler = load_causal_pooler(path, config.vocab_size, config.hidden_size, weights)
         return cls(config, weights, layout, max_context_tokens, own, deterministic, pooler)
 

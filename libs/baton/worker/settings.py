@@ -42,9 +42,7 @@ class WorkerSettings(ServiceSettings):
         "auto", "KV cache alone; auto = dtype; float8_e4m3 = a byte for each number, less exact", choices=KV_DTYPES
     )
     deterministic: bool = setting(False, "the same tokens to the last bit whatever the load and the cache; slower")
-    quantization: str = setting(
-        "none", "bits of the weights; on CPUs; less exact", choices=("none", "int8", "int4", "fp8")
-    )
+    quantization: str = setting("none", "bits of the weights; less exact", choices=("none", "int8", "int4", "fp8"))
     threads: int = setting(0, "CPU threads of the model; 0 = chosen from this host's cores", ge=0)
     host_workers: int = setting(1, "workers that share this host's cores, for threads = 0", ge=1, rare=True)
     pull_timeout_s: float = setting(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
 
 import torch
 
 from baton.engine.model.config import DecoderConfig
-from baton.engine.model.experts import ExpertMlps, Experts, GroupedLinear, GroupedMlps, LoopedMlps, Router
+from baton.engine.model.expert_products import Part, expert_mlps
+from baton.engine.model.experts import ExpertMlps, Experts, LoopedMlps, Router
 from baton.engine.model.matrices import Matrices, Matrix, by_outputs
 from baton.engine.model.moe_config import MoeConfig
 from baton.engine.model.projection import Linear, Mlp
@@ -16,7 +16,6 @@ from baton.engine.model.quantized.fp4 import MX_GROUP, mxfp4
 
 # Where all experts are multiplied by at once; elsewhere one after the other, each by the device's best product.
 GROUPED_DEVICES = ("cuda",)
-_Part: TypeAlias = tuple[Matrix, torch.Tensor | None]
 
 
 class ExpertLoader:
@@ -58,7 +57,7 @@ class ExpertLoader:
                 _gates_first(each)
         down = read([self._named(names.down)], hidden, moe.size)
         if grouped:
-            return GroupedMlps(self._grouped(gate_up), self._grouped(down))
+            return expert_mlps(self._matrices, gate_up, down)
         make = self._matrices.product
         return LoopedMlps(tuple(Mlp(make(*one), make(*other)) for one, other in zip(gate_up, down, strict=True)))
 
@@ -68,15 +67,15 @@ class ExpertLoader:
     def _named(self, name: str) -> str:
         return f"{self._prefix}.{name}"
 
-    def _gathered_parts(self, names: Sequence[str], outs: int, fan_in: int) -> list[_Part]:
+    def _gathered_parts(self, names: Sequence[str], outs: int, fan_in: int) -> list[Part]:
         """Of each expert, which the checkpoint has one by one: weight [outs, fan_in], and bias."""
         parts, bias = [outs // len(names)] * len(names), self._moe.mixture.expert_bias
         return [
-            self._matrices.dense_parts([name.format(i) for name in names], parts, fan_in, bias)
+            self._matrices.parts([name.format(i) for name in names], parts, fan_in, bias)
             for i in range(self._moe.experts)
         ]
 
-    def _stacked_parts(self, names: Sequence[str], outs: int, fan_in: int) -> list[_Part]:
+    def _stacked_parts(self, names: Sequence[str], outs: int, fan_in: int) -> list[Part]:
         """The same, which the checkpoint has in one tensor: as MXFP4, or inputs before outputs."""
         moe, reader, experts, (name,) = self._moe, self._reader, self._moe.experts, names
         weights: Iterable[Matrix]
@@ -90,13 +89,8 @@ class ExpertLoader:
         biases = reader.one(f"{name}_bias", (experts, outs)) if moe.mixture.expert_bias else [None] * experts
         return list(zip(weights, biases, strict=True))
 
-    def _grouped(self, parts: Sequence[_Part]) -> GroupedLinear:
-        weight = torch.stack([self._matrices.dense(weight) for weight, _ in parts])
-        biases = [bias for _, bias in parts if bias is not None]
-        return GroupedLinear(weight, torch.stack(biases) if biases else None)
 
-
-def _gates_first(part: _Part) -> None:
+def _gates_first(part: Part) -> None:
     """Outputs of gates and ups that take turns: all gates before all ups, in place."""
     weight, bias = part
     for rows in (*by_outputs(weight), *(() if bias is None else (bias,))):

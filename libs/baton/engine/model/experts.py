@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from baton.engine.model.moe_config import Routing
 from baton.engine.model.pointwise import Pointwise
-from baton.engine.model.projection import Linear, Mlp, Projection
+from baton.engine.model.projection import GroupedProjection, Linear, Mlp, Projection
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class GroupedLinear:
 class GroupedMlps:
     """All at once, for GPUs: the host neither counts nor waits."""
 
-    gate_up: GroupedLinear
-    down: GroupedLinear
+    gate_up: GroupedProjection
+    down: GroupedProjection
 
     def __call__(self, sorted_PE: torch.Tensor, counts_N: torch.Tensor, pointwise: Pointwise) -> torch.Tensor:
         return self.down(pointwise.gate(self.gate_up(sorted_PE, counts_N)), counts_N)

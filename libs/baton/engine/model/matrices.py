@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from baton.engine.model.config import DecoderConfig
-from baton.engine.model.projection import KeepProjection, MakeProjection, Mlp, Projection, Reordered
+from baton.engine.model.projection import Mlp, Products, Projection, Reordered
 from baton.engine.model.quantized.matrix import QuantizedMatrix, stacked
 from baton.engine.model.quantized.scheme import Scheme
 from baton.engine.model.tensors import STORED_DTYPES, TensorReader
@@ -29,16 +29,15 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """Reads matrices by name, and makes products of them as soon as they are read. Any thread.
+    """Reads matrices by name, and makes `products` of them as soon as they are read. Any thread.
 
     `scheme` is how the checkpoint stores those that are not plain numbers. What it stores in few bits is multiplied by
-    as it is where `keep` can do so, and is spread out for `projection` elsewhere.
+    as it is where `products` can do so, and is spread out elsewhere.
     """
 
     reader: TensorReader
-    projection: MakeProjection
+    products: Products
     scheme: Scheme | None = None
-    keep: KeepProjection | None = None
     tally: Tally = field(default_factory=Tally)
 
     def linear(self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool) -> Projection:
@@ -46,13 +45,29 @@ class Matrices:
 
     def product(self, weight: Matrix, bias: torch.Tensor | None) -> Projection:
         """What multiplies by a matrix, which it takes over."""
-        if isinstance(weight, QuantizedMatrix) and self.keep is not None:
-            kept = self.keep(weight, bias)
-            if kept is not None:
-                with self.tally.lock:
-                    self.tally.kept += 1
-                return kept if weight.order is None else Reordered(kept, weight.order.to(self.reader.device))
-        return self.projection(self.dense(weight), bias)
+        few = self.in_few_bits(weight)
+        kept = None if few is None else self.kept(few, bias)
+        if kept is None:
+            return self.products.whole(self.dense(weight), bias)
+        self.count_kept(1)
+        return kept
+
+    def in_few_bits(self, weight: Matrix) -> QuantizedMatrix | None:
+        """What is to be multiplied by in few bits, if there is what can do so; None: the matrix as it is whole."""
+        if self.products.quantize is not None:
+            return self.products.quantize(self.dense(weight))
+        return weight if isinstance(weight, QuantizedMatrix) else None
+
+    def kept(self, weight: QuantizedMatrix, bias: torch.Tensor | None) -> Projection | None:
+        """What multiplies by a matrix as it is; None: nothing does."""
+        made = None if self.products.keep is None else self.products.keep(weight, bias)
+        if made is None or weight.order is None:
+            return made
+        return Reordered(made, weight.order.to(self.reader.device))
+
+    def count_kept(self, matrices: int) -> None:
+        with self.tally.lock:
+            self.tally.kept += matrices
 
     def dense(self, weight: Matrix) -> torch.Tensor:
         """The matrix spread out, if it is of few bits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,26 @@ MakeProjection = Callable[[torch.Tensor, torch.Tensor | None], Projection]  # of
 # The same of a matrix of few bits, which stays as it is; None where that cannot be. x has inputs in the order in which
 # the matrix' values have them: `order` is the caller's matter.
 KeepProjection = Callable[[QuantizedMatrix, torch.Tensor | None], Projection | None]
+Quantize = Callable[[torch.Tensor], QuantizedMatrix]
+# Of all experts: x [P, in], sorted by expert, and rows of each, int64 [N] -> a new [P, out].
+GroupedProjection = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Of each expert's matrix of few bits, and biases [N, out]; None where that cannot be.
+KeepGrouped = Callable[[Sequence[QuantizedMatrix], torch.Tensor | None], GroupedProjection | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """What multiplies by a model's matrices.
+
+    `whole` makes products of matrices that are whole, `keep` of those that a checkpoint stores in few bits, and
+    `keep_experts` one product of all experts'; None: these are spread out, too. With `quantize` all matrices are made
+    such of few bits first, however they are stored.
+    """
+
+    whole: MakeProjection
+    keep: KeepProjection | None = None
+    keep_experts: KeepGrouped | None = None
+    quantize: Quantize | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +47,9 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+PLAIN = Products(Linear)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from baton.engine.model.mamba2 import Mamba2
 from baton.engine.model.matrices import Matrices, Matrix, by_outputs
 from baton.engine.model.mixers import StateMixer
 from baton.engine.model.pointwise import Norm
-from baton.engine.model.projection import KeepProjection, Linear, MakeProjection, Mlp, Projection
+from baton.engine.model.projection import PLAIN, Mlp, Products, Projection
 from baton.engine.model.quantized.matrix import QuantizedMatrix
 from baton.engine.model.quantized.scheme import scheme_of
 from baton.engine.model.rope import head_order
@@ -76,13 +76,11 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
-    projection: MakeProjection = Linear,
-    keep: KeepProjection | None = None,
+    products: Products = PLAIN,
 ) -> DecoderWeights:
     """Read the weights that `config` describes from the checkpoint folder `path`, as `dtype` on `device`.
 
-    `projection` makes a layer of each matrix as soon as it is read; what it does not keep of that is freed at once.
-    `keep` makes those of quantized checkpoints, without spreading out what it can multiply by as it is.
+    `products` makes a layer of each matrix as soon as it is read; what it does not keep of that is freed at once.
     `progress(done_bytes, total_bytes)` counts bytes of the files, and is called after each tensor.
     Raises CheckpointError naming the file (missing, truncated, corrupt) or the tensor (missing, wrong shape or type).
     """
@@ -97,7 +95,7 @@ def load_weights(
         config = replace(config, norm=whole, interleaved=config.interleaved or scheme.rotates_neighbours)
     with torch.inference_mode():
         reader = TensorReader(entries, dtype, torch.device(device), progress)
-        matrices = Matrices(reader, projection, scheme, keep)
+        matrices = Matrices(reader, products, scheme)
         weights = _Loader(config, matrices).decoder()
     if scheme is not None:
         tally = matrices.tally

@@ -23,7 +23,7 @@ from baton.engine.model.encoder_config import load_encoder_config
 from baton.engine.model.files import model_revision, read_config
 from baton.engine.model.packed import PackedAttention, PackedBatch
 from baton.engine.model.pointwise import TorchPointwise
-from baton.engine.model.projection import Linear, MakeProjection
+from baton.engine.model.projection import Linear, MakeProjection, Products
 from baton.engine.model.weights import computed_dtype, load_weights
 from baton.engine.pooling.load import load_causal_pooler, load_encoder_pooler
 from baton.engine.pooling.pooler import Pooler
@@ -117,7 +117,7 @@ def _bidirectional_decoder(
             f"{folder / 'config.json'}: is_causal = false is not supported with sliding windows, soft caps, sinks or "
             "latent attention"
         )
-    weights = load_weights(folder, config, dtype, device, None, projection)
+    weights = load_weights(folder, config, dtype, device, None, Products(projection))
     attention = PackedAttention(config.attention_scale)
     decoder = Decoder(config, weights, attention, TorchPointwise(config), config.context_tokens)
     pooler = load_causal_pooler(folder, config.vocab_size, config.hidden_size, weights).without_tokens()

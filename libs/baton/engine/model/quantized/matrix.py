@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 FLOAT8 = torch.float8_e4m3fn
-_FLOAT8_MOST = 448.0
-_LEAST_STEP = 1e-12
+FLOAT8_MOST = 448.0
+LEAST_STEP = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def stacked(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix | None:
 
 def to_int8(weight: torch.Tensor) -> QuantizedMatrix:
     """The nearest with a step per output, of 255 values."""
-    steps = weight.float().abs().amax(1, keepdim=True).clamp_min(_LEAST_STEP) / 127.0
+    steps = weight.float().abs().amax(1, keepdim=True).clamp_min(LEAST_STEP) / 127.0
     return QuantizedMatrix((weight.float() / steps).round_().to(torch.int8), steps)
 
 
@@ -121,8 +121,8 @@ def to_int4(weight: torch.Tensor, group: int) -> QuantizedMatrix:
 
 def to_float8(weight: torch.Tensor) -> QuantizedMatrix:
     """The nearest float8_e4m3fn with a factor per output."""
-    steps = weight.float().abs().amax(1, keepdim=True).clamp_min(_LEAST_STEP) / _FLOAT8_MOST
-    return QuantizedMatrix((weight.float() / steps).clamp_(-_FLOAT8_MOST, _FLOAT8_MOST).to(FLOAT8), steps)
+    steps = weight.float().abs().amax(1, keepdim=True).clamp_min(LEAST_STEP) / FLOAT8_MOST
+    return QuantizedMatrix((weight.float() / steps).clamp_(-FLOAT8_MOST, FLOAT8_MOST).to(FLOAT8), steps)
 
 
 def _have_one_order(parts: Sequence[QuantizedMatrix]) -> bool:

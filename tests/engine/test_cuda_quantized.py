@@ -1,0 +1,192 @@
+"""Products of few bits on GPUs: torch's own where a CPU has them, elsewhere stand-ins with the same contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from family_checkpoints import Checkpoint
+from paged_rows import PagedModel, Row
+from test_quantized_matrices import DEPTH, matrix, meant
+from torch_gpu_double import gpu_products
+
+from baton.core.errors import ConfigError
+from baton.engine import products
+from baton.engine.cuda import quantized
+from baton.engine.cuda.support import Arithmetic
+from baton.engine.model import expert_weights
+from baton.engine.model.experts import GroupedMlps, LoopedMlps
+from baton.engine.model.quantized.matrix import FLOAT8, QuantizedMatrix, to_float8
+from baton.engine.runner import TorchModelRunner
+from baton.testing.checkpoints import make_checkpoint
+from baton.testing.quantized_formats import FORMATS, requantize
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+HOPPER = Arithmetic.of((9, 0), "13.0")
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins():
+    with gpu_products():
+        yield
+
+
+def weight_of(kind: str, group: int, lowest: bool, zero: int) -> QuantizedMatrix:
+    if kind == "float8":
+        steps = torch.rand(80, DEPTH // group, generator=torch.Generator().manual_seed(group)) + 0.5
+        values = torch.randn(80, DEPTH, generator=torch.Generator().manual_seed(1)) * 40
+        return QuantizedMatrix(values.to(FLOAT8), steps * 1e-4)
+    return matrix(kind, group, lowest, zero)
+
+
+def float8_rows(x: torch.Tensor, group: int) -> torch.Tensor:
+    """The nearest that 8-bit floats hold with a step per group."""
+    groups = x.double().unflatten(1, (-1, group))
+    steps = groups.abs().amax(2, keepdim=True) / 448
+    return ((groups / steps).to(FLOAT8).double() * steps).flatten(1)
+
+
+CASES = [
+    ("float8", 768, False, 0, "Float8Linear"), ("float8", 128, False, 0, "Float8GroupsLinear"),
+    ("float8", 384, False, 0, "Float8GroupsLinear"), ("int4", 32, True, 0, "Int4Linear"),
+    ("int4", 128, False, 8, "Int4Linear"), ("int4", 768, True, 3, "Int4Linear"), ("int8", 768, False, 0, "Int8Linear"),
+    ("int8", 768, True, 5, "Int8Linear"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "group", "lowest", "zero", "made"), CASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@torch.inference_mode()
+def test_products(kind: str, group: int, lowest: bool, zero: int, made: str, dtype: torch.dtype) -> None:
+    """Of what is meant, by rows of as many bits as are said."""
+    weight = weight_of(kind, group, lowest, zero)
+    bias = torch.randn(80, generator=torch.Generator().manual_seed(1)).to(dtype)
+    layer = quantized.keeper(HOPPER, CPU)(weight, bias)
+    assert type(layer).__name__ == made
+    x = torch.randn(6, DEPTH, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 6)[:, None]
+    x = x.bfloat16().to(dtype)
+    rows = x.double()
+    if kind == "float8":
+        rows = float8_rows(x, DEPTH if made == "Float8Linear" else 128)
+    exact = F.linear(rows, meant(weight))
+    scale = exact.square().mean(1, keepdim=True).sqrt()
+    for count in (1, 4, 6):
+        y = layer(x[:count])
+        assert y.dtype == dtype and y.shape == (count, 80)
+        error = ((y.double() - bias.double() - exact[:count]) / scale[:count]).abs().max()
+        assert error < (0.02 if kind != "int4" else 0.03) + bias.abs().max() / scale[:count].min() / 256
+
+
+def test_what_is_kept_where() -> None:
+    """By compute capability and version of CUDA; shapes and groups that no kernel takes are left to others."""
+    rows, groups, four = weight_of("float8", 768, False, 0), weight_of("float8", 128, False, 0), matrix("int4", 64)
+    for capability, cuda, kept in (
+        ((9, 0), "13.0", (True, True, True)), ((9, 0), "12.8", (True, False, True)),
+        ((8, 9), "13.0", (True, False, True)), ((8, 0), "13.0", (False, False, True)),
+        ((7, 5), "13.0", (False, False, False)), ((10, 0), "13.0", (True, False, True)),
+    ):  # fmt: skip
+        keep = quantized.keeper(Arithmetic.of(capability, cuda), CPU)
+        assert tuple(keep(weight, None) is not None for weight in (rows, groups, four)) == kept
+    keep = quantized.keeper(HOPPER, CPU)
+    for odd in (matrix("int4", 16), matrix("int4", 48, outs=84), matrix("int8", 32), weight_of("float8", 64, False, 0)):
+        assert keep(odd, None) is None
+    assert keep(to_float8(torch.randn(24, 64)), None) is None
+
+
+@torch.inference_mode()
+def test_experts_at_once() -> None:
+    weights = [to_float8(torch.randn(48, 64, generator=torch.Generator().manual_seed(i))) for i in range(4)]
+    bias = torch.randn(4, 48, generator=torch.Generator().manual_seed(9))
+    every = quantized.experts_keeper(HOPPER, CPU)(weights, bias)
+    assert every is not None
+    x, counts = torch.randn(11, 64, generator=torch.Generator().manual_seed(5)), torch.tensor([4, 0, 6, 1])
+    rows = float8_rows(x, 64)
+    parts = [rows[:4], rows[4:4], rows[4:10], rows[10:]]
+    exact = torch.cat([F.linear(part, meant(w), b.double()) for part, w, b in zip(parts, weights, bias, strict=True)])
+    torch.testing.assert_close(every(x, counts).double(), exact, atol=0.05, rtol=0.01)
+    older = Arithmetic.of((8, 9), "13.0")
+    assert quantized.experts_keeper(older, CPU)(weights, bias) is None
+
+
+TOKENS = torch.randint(6, 150, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.fixture
+def on_hopper(monkeypatch: pytest.MonkeyPatch):
+    """Models of the torch backend multiply as on a GPU."""
+    monkeypatch.setattr(products, "plain", lambda quantization: products.on_gpu(HOPPER, quantization, CPU))
+    monkeypatch.setattr(expert_weights, "GROUPED_DEVICES", ("cpu",))
+    said: list[dict[str, int]] = []
+    monkeypatch.setattr("baton.engine.model.weights.log.info", lambda event, **fields: said.append(fields))
+    return said
+
+
+def logits(folder, **options) -> torch.Tensor:
+    loaded = TorchModelRunner.load(folder, dtype="float32", backend="torch", **options)
+    return PagedModel(loaded).step([(Row(TOKENS), len(TOKENS))], all_logits=True)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return make_checkpoint(
+        tmp_path_factory.mktemp("plain"), hidden=128, heads=4, kv_heads=2, intermediate=256, tied=False
+    )
+
+
+# What rows of 8-bit floats, or products of bfloat16, cost.
+@pytest.mark.parametrize(
+    ("name", "error", "kept"),
+    [
+        ("fp8 per tensor", 0.2, True), ("fp8 blocks", 0.2, True), ("gptq 4 bit act-order", 0.03, True),
+        ("awq", 0.03, True), ("marlin of gptq", 0.03, True), ("bitsandbytes int8", 0.03, True),
+        ("compressed int8 asymmetric", 0.03, True), ("compressed nvfp4", 0.01, False),
+    ],
+)  # fmt: skip
+@torch.inference_mode()
+def test_checkpoints(tmp_path, plain, on_hopper, monkeypatch, name: str, error: float, kept: bool) -> None:
+    requantize(plain, tmp_path / "made", FORMATS[name])
+    ours = logits(tmp_path / "made")
+    assert (on_hopper[-1]["kept"] > 0, on_hopper[-1]["spread_out"] == 0) == (kept, kept)
+    monkeypatch.undo()
+    exact = logits(tmp_path / "made")
+    assert 0 < (ours - exact).square().mean().sqrt() / exact.std() < error or not kept
+
+
+@pytest.mark.parametrize(("quantization", "error"), [("int8", 0.05), ("fp8", 0.3), ("int4", 0.8)])
+@torch.inference_mode()
+def test_at_load(plain, on_hopper, monkeypatch, quantization: str, error: float) -> None:
+    ours = logits(plain, quantization=quantization)
+    monkeypatch.undo()
+    exact = logits(plain)
+    assert 0 < (ours - exact).square().mean().sqrt() / exact.std() < error
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "made"),
+    [
+        ("fp8 per tensor", {}, GroupedMlps), ("fp8 blocks", {}, LoopedMlps), ("gptq 4 bit", {}, LoopedMlps),
+        ("compressed nvfp4", {}, GroupedMlps), (None, {"quantization": "fp8"}, GroupedMlps),
+        (None, {"quantization": "int4"}, LoopedMlps),
+    ],
+)  # fmt: skip
+@torch.inference_mode()
+def test_mixtures(tmp_path, on_hopper, monkeypatch, name: str | None, options, made: type) -> None:
+    whole = Checkpoint(tmp_path / "plain", "mixtral", hidden_size=256, intermediate_size=256)
+    folder = whole.folder
+    if name is not None:
+        folder = tmp_path / "made"
+        requantize(whole.folder, folder, FORMATS[name])
+    loaded = TorchModelRunner.load(folder, dtype="float32", backend="torch", **options)
+    assert all(type(layer.mlp.mlps) is made for layer in loaded._decoder._weights.layers)
+    ours = PagedModel(loaded).step([(Row(TOKENS), len(TOKENS))], all_logits=True)
+    monkeypatch.undo()
+    exact = logits(folder)
+    assert (ours - exact).abs().median() < (0.5 if options.get("quantization") == "int4" else 0.2) * exact.std()
+
+
+def test_a_quantization_that_the_gpu_lacks() -> None:
+    with pytest.raises(ConfigError, match="fp8 needs a GPU of compute capability"):
+        products.on_gpu(Arithmetic.of((8, 0), "13.0"), "fp8", CPU)
+    with pytest.raises(ConfigError, match="int4 needs a GPU of compute capability"):
+        products.on_gpu(Arithmetic.of((7, 5), None), "int4", CPU)
