@@ -39,7 +39,7 @@ def placement(monkeypatch: pytest.MonkeyPatch) -> Placement:
         return [pair for pair in pairs(able, costs) if (pair[0].worker.worker_id, pair[1].worker.worker_id) == wanted]
 
     monkeypatch.setattr(policy, "_pairs", only_the_forced)
-    monkeypatch.setattr(WorkerFacts, "pull_s", lambda self, tokens: 0.0)
+    monkeypatch.setattr(WorkerFacts, "pull_s", lambda self, tokens, held: 0.0)
     return forced
 
 

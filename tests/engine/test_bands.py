@@ -6,15 +6,14 @@ import random
 from dataclasses import replace
 
 import pytest
-from engine_harness import ROOT, SMALL, Harness, Pair, prompt
+from engine_harness import SMALL, Harness, Pair, prompt
 from random_work import MANY, run_random_work
 from windowed_toy import LAYOUTS, WindowedToy, first_visible, reference
 
 from baton.core.attempt import Attempt
-from baton.core.hashing import block_hashes
 from baton.core.layout import CacheGroup, KvLayout
 from baton.core.sampling import SamplingParams
-from baton.engine.api import EngineRequest, Loan
+from baton.engine.api import EngineRequest
 from baton.engine.attention import Chunks
 from baton.engine.band_cache import BandCache
 from baton.engine.bounded import most_blocks
@@ -115,21 +114,6 @@ def test_a_handoff_moves_what_later_tokens_attend_to(layout: KvLayout) -> None:
     pair.hand_over(attempt)
     pair.decode.run()
     assert pair.tokens(attempt) == reference(layout, longer, 25)
-
-
-def test_blocks_stay_in_the_pool(layout: KvLayout) -> None:
-    """Other workers and tiers get none, whatever they ask for; a request that is to pull computes."""
-    harness = harness_of(layout, 200)
-    tokens = prompt(60)
-    harness.submit("first", tokens, 4)
-    harness.run()
-    assert harness.engine.lend(Attempt("reader"), block_hashes(ROOT, tokens, 4)) == Loan([], [])
-    harness.engine.use_tier(300)
-    pulls = harness.submit("second", prompt(80, 2), 4, pull_tokens=40)
-    harness.run()
-    assert harness.outputs[pulls] == reference(layout, prompt(80, 2), 4)
-    assert not any(step.moved_out for step in harness.steps)
-    harness.assert_quiet()
 
 
 def test_requests_that_share_blocks_are_promised_pages_of_their_own() -> None:

@@ -43,7 +43,7 @@ class Mirrored(Harness):
         self.agent = AgentsView(self)
         self.told.pool = self.agent  # type: ignore[assignment]
         self.listener = MirroredListener(self.told, self.agent.mirror)
-        self.engine = AuditedEngine(self.engine, self.agent.mirror, PAGE)
+        self.engine = AuditedEngine(self.engine, self.agent.mirror, TOY_LAYOUT)
 
     def offered(self, attempt: Attempt, tokens: int) -> None:
         self.listener.offered(attempt, tokens)

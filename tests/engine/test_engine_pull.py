@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from engine_harness import ROOT, Baton, Harness, Pair, prompt
+from pulling import computed, move, pull, run_random_pulls
 
 from baton.core.attempt import Attempt
 from baton.core.errors import InternalError
 from baton.core.hashing import block_hashes
-from baton.engine.api import Finish, Loan, Stage
+from baton.engine.api import Finish, Stage
 from baton.testing.toy_model import TOY_LAYOUT, toy_reference
 
 pytestmark = pytest.mark.usefixtures("loop")
@@ -24,26 +23,6 @@ def holder(tokens: list[int], pages: int = 64) -> Harness:
     source.submit("earlier", tokens, 1)
     source.run()
     return source
-
-
-def computed(harness: Harness) -> int:
-    return sum(step.extend_tokens for step in harness.steps)
-
-
-def move(source: Harness, loan: Loan, reader: Harness, attempt: Attempt) -> int:
-    """Copy what was lent into the reserved pages, as agents do; returns the tokens that are there now."""
-    reserved = reader.reserved[attempt]
-    lent = loan.page_ids[reserved.first_page :]
-    for theirs, own in zip(lent, reserved.page_ids, strict=False):
-        reader.pool.tensor[:, own] = source.pool.tensor[:, theirs]
-    return (reserved.first_page + min(len(lent), len(reserved.page_ids))) * PAGE
-
-
-def pull(source: Harness, reader: Harness, attempt: Attempt) -> None:
-    loan = source.engine.lend(attempt, reader.reserved[attempt].block_hashes)
-    tokens = move(source, loan, reader, attempt)
-    source.engine.take_back(attempt)
-    reader.engine.pulled(attempt, tokens)
 
 
 def test_what_another_engine_holds_is_not_computed() -> None:
@@ -244,64 +223,5 @@ def test_pulls_that_do_not_exist_or_bring_too_much_are_defects() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_any_order_of_pulls_evictions_and_cancels(seed: int) -> None:
-    """Small pools, shared prefixes, pulls that come whole, in part, late or not at all: tokens stay the reference's."""
-    choose = random.Random(seed)
     engines = [Harness(pages=2 + 24) for _ in range(3)]
-    stems = [prompt(length, seed=7 + length) for length in range(12, 32)]
-    expected: dict[tuple[int, Attempt], list[int]] = {}
-    loans: list[tuple[int, Attempt]] = []
-    for n in range(100):
-        at = choose.randrange(3)
-        tokens = stems[(n + choose.randrange(3)) // 6] + prompt(choose.randint(1, 12), seed=n)
-        wanted = choose.randint(8, len(tokens))
-        attempt = engines[at].submit(f"r{n}", tokens, 6, pull_tokens=wanted)
-        expected[at, attempt] = toy_reference(tokens, 6)
-        for _ in range(choose.randint(0, 24)):
-            event(choose, engines, expected, loans)
-    for at, attempt in loans:
-        engines[at].engine.take_back(attempt)
-    loans.clear()
-    for _ in range(40):
-        for at, engine in enumerate(engines):
-            engine.run()
-            for attempt in pulling(engine, expected, at):
-                engine.engine.pulled(attempt, 0)
-                del engine.reserved[attempt]
-    for (at, attempt), tokens in expected.items():
-        assert engines[at].outputs[attempt] == tokens
-    for engine in engines:
-        engine.assert_quiet()
-    assert sum(sum(engine.pulled.values()) for engine in engines) > 60, "the search is not about nothing"
-
-
-def pulling(engine: Harness, expected: dict[tuple[int, Attempt], list[int]], at: int) -> list[Attempt]:
-    return [attempt for attempt in engine.reserved if (at, attempt) in expected]
-
-
-def event(
-    choose: random.Random,
-    engines: list[Harness],
-    expected: dict[tuple[int, Attempt], list[int]],
-    loans: list[tuple[int, Attempt]],
-) -> None:
-    at = choose.randrange(3)
-    engine = engines[at]
-    if engine.engine.has_work and choose.random() < 0.6:
-        engine.step()
-    elif loans and choose.random() < 0.3:
-        lender, name = loans.pop()
-        engines[lender].engine.take_back(name)
-    elif waiting := pulling(engine, expected, at):
-        attempt = choose.choice(waiting)
-        block_hash = engine.reserved[attempt].block_hashes[0]
-        others = [(at + 1) % 3, (at + 2) % 3]
-        source = next((other for other in others if block_hash in engines[other].blocks), others[0])
-        if choose.random() < 0.1:
-            engine.engine.cancel(attempt)
-            del expected[at, attempt]
-        loan = engines[source].engine.lend(attempt, engine.reserved[attempt].block_hashes)
-        loans.append((source, attempt))
-        tokens = move(engines[source], loan, engine, attempt)
-        held = engine.reserved[attempt].first_page * PAGE
-        engine.engine.pulled(attempt, choose.choice([tokens, tokens, held, 0]) if tokens > held else 0)
-        del engine.reserved[attempt]
+    assert run_random_pulls(engines, toy_reference, seed, in_part=True) > 60, "the search is not about nothing"

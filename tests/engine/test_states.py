@@ -7,17 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_harness import ROOT, SMALL, Harness, Pair, prompt
+from engine_harness import SMALL, Harness, Pair, prompt
 from random_work import MANY, run_random_work
 from state_toy import LAYOUTS, StatefulToy
 from windowed_toy import reference
 
 from baton.core.attempt import Attempt
 from baton.core.errors import ConfigError
-from baton.core.hashing import block_hashes
 from baton.core.layout import KvLayout
 from baton.core.sampling import SamplingParams
-from baton.engine.api import EngineRequest, Loan
+from baton.engine.api import EngineRequest
 from baton.engine.bounded import UNLIMITED, most_blocks
 from baton.engine.grouping import STATE_PAGE_BYTES, group_layers, in_groups
 from baton.engine.ledger import PageLedger
@@ -192,18 +191,6 @@ def test_snapshots_are_counted() -> None:
     assert counts is not None
     assert (counts.made, counts.reused, counts.evicted) == (4, 1, 2)  # for blocks, and a state, of the second
     assert PageLedger(PageAllocator(10), 4).bounded.snapshots is None
-
-
-def test_blocks_stay_in_the_pool(layout: KvLayout) -> None:
-    harness = harness_of(layout, 200)
-    tokens = prompt(60)
-    harness.submit("first", tokens, 4)
-    harness.run()
-    assert harness.engine.lend(Attempt("reader"), block_hashes(ROOT, tokens, 4)) == Loan([], [])
-    pulls = harness.submit("second", prompt(80, 2), 4, pull_tokens=40)
-    harness.run()
-    assert harness.outputs[pulls] == reference(layout, prompt(80, 2), 4)
-    harness.assert_quiet()
 
 
 @pytest.mark.parametrize("name", ["hybrid", "all kinds"])

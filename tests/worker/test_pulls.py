@@ -45,7 +45,7 @@ class Engine(FakeEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loan = Loan([4, 9, 2], [1, 1, 5])
+        self.loan = Loan([4, 9, 2], [1, 1, 5], 12)
 
     def pulled(self, attempt: Attempt, tokens: int) -> None:
         self.calls.append(("pulled", attempt, tokens))
@@ -97,7 +97,7 @@ class TestPulls:
         return pulls
 
     def reserve(self, pulls: Pulls) -> None:
-        pulls.on_step(StepOutput(reserved=[Reserved(A, 1, [5, 9, 6], HASHES)]))
+        pulls.on_step(StepOutput(reserved=[Reserved(A, 1, [5, 9, 6], HASHES, tokens=16)]))
 
     def test_reserved_pages_are_asked_for_then_used(self, pulls, counter):
         self.reserve(pulls)
@@ -197,7 +197,7 @@ class TestRestores:
         return pulls
 
     def reserve(self, pulls: Pulls, extend_tokens_per_s: float = 0.0) -> None:
-        reserved = Reserved(A, 1, [5, 9, 6], HASHES, [Tier.HOST, Tier.HOST, Tier.DISK])
+        reserved = Reserved(A, 1, [5, 9, 6], HASHES, [Tier.HOST, Tier.HOST, Tier.DISK], 16)
         pulls.on_step(StepOutput(reserved=[reserved]), extend_tokens_per_s)
 
     def test_it_is_asked_for_then_used(self, pulls, counter):
@@ -340,7 +340,7 @@ class TestLoans:
 
     @pytest.mark.parametrize("pages", [[], [4], [4, 9]])
     def test_a_prefix_that_is_of_no_use_is_not_lent(self, loans, counter, pages):
-        counter.engine.loan = Loan(pages, [1] * len(pages))
+        counter.engine.loan = Loan(pages, [1] * len(pages), 4 * len(pages))
         assert loans.on_agent_message(Wanted(A, 2, HASHES[2]))
         assert isinstance(counter.sent[0], Abort) and len(counter.sent) == 1
         assert counter.engine.calls[1:] == [("take_back", A)]

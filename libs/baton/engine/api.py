@@ -103,8 +103,9 @@ class Reserved:
     """The worker may fetch, or pull. Pages before `first_page` are held; `page_ids` are to be filled, in order. Of
     models whose layers are in groups, these are the pages of a handoff (`KvLayout.tails`).
 
-    `block_hashes` name what goes into them when it is a pull, one per page; empty: it is a handoff. `tiers`: where the
-    own agent should have each of them; empty: they are elsewhere.
+    `block_hashes` name what goes into them when it is a pull, of the first `tokens`: the blocks that are not held, one
+    after another; empty: it is a handoff. `tiers`: where the own agent should have each of them; empty: they are
+    elsewhere.
     """
 
     attempt: Attempt
@@ -112,6 +113,7 @@ class Reserved:
     page_ids: list[int]
     block_hashes: list[bytes] = field(default_factory=list)
     tiers: list[Tier] = field(default_factory=list)
+    tokens: int = 0
 
     @property
     def from_tier(self) -> bool:
@@ -129,10 +131,12 @@ class MovedOut:
 
 @dataclass(frozen=True, slots=True)
 class Loan:
-    """Cached pages of leading blocks that stay as they are until `take_back`; both lists begin with the first block."""
+    """Cached pages of the first `tokens` that stay as they are until `take_back`: those of a handoff, both lists from
+    the first one on."""
 
     page_ids: list[int]
     generations: list[int]
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,7 @@ class StepOutput:
     preempted: int = 0
     duration_s: float = 0.0
     mask_s: float = 0.0  # spent on masks of grammars, beside the model
+    clipped: int = 0  # numbers of K and V that a float8 cache was too narrow for
     forced_tokens: int = 0  # of `rows`: those that a grammar left no choice for, and no step was needed to draw
 
 
@@ -222,8 +227,9 @@ class StepEngine(Protocol):
         K and V (whole pages; 0 = nothing came). It queues, unless it was cancelled meanwhile."""
 
     def lend(self, attempt: Attempt, block_hashes: Sequence[bytes]) -> Loan:
-        """Lock the longest cached prefix that ends with one of `block_hashes`, which follow each other, for somebody
-        who reads its pages under the name `attempt`. An empty loan: none of them is cached."""
+        """Lock the longest prefix that ends with one of `block_hashes`, which follow each other, and after which one
+        can go on with what is cached, for somebody who reads its pages under the name `attempt`. An empty loan: there
+        is none."""
 
     def use_tier(self, free_pages: int) -> None:
         """There is a host tier: keep so many pages free by moving blocks there that would be evicted. 0: there is none

@@ -19,14 +19,17 @@ from collections.abc import Callable, Sequence
 from baton.core.errors import InternalError
 
 Pages = tuple[int, ...]  # one of each group
+Prefix = tuple[Sequence[bytes], int]  # names of blocks, and how many of them
 # Bounds the search in a prefix whose windows are gone: what was gone past earlier went earlier, as a rule.
 MOST_SKIPPED = 512
 
 
 class BandCache:
-    """Pages handed to `add` belong to the cache until it returns them."""
+    """Pages handed to `add` belong to the cache until it returns them. `note` hears of a block before it comes, and
+    before it goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[bytes], None] = lambda block_hash: None) -> None:
+        self._note = note
         self._pages: dict[bytes, Pages] = {}
         self._locks: dict[bytes, int] = {}  # of blocks that somebody uses
         self._passed: OrderedDict[bytes, None] = OrderedDict()
@@ -74,6 +77,7 @@ class BandCache:
         """Take over the pages of a block that is not here. The caller has locked it."""
         if block_hash in self._pages:
             raise InternalError("band cache: a block was added twice")
+        self._note(block_hash)
         self._pages[block_hash] = pages
         self._locks[block_hash] = 1
 
@@ -96,6 +100,8 @@ class BandCache:
         """The pages of a block that nobody uses, which is not here any more; none if it was not."""
         if block_hash in self._locks:
             raise InternalError("band cache: a block that is used cannot go")
+        if block_hash in self._pages:
+            self._note(block_hash)
         self._passed.pop(block_hash, None)
         self._ends.pop(block_hash, None)
         return self._pages.pop(block_hash, ())

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from baton.core.errors import InternalError
 from baton.core.layout import FULL, STATE, CacheGroup, KvLayout
-from baton.engine.band_cache import BandCache, Pages
+from baton.engine.band_cache import BandCache, Pages, Prefix
 
 
 class LivePages:
@@ -120,14 +120,19 @@ class Bands:
     `step_tokens`: tokens of one prompt in steps that are planned or under way at the same time.
     """
 
-    def __init__(self, layout: KvLayout, step_tokens: int, take: Callable[[int], list[int]]) -> None:
-        """`take` finds pages; there must be so many."""
+    def __init__(
+        self, layout: KvLayout, step_tokens: int, take: Callable[[int], list[int]], note: Callable[[bytes], None]
+    ) -> None:
+        """`take` finds pages; there must be so many. `note`: of the caches."""
         self._page_size = layout.page_size
         self._bands = bands_of(layout)
-        self._caches = [BandCache() for _ in self._bands]
+        self._caches = [BandCache(note) for _ in self._bands]
         self._most = [band.most_blocks(step_tokens, layout.page_size) for band in self._bands]
         self._take = take
         self._promised = 0
+
+    def __contains__(self, block_hash: bytes) -> bool:
+        return all(block_hash in cache for cache in self._caches)
 
     @property
     def block_pages(self) -> int:
@@ -236,6 +241,35 @@ class Bands:
         tables.clear()
         return freed
 
+    def lend(self, hashes: Sequence[bytes], blocks: int) -> list[int]:
+        """Lock what the token after `blocks` cached blocks attends to, for somebody who reads it. Its pages, in the
+        order of a handoff's."""
+        pages: list[int] = []
+        for band, cache in self._each():
+            held = [cache.lock(name) for name in self._tail(band, hashes, blocks)]
+            pages += [page for of_group in zip(*held, strict=True) for page in of_group]
+        return pages
+
+    def take_back(self, hashes: Sequence[bytes], blocks: int) -> None:
+        """The end of `lend`."""
+        for band, cache in self._each():
+            for name in self._tail(band, hashes, blocks):
+                cache.unlock(name, passed=False)
+
+    def take_in(self, hashes: Sequence[bytes], blocks: int, pages: Iterator[int]) -> list[int]:
+        """The reverse of `lend`: cache the pages of what came from elsewhere. Returns those that are here already."""
+        doubled: list[int] = []
+        for band, cache in self._each():
+            names = self._tail(band, hashes, blocks)
+            of_groups = [[next(pages) for _ in names] for _ in range(band.width)]
+            for name, own in zip(names, zip(*of_groups, strict=True), strict=True):
+                if name in cache:
+                    doubled += own
+                else:
+                    cache.add(name, own)
+                    cache.unlock(name, passed=False)
+        return doubled
+
     def discard(self, block_hash: bytes) -> Pages:
         """The pages of a block that leaves the radix cache, which nobody uses then."""
         return tuple(page for cache in self._caches for page in cache.discard(block_hash))
@@ -248,12 +282,15 @@ class Bands:
         """Up to about `count` pages of other blocks that nobody uses."""
         return _until(count, self._caches, BandCache.evict_end)
 
-    def audit(self, holders: Iterable[tuple[list[BandTable], Sequence[bytes]]]) -> Iterator[tuple[int, str]]:
-        """Check promises and locks against the tables of all requests; all pages, each with its owner's name."""
+    def audit(
+        self, holders: Iterable[tuple[list[BandTable], Sequence[bytes]]], lent: Iterable[Prefix] = ()
+    ) -> Iterator[tuple[int, str]]:
+        """Check promises and locks against the tables of all requests, and all that is lent; all pages, each with its
+        owner's name."""
         held = [each for each in holders if each[0]]
         promised = 0
         for at, (band, cache) in enumerate(self._each()):
-            locks: Counter[bytes] = Counter()
+            locks = Counter(name for hashes, blocks in lent for name in self._tail(band, hashes, blocks))
             for tables, hashes in held:
                 table = tables[at]
                 locks.update(hashes[table.first : table.shared])
@@ -269,6 +306,10 @@ class Bands:
 
     def _each(self) -> Iterator[tuple[Band, BandCache]]:
         return zip(self._bands, self._caches, strict=True)
+
+    def _tail(self, band: Band, hashes: Sequence[bytes], blocks: int) -> Sequence[bytes]:
+        """Names of the blocks that the token after `blocks` blocks attends to."""
+        return hashes[self._first(band.rule, blocks) : blocks]
 
     def _first(self, rule: CacheGroup, blocks: int) -> int:
         return rule.first_block(blocks * self._page_size, self._page_size)

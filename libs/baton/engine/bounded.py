@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from baton.core.layout import KvLayout
 from baton.engine.api import Stage
+from baton.engine.band_cache import Prefix
 from baton.engine.bands import Bands, bands_of
 from baton.engine.request import RequestState
 from baton.engine.states import SnapshotCounts, States, state_pages
@@ -42,14 +43,22 @@ class BoundedPages:
     """
 
     def __init__(
-        self, layout: KvLayout | None, step_tokens: int, take: Callable[[int], list[int]], spare: Callable[[], int]
+        self,
+        layout: KvLayout | None,
+        step_tokens: int,
+        take: Callable[[int], list[int]],
+        spare: Callable[[], int],
+        note: Callable[[bytes], None],
     ) -> None:
         """`take` finds pages, of which there must be so many; `spare` counts those that are promised to nobody.
-        `step_tokens`: tokens of one prompt in steps that are planned or under way at the same time."""
-        self._bands = Bands(layout, step_tokens, take) if layout is not None and bands_of(layout) else None
-        self._states = States(layout, take) if layout is not None and state_pages(layout) else None
+        `step_tokens`: tokens of one prompt in steps that are planned or under way at the same time. `note` hears of a
+        block before it gets cached pages here, and before they go."""
+        self._bands = Bands(layout, step_tokens, take, note) if layout is not None and bands_of(layout) else None
+        self._states = States(layout, take, note) if layout is not None and state_pages(layout) else None
         self._parts: list[Bands | States] = [part for part in (self._bands, self._states) if part is not None]
+        self._layout = layout
         self._spare = spare
+        self.has_full = layout is None or layout.has_full  # whether each block has a page beside those here
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -95,6 +104,31 @@ class BoundedPages:
             request.bands = bands.open_tail(tokens) if fetches else bands.open(request.hashes, blocks, tokens)
         if self._states is not None:
             request.state = self._states.open(request.hashes, 0 if fetches else blocks)
+
+    def has(self, block_hash: bytes) -> bool:
+        """Whether all cached pages are here that a block can have."""
+        return all(block_hash in part for part in self._parts)
+
+    def pages_after(self, blocks: int) -> int:
+        """Pages that the token after so many blocks needs."""
+        if self._layout is None:
+            return 0
+        return self._layout.pages_for(blocks * self._layout.page_size) - blocks * self.has_full
+
+    def lend(self, hashes: Sequence[bytes], blocks: int) -> list[int]:
+        """Lock what the token after `blocks` cached blocks needs, for somebody who reads it: its pages, in the order of
+        a handoff's."""
+        return [page for part in self._parts for page in part.lend(hashes, blocks)]
+
+    def take_back(self, hashes: Sequence[bytes], blocks: int) -> None:
+        """The end of `lend`."""
+        for part in self._parts:
+            part.take_back(hashes, blocks)
+
+    def take_in(self, hashes: Sequence[bytes], blocks: int, pages: Iterator[int]) -> list[int]:
+        """The reverse of `lend`: cache the pages of what came from elsewhere, of blocks that are in the radix cache.
+        Returns those of what is here already."""
+        return [page for part in self._parts for page in part.take_in(hashes, blocks, pages)]
 
     def receive(self, request: RequestState) -> None:
         """Own pages for what comes from elsewhere: all that a FETCH needs after its tokens."""
@@ -168,13 +202,13 @@ class BoundedPages:
         """Up to about `count` pages of other blocks that nobody uses."""
         return self._evict(count, [part.evict_ends for part in self._parts])
 
-    def audit(self, requests: Sequence[RequestState]) -> Iterator[tuple[int, str]]:
-        """Check against all requests; all pages, each with its owner's name."""
+    def audit(self, requests: Sequence[RequestState], lent: Sequence[Prefix]) -> Iterator[tuple[int, str]]:
+        """Check against all requests, and all that is lent; all pages, each with its owner's name."""
         if self._bands is not None:
-            yield from self._bands.audit((request.bands, request.hashes) for request in requests)
+            yield from self._bands.audit(((request.bands, request.hashes) for request in requests), lent)
         if self._states is not None:
             held = [(request.state, request.hashes) for request in requests if request.state is not None]
-            yield from self._states.audit(held)
+            yield from self._states.audit(held, lent)
 
     def _evict(self, count: int, ways: Iterable[Callable[[int], list[int]]]) -> list[int]:
         pages: list[int] = []

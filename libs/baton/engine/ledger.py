@@ -18,6 +18,7 @@ from baton.core.layout import CANARY_PAGE, KvLayout
 from baton.core.tiers import Tier
 from baton.engine.api import Stage
 from baton.engine.bounded import BoundedPages, most_blocks
+from baton.engine.incoming import Incoming
 from baton.engine.outgoing import Outgoing
 from baton.engine.pool import PageAllocator
 from baton.engine.radix import Node, RadixCache
@@ -39,11 +40,12 @@ class PageLedger:
         """`layout`: of models with groups of layers. `step_tokens`: tokens of one prompt that are planned or under way
         at the same time, at most. `most_blocks` are those of the longest request that the pool is enough for."""
         self.allocator = allocator
-        self.cache = RadixCache()
+        self.cache = RadixCache(lambda block_hash: self.bounded.has(block_hash))
         self.page_size = page_size
-        self.bounded = BoundedPages(layout, step_tokens, self._take, lambda: self.available_pages)
+        self.bounded = BoundedPages(layout, step_tokens, self._take, lambda: self.available_pages, self.cache.note)
         self.most_blocks = allocator.usable if layout is None else most_blocks(layout, allocator.usable, step_tokens)
-        self.outgoing = Outgoing(allocator, self.cache, self._free, can_leave=self.lends_blocks)
+        self.incoming = Incoming(self.cache, self.bounded, self._free)
+        self.outgoing = Outgoing(allocator, self.cache, self.bounded, self._free, page_size)
         self._has_full = layout is None or layout.has_full
         self._limbo: deque[list[int]] = deque()  # per step under way, oldest first: pages given up since it departed
 
@@ -78,7 +80,7 @@ class PageLedger:
 
     @property
     def lends_blocks(self) -> bool:
-        """Whether blocks can leave for other workers and tiers: where all layers of one are in one page."""
+        """Whether blocks can leave for tiers: where all layers of one are in one page."""
         return not self.bounded
 
     @property
@@ -103,7 +105,7 @@ class PageLedger:
 
     def lacking_blocks(self, request: RequestState) -> int:
         """Leading blocks that the request is to pull or restore, counted to the end of that; 0 when it needs none."""
-        if request.pull_tried or not self.lends_blocks:
+        if request.pull_tried:
             return 0
         wanted = min(request.pull_blocks, request.cacheable_blocks)
         if request.stage is not Stage.FETCH:  # whose pages come with its handoff anyway
@@ -112,6 +114,8 @@ class PageLedger:
 
     def restorable_blocks(self, request: RequestState) -> int:
         """Leading blocks that the request would find in the cache and the host tier together, as far as is known."""
+        if not self.lends_blocks:
+            return self.cached_blocks(request)
         return self.cache.match_elsewhere(request.hashes, self.cached_blocks(request), request.cacheable_blocks)
 
     def tiers(self, block_hashes: Sequence[bytes]) -> list[Tier]:
@@ -123,13 +127,15 @@ class PageLedger:
 
         False, and nothing changed, when that would leave fewer than `headroom` pages available to others.
         """
-        blocks = self.cached_blocks(request)
+        blocks, pulls = self.cached_blocks(request), self.lacking_blocks(request)
         fresh = self.pages_for(len(request.tokens)) - blocks
-        wanted = fresh * self._has_full + headroom * self.block_pages
+        extra = self.incoming.extra_pages(blocks, pulls, fresh) if pulls else 0
+        wanted = fresh * self._has_full + extra + headroom * self.block_pages
         if wanted > self.available_pages:
             return False
         node, cached = self.cache.acquire(request.hashes, blocks)
-        self.bounded.open(request, blocks)
+        if not pulls:
+            self.bounded.open(request, blocks)
         if wanted > self.available_pages:  # the prefix itself was part of what seemed available
             self._free(self.bounded.close(request))
             self.cache.release(node)
@@ -138,17 +144,18 @@ class PageLedger:
         request.held_blocks = blocks
         request.pages.extend(cached)
         request.pages.extend(self._take_full(fresh))
-        if request.stage is Stage.FETCH:
+        request.arriving, request.pull_blocks = self._take(extra), pulls
+        if request.stage is Stage.FETCH and not pulls:
             self.bounded.receive(request)
         return True
 
     def reserved(self, request: RequestState) -> tuple[int, list[int]]:
         """What somebody is to fill for a request that has just got its pages, in the order of a handoff's pages: the
-        place of the first, and all from there on."""
-        first, pages = 0, []
-        if self._has_full:
-            first, pages = request.held_blocks, request.pages.view[request.held_blocks :].tolist()
-        return first, [*pages, *self.bounded.received(request)]
+        place of the first, and all from there on, or those of what it pulls."""
+        first = request.held_blocks * self._has_full
+        if request.pull_blocks:
+            return first, self.incoming.to_fill(request)
+        return first, [*self.incoming.own(request), *self.bounded.received(request)]
 
     def grow(self, request: RequestState) -> bool:
         """See that there is a page for each of the request's tokens. False: too few, and it keeps what it got."""
@@ -204,9 +211,10 @@ class PageLedger:
         if request.node is None:
             return
         self._free(self.bounded.close(request))
-        self._free_full(request.pages.view[request.held_blocks :].tolist())
+        self._free(self.incoming.own(request))
         self.cache.release(request.node)
         request.pages.clear()
+        request.arriving = []
         request.table_revision += 1
         request.node, request.held_blocks, request.sealed = None, 0, False
         request.computed_len = request.planned_len = 0
@@ -216,14 +224,13 @@ class PageLedger:
         requests = list(requests)
         locks: Counter[Node] = Counter(self.outgoing.locked)
         owners: dict[int, str] = {}
-        _own(owners, self.bounded.audit(requests))
+        _own(owners, self.bounded.audit(requests, self.outgoing.lent))
         for request in requests:
             if request.node is None:
                 continue
             locks[request.node] += 1
             _audit_prefix(request)
-            own = request.pages.view[request.held_blocks :].tolist() if self._has_full else []
-            _own(owners, ((page, f"attempt {request.attempt}") for page in own))
+            _own(owners, ((page, f"attempt {request.attempt}") for page in self.incoming.own(request)))
         _own(owners, ((page, "a step under way") for pages in self._limbo for page in pages))
         _own(owners, ((page, "the host tier's copier") for page in self.outgoing.moving_pages))
         cached = self.cache.audit(locks)

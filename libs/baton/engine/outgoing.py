@@ -6,10 +6,12 @@ and its page is nobody's until the copy is made. The ledger (baton.engine.ledger
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from baton.core.attempt import Attempt
 from baton.engine.api import Loan, MovedOut
+from baton.engine.band_cache import Prefix
+from baton.engine.bounded import BoundedPages
 from baton.engine.pool import PageAllocator
 from baton.engine.radix import Node, RadixCache
 
@@ -18,22 +20,33 @@ class Outgoing:
     """Loans of cached prefixes, and batches that are on their way to the host tier. Not thread-safe."""
 
     def __init__(
-        self, allocator: PageAllocator, cache: RadixCache, free: Callable[[list[int]], None], *, can_leave: bool
+        self,
+        allocator: PageAllocator,
+        cache: RadixCache,
+        bounded: BoundedPages,
+        free: Callable[[list[int]], None],
+        page_size: int,
     ) -> None:
-        """`free` takes pages that nobody needs any more. Not `can_leave`: blocks stay where they are."""
+        """`bounded`: what blocks have beside their pages in `cache`. `free` takes pages that nobody needs any more."""
         self._allocator = allocator
         self._cache = cache
+        self._bounded = bounded
         self._free = free
-        self._can_leave = can_leave
+        self._page_size = page_size
         self._moving: dict[int, list[int]] = {}  # pages by batch, which are being copied to the host tier
         self._batches = 0
         self._free_target = 0  # pages to keep free by moving cached blocks to the host tier; 0 = there is none
-        self._loans: dict[Attempt, Node] = {}  # cached prefixes that other workers read
+        self._loans: dict[Attempt, tuple[Node, Prefix]] = {}  # cached prefixes that other workers read
 
     @property
-    def locked(self) -> Iterable[Node]:
+    def locked(self) -> list[Node]:
         """Nodes of the radix cache that loans lock, each once for each of them."""
-        return self._loans.values()
+        return [node for node, _ in self._loans.values()]
+
+    @property
+    def lent(self) -> list[Prefix]:
+        """What is lent, once for each loan."""
+        return [prefix for _, prefix in self._loans.values()]
 
     @property
     def moving_pages(self) -> Iterator[int]:
@@ -41,21 +54,36 @@ class Outgoing:
 
     def lend(self, attempt: Attempt, block_hashes: Sequence[bytes]) -> Loan:
         """See StepEngine.lend. An attempt has one loan at most: a second one is empty."""
-        blocks = self._cache.match(block_hashes, len(block_hashes)) if self._can_leave else 0
-        if not blocks or attempt in self._loans:
+        matched = self._cache.match(block_hashes, len(block_hashes))
+        if not matched or attempt in self._loans:
             return Loan([], [])
-        self._loans[attempt], pages = self._cache.acquire(block_hashes, blocks)
-        return Loan(pages, self._allocator.generations(pages))
+        names = self._cache.path(block_hashes[matched - 1])
+        first = len(names) - matched
+        blocks = self._bounded.usable(names, len(names))
+        while blocks > first and self._exceeds(blocks, first + len(block_hashes)):
+            blocks = self._bounded.usable(names, blocks - 1)
+        if blocks <= first:
+            return Loan([], [])
+        node, full = self._cache.acquire(names, blocks)
+        self._loans[attempt] = node, (names, blocks)
+        pages = (full if self._bounded.has_full else []) + self._bounded.lend(names, blocks)
+        return Loan(pages, self._allocator.generations(pages), blocks * self._page_size)
+
+    def _exceeds(self, blocks: int, wanted: int) -> bool:
+        """Whether a prefix has more pages than its reader has for the longer one that is wanted: chunks may."""
+        spared = (wanted - blocks) * self._bounded.has_full
+        return self._bounded.pages_after(blocks) > self._bounded.pages_after(wanted) + spared
 
     def take_back(self, attempt: Attempt) -> None:
         """See StepEngine.take_back."""
-        node = self._loans.pop(attempt, None)
-        if node is not None:
+        if attempt in self._loans:
+            node, prefix = self._loans.pop(attempt)
+            self._bounded.take_back(*prefix)
             self._cache.release(node)
 
     def use_tier(self, free_pages: int) -> None:
         """See StepEngine.use_tier."""
-        self._free_target = free_pages if self._can_leave else 0
+        self._free_target = 0 if self._bounded else free_pages
         if not free_pages:
             self._cache.place(list(self._cache.elsewhere), None)
 

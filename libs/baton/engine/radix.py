@@ -26,7 +26,7 @@ Not thread-safe. Knows no requests, no tensors and no allocator.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from baton.core.errors import InternalError
@@ -66,9 +66,14 @@ class Insertion:
 
 
 class RadixCache:
-    """See the module's docstring. Pages handed to `insert` belong to the cache until `evict` returns them."""
+    """See the module's docstring. Pages handed to `insert` belong to the cache until `evict` returns them.
 
-    def __init__(self) -> None:
+    `is_whole`: whether a block has all other pages that it needs to be of use, too. Only then it counts as being here
+    in what is told; whoever changes that calls `note` before.
+    """
+
+    def __init__(self, is_whole: Callable[[bytes], bool] = lambda block_hash: True) -> None:
+        self._is_whole = is_whole
         self.root = Node(b"", _ROOT_PAGE, None)
         self.elsewhere: dict[bytes, Tier] = {}  # blocks that the worker's agent holds, whether they are here or not
         self.host_blocks = 0  # of `elsewhere`: in host memory
@@ -139,6 +144,16 @@ class RadixCache:
         pages.reverse()
         return node, pages
 
+    def path(self, block_hash: bytes) -> list[bytes]:
+        """The names of all blocks of the prefix that ends with a cached block."""
+        names = []
+        at = self._nodes[block_hash]
+        while at.parent is not None:
+            names.append(at.block_hash)
+            at = at.parent
+        names.reverse()
+        return names
+
     def insert(self, node: Node, hashes: Sequence[bytes], pages: Sequence[int]) -> Insertion:
         """Add blocks below `node`, on which the caller holds a lock; the lock moves to the last of them.
 
@@ -194,7 +209,7 @@ class RadixCache:
     def place(self, block_hashes: Iterable[bytes], tier: Tier | None) -> None:
         """These blocks are held elsewhere in `tier`; None: not any more, or never were."""
         for block_hash in block_hashes:
-            self._note(block_hash)
+            self.note(block_hash)
             before = self.elsewhere.pop(block_hash, None)
             if tier is not None:
                 self.elsewhere[block_hash] = tier
@@ -247,7 +262,7 @@ class RadixCache:
         return [node.page for node in self._nodes.values()]
 
     def _add(self, block_hash: bytes, page: int, parent: Node) -> Node:
-        self._note(block_hash)
+        self.note(block_hash)
         node = Node(block_hash, page, parent)
         self._nodes[block_hash] = node
         parent.children += 1
@@ -263,7 +278,7 @@ class RadixCache:
         return None
 
     def _remove(self, node: Node) -> None:
-        self._note(node.block_hash)
+        self.note(node.block_hash)
         node.ticket = 0
         self._leaves -= 1
         del self._nodes[node.block_hash]
@@ -272,9 +287,10 @@ class RadixCache:
         self._offer(parent)
 
     def _tier(self, block_hash: bytes) -> Tier | None:
-        return Tier.POOL if block_hash in self._nodes else self.elsewhere.get(block_hash)
+        is_here = block_hash in self._nodes and self._is_whole(block_hash)
+        return Tier.POOL if is_here else self.elsewhere.get(block_hash)
 
-    def _note(self, block_hash: bytes) -> None:
+    def note(self, block_hash: bytes) -> None:
         """The block's place is about to change."""
         self._told.setdefault(block_hash, self._tier(block_hash))
 

@@ -117,6 +117,7 @@ class RequestState:
     held_blocks: int = 0
     announced: bool = False  # its pages are offered to another worker: they stay as they are until `release`
     sealed: bool = False  # an announced page duplicates a cached one: nothing more is shared before `release`
+    arriving: list[int] = field(default_factory=list)  # own pages for a pull, beside those of `pages`
     computed_len: int = 0  # leading tokens whose K and V are in the pages
     planned_len: int = 0  # the same once the steps under way have ended: the next step's cached_len
     pending: int = 0  # tokens that steps under way draw, which follow `tokens`: at most 1 whenever a step is planned

@@ -111,8 +111,7 @@ class Scheduler:
     def pulled(self, request: RequestState, tokens: int) -> None:
         """A pull is over: what came goes to the cache, where the request finds it when it is its turn."""
         before = request.held_blocks
-        request.computed_len = request.planned_len = tokens
-        self._ledger.publish(request)
+        self._ledger.incoming.arrived(request, tokens // self._ledger.page_size)
         if request.phase is Phase.HELD:
             self.end(request)
             return
@@ -318,11 +317,10 @@ class Scheduler:
         """The request has its pages: it extends from this step on, or waits for its pull or handoff. Returns tokens
         planned."""
         self._waiting.remove(request)
-        if lacking_blocks := self._ledger.lacking_blocks(request):
-            request.pull_blocks = lacking_blocks
-            self._reserve(plan, request, request.hashes[request.held_blocks : lacking_blocks])
+        if request.pull_blocks:
+            self._reserve(plan, request, request.hashes[request.held_blocks : request.pull_blocks])
             return 0
-        request.pull_blocks, request.pull_tried = 0, True
+        request.pull_tried = True
         cached_tokens = request.held_blocks * self._ledger.page_size
         plan.begun.append(request)
         if not request.admitted_before:
@@ -345,10 +343,10 @@ class Scheduler:
         request.phase = Phase.FETCHING
         self._fetching[request.attempt] = request
         first_page, wanted = self._ledger.reserved(request)
-        wanted = wanted[: len(block_hashes)] if block_hashes else wanted
         from_tier = bool(block_hashes) and self._ledger.restorable_blocks(request) >= request.pull_blocks
         tiers = self._ledger.tiers(block_hashes) if from_tier else []
-        plan.reserved.append(Reserved(request.attempt, first_page, wanted, block_hashes, tiers))
+        tokens = request.pull_blocks * self._ledger.page_size
+        plan.reserved.append(Reserved(request.attempt, first_page, wanted, block_hashes, tiers, tokens))
 
     def _enqueue(self, request: RequestState) -> None:
         request.phase = Phase.WAITING

@@ -24,10 +24,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from baton.core.errors import InternalError
 from baton.core.layout import STATE, KvLayout
-from baton.engine.band_cache import BandCache, Pages
+from baton.engine.band_cache import BandCache, Pages, Prefix
 
 SNAPSHOT_BLOCKS = 16  # between snapshots while tokens are drawn
 
@@ -74,14 +75,22 @@ class SnapshotCounts:
 class States:
     """The states of all requests, and the snapshots. Not thread-safe."""
 
-    def __init__(self, layout: KvLayout, take: Callable[[int], list[int]]) -> None:
-        """`take` finds pages; there must be so many."""
+    def __init__(
+        self,
+        layout: KvLayout,
+        take: Callable[[int], list[int]],
+        note: Callable[[bytes], None] = lambda block_hash: None,
+    ) -> None:
+        """`take` finds pages; there must be so many. `note`: of the cache."""
         self._page_size = layout.page_size
-        self._cache = BandCache()
+        self._cache = BandCache(note)
         self._take = take
         self._promised = 0  # requests that are
         self.width = state_pages(layout)
         self.counts = SnapshotCounts()
+
+    def __contains__(self, block_hash: bytes) -> bool:
+        return block_hash in self._cache
 
     @property
     def evictable_pages(self) -> int:
@@ -156,6 +165,23 @@ class States:
         table.versions = []
         return freed
 
+    def lend(self, hashes: Sequence[bytes], blocks: int) -> list[int]:
+        """Lock the snapshot after `blocks` blocks, for somebody who reads it. Its pages, in their order."""
+        return list(self._cache.lock(hashes[blocks - 1]))
+
+    def take_back(self, hashes: Sequence[bytes], blocks: int) -> None:
+        """The end of `lend`."""
+        self._cache.unlock(hashes[blocks - 1], passed=False)
+
+    def take_in(self, hashes: Sequence[bytes], blocks: int, pages: Iterator[int]) -> list[int]:
+        """The reverse of `lend`: cache a snapshot that came from elsewhere. Returns its pages if it is here already."""
+        name, own = hashes[blocks - 1], tuple(islice(pages, self.width))
+        if name in self._cache:
+            return list(own)
+        self._cache.add(name, own)
+        self._cache.unlock(name, passed=False)
+        return []
+
     def discard(self, block_hash: bytes) -> Pages:
         """The pages of the snapshot of a block that leaves the radix cache, which nobody uses then."""
         pages = self._cache.discard(block_hash)
@@ -170,9 +196,12 @@ class States:
         """Up to about `count` pages of other snapshots that nobody uses."""
         return self._until(count, self._cache.evict_end)
 
-    def audit(self, holders: Iterable[tuple[StateTable, Sequence[bytes]]]) -> Iterator[tuple[int, str]]:
-        """Check promises and locks against the tables of all requests; all pages, each with its owner's name."""
-        locks: Counter[bytes] = Counter()
+    def audit(
+        self, holders: Iterable[tuple[StateTable, Sequence[bytes]]], lent: Iterable[Prefix] = ()
+    ) -> Iterator[tuple[int, str]]:
+        """Check promises and locks against the tables of all requests, and all that is lent; all pages, each with its
+        owner's name."""
+        locks = Counter(hashes[blocks - 1] for hashes, blocks in lent)
         promised = 0
         for table, hashes in holders:
             promised += table.promised

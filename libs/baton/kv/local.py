@@ -113,8 +113,9 @@ class Released(Message, frozen=True):
 class Wanted(Message, frozen=True):
     """Agent -> worker: somebody wants to pull pages `first_page ...` of the attempt; `block_hashes` name their blocks.
 
-    The worker lends the longest prefix that it holds by Offer, Produced (from page 0 on) and Commit, and leaves those
-    pages as they are until `Released`; or it says `Abort` when it holds none of the blocks.
+    The worker lends the longest prefix that it holds, and has all pages of that one needs to go on after it, by Offer,
+    Produced (from page 0 on) and Commit, and leaves those pages as they are until `Released`; or it says `Abort` when
+    there is none that ends with one of the blocks.
     """
 
     attempt: Attempt
@@ -133,8 +134,9 @@ class SourceRank(Message, frozen=True):
 class Fetch(Message, frozen=True):
     """Decode: read this attempt's pages from `first_page` on into `page_ids` of the own pool.
 
-    With `block_hashes`, one hash per page, it is a pull: nobody has offered the attempt, and what comes may be a
-    shorter prefix of whole pages (`Fetched.tokens`). `more_ranks`: those after the first of a tensor-parallel source.
+    With `block_hashes`, one for each of the last blocks, it is a pull: nobody has offered the attempt, and what comes
+    may be a shorter prefix of whole blocks (`Fetched.tokens`), whose pages then are the first of `page_ids`.
+    `more_ranks`: those after the first of a tensor-parallel source.
     """
 
     attempt: Attempt

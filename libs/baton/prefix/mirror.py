@@ -5,7 +5,7 @@ Pure memory. `sync.py` feeds it; nothing here waits. Not thread-safe: one event 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from baton.core.tiers import Tier
@@ -37,10 +37,15 @@ class PrefixMirror:
     tokens in blocks of 16. Where the rule is broken for a moment, the answer still ends at a block that is held (or is
     0) and before one that is not: an estimate, which costs time but never correctness.
 
+    That is so where a block is one page. Workers whose blocks have pages of several kinds, which go one by one, name
+    those that are whole; the others count only on the way to them. `first_needed(n)` is the first block that must be
+    whole for a prefix of n blocks to be of use; then all names are looked up, from the end.
+
     `max_blocks` bounds the memory; what comes beyond it is left out and counted in `dropped_blocks`.
     """
 
-    def __init__(self, max_blocks: int = 50_000_000) -> None:
+    def __init__(self, max_blocks: int = 50_000_000, first_needed: Callable[[int], int] | None = None) -> None:
+        self.first_needed = first_needed
         self._workers: dict[str, _Held] = {}
         self._max_blocks = max_blocks
         self._blocks = 0
@@ -115,11 +120,11 @@ class PrefixMirror:
     def match(self, hashes: Sequence[bytes]) -> dict[str, int]:
         """Leading blocks of `hashes` that each worker holds in any tier; workers that hold none are left out.
 
-        Microseconds, whatever the prompt's length: a bisection per worker that holds the first block.
+        Microseconds, whatever the prompt's length, where it is a bisection per worker that holds the first block.
         """
         if not hashes:
             return {}
-        runs = {worker_id: _leading_run(held, hashes, max(Tier)) for worker_id, held in self._workers.items()}
+        runs = {worker_id: self._run(held, hashes, max(Tier)) for worker_id, held in self._workers.items()}
         return {worker_id: run for worker_id, run in runs.items() if run}
 
     def reach(self, worker_id: str, hashes: Sequence[bytes]) -> list[int]:
@@ -127,9 +132,14 @@ class PrefixMirror:
         held = self._workers.get(worker_id)
         reach: list[int] = []
         for tier in Tier:
-            run = _leading_run(held, hashes, tier) if held is not None and hashes else 0
+            run = self._run(held, hashes, tier) if held is not None and hashes else 0
             reach.append(max([run, *reach]))
         return reach
+
+    def _run(self, held: _Held, hashes: Sequence[bytes], tier: Tier) -> int:
+        if self.first_needed is None:
+            return _leading_run(held, hashes, tier)
+        return _usable_run(held, hashes, tier, self.first_needed)
 
     def _renew(self, event: BlockBatch) -> _Held:
         self.remove_worker(event.worker_id, event.epoch)
@@ -166,3 +176,15 @@ def _leading_run(held: _Held, hashes: Sequence[bytes], tier: Tier) -> int:
         else:
             missing = middle
     return missing
+
+
+def _usable_run(held: _Held, hashes: Sequence[bytes], tier: Tier, first_needed: Callable[[int], int]) -> int:
+    """The most blocks of which all that are needed are held in `tier` or nearer."""
+    end = at = len(hashes) if len(held) else 0
+    first = first_needed(end)
+    while at > first:
+        at -= 1
+        if not held.within(hashes[at], tier):
+            end = at
+            first = first_needed(end)
+    return end

@@ -71,7 +71,7 @@ class BuiltModel:
         engine = EngineCore(self.runner, pool, self.config, listener, pooling=pooling_model(self.runner))
         if self.spare_pages:
             self.runner.capture(sizes_up_to(self.config.max_running), reporting("capturing CUDA graphs"))
-        return MirroredEngine(engine, mirror, self.runner.layout.page_size) if mirror is not None else engine
+        return MirroredEngine(engine, mirror, self.runner.layout) if mirror is not None else engine
 
 
 def build_model(settings: WorkerSettings, epoch: int, pages_of: Callable[[KvLayout], int] | None = None) -> BuiltModel:

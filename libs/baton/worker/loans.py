@@ -53,14 +53,13 @@ class Loans:
         if attempt in self._lent:
             return  # a loan has one reader; the agent asks once
         loan = engine.lend(attempt, [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)])
-        pages = len(loan.page_ids)
-        if pages <= wanted.first_page:
+        now, tokens = time.time(), loan.tokens
+        if tokens <= wanted.first_page * self._layout.page_size:
             engine.take_back(attempt)
             metrics.loans.labels(outcome="not_held").inc()
-            self._counter.send(Abort(attempt, f"this worker holds {pages} of its pages"))
+            self._counter.send(Abort(attempt, f"this worker holds {tokens} of its tokens"))
             return
         self._lent.add(attempt)
-        now, tokens = time.time(), pages * self._layout.page_size
         ids, generations = (np.asarray(values, "<u4").tobytes() for values in (loan.page_ids, loan.generations))
         self._counter.send(Offer(attempt, tokens))
         self._counter.send(Produced(attempt, 0, self._layout.layers, 0, ids, generations, now))

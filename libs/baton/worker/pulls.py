@@ -93,7 +93,8 @@ class Pulls:
         else:
             asked = False
         if asked:
-            tokens = (reserved.first_page + pages) * self._layout.page_size
+            whole = pages == len(reserved.page_ids)
+            tokens = reserved.tokens if whole else (reserved.first_page + pages) * self._layout.page_size
             self._asked[name] = _Asked(reserved, tokens, time.time())
         else:
             self._over(attempt, 0)
@@ -120,7 +121,7 @@ class Pulls:
             source_agent_epoch=source.agent.epoch,
             source_worker_id=source.worker_id,
             source_worker_epoch=source.worker_epoch,
-            tokens=(reserved.first_page + len(reserved.page_ids)) * self._layout.page_size,
+            tokens=reserved.tokens,
             first_page=reserved.first_page,
             page_ids=np.asarray(reserved.page_ids, dtype="<u4").tobytes(),
             timeout_s=self._timeout_s,
@@ -140,7 +141,7 @@ class Pulls:
         else:
             tokens = min(message.tokens, asked.tokens)
             outcome = "fetched" if tokens == asked.tokens else "in_part"
-            pages = tokens // self._layout.page_size - asked.reserved.first_page
+            pages = self._layout.pages_for(tokens) - asked.reserved.first_page
             if isinstance(message, Fetched):
                 self._pulled(asked, message, outcome, pages)
             else:

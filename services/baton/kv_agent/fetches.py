@@ -122,13 +122,15 @@ def _fetched(report: ReportFetched, times: Times) -> Fetched:
 
 def what_is_wrong(fetch: Fetch, page_ids: Pages, hello: Hello) -> str:
     """With a worker's request; empty when nothing is."""
-    pages = hello.layout.pages_for(fetch.tokens)
+    layout = hello.layout
+    pages, blocks = layout.pages_for(fetch.tokens), layout.blocks_for(fetch.tokens)
     if fetch.tokens < 1 or not 0 <= fetch.first_page <= pages:
         return f"{fetch.tokens} tokens from page {fetch.first_page} on"
     if len(page_ids) != pages - fetch.first_page:
         return f"{len(page_ids)} page ids for pages {fetch.first_page}:{pages}"
     hashes = len(fetch.block_hashes) / HASH_BYTES
-    if hashes and (hashes != len(page_ids) or fetch.tokens % hello.layout.page_size):
+    lacking = blocks - fetch.first_page if layout.has_full else min(max(hashes, 1), blocks)
+    if hashes and (hashes != lacking or fetch.tokens % layout.page_size):
         return f"a pull of {fetch.tokens} tokens with {hashes:g} block hashes for {len(page_ids)} whole pages"
     if len(page_ids) and (page_ids.min() < RESERVED_PAGES or page_ids.max() >= hello.pages):
         return f"a page id is outside {RESERVED_PAGES} to {hello.pages - 1}"

@@ -209,6 +209,6 @@ def _facts(state: WorkerState, penalty_s: float) -> WorkerFacts:
         pending_extend_tokens=sum(decision.extend_tokens for decision in decisions),
         pending_pages=sum(decision.pages for decision in decisions),
         penalty_s=penalty_s,
-        lends_blocks=not info.layout.groups,
+        layout=info.layout,
         tasks=info.tasks,
     )

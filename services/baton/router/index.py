@@ -78,7 +78,8 @@ class PrefixIndex:
         namespace = Namespace(info.model, info.layout.model_revision, info.layout.fingerprint)
         mirror = self._mirrors.get(namespace)
         if mirror is None:
-            mirror = self._mirrors[namespace] = PrefixMirror()
+            groups = bool(info.layout.groups)
+            mirror = self._mirrors[namespace] = PrefixMirror(first_needed=info.layout.first_needed if groups else None)
             if self._store is not None:
                 self._tasks.append(background(IndexSync(self._store, namespace, mirror).run(), "prefix index"))
         return mirror
@@ -117,7 +118,7 @@ def _held(reach: Sequence[int], page_size: int) -> Held:
 
 
 def _match(mirror: PrefixMirror, names: BlockNames) -> dict[str, int]:
-    count = FIRST_BLOCKS
+    count = FIRST_BLOCKS if mirror.first_needed is None else names.blocks
     while mirror.blocks:
         hashes = names.first(count)
         matches = mirror.match(hashes)

@@ -149,9 +149,9 @@ def _decode_s(worker: WorkerFacts, request: RequestFacts, cached: int, limits: L
     pressure_s = steps * max(0.0, step_s - limits.inter_token_s)
     fullness_s = step_s * (batch + 1) / (worker.max_running or 64)
     queue_s = worker.waiting * step_s * PRICED_STEPS / (worker.max_running or 64)
-    tokens = request.tokens + min(request.remaining, PAGES_AHEAD_TOKENS) - cached
+    tokens = request.tokens + min(request.remaining, PAGES_AHEAD_TOKENS)
     free_pages = worker.free_pages + worker.evictable_pages - worker.pending_pages
-    short_of_pages = tokens > max(0, free_pages) * worker.page_size
+    short_of_pages = worker.pages(tokens, cached) > max(0, free_pages)
     return pressure_s + fullness_s + queue_s + (PAGE_WAIT_STEPS * step_s if short_of_pages else 0.0)
 
 
@@ -204,7 +204,7 @@ def _best(costs: Iterable[_Costs], *, prefill: bool) -> list[_Costs]:
 
 def _pair(prefill: _Costs, decode: _Costs, request: RequestFacts) -> _Candidate:
     source, sink = prefill.worker, decode.worker
-    transfer_s = decode.transfer_tokens * source.kv_bytes_per_token / sink.handoff_rate
+    transfer_s = source.kv_bytes(request.tokens, request.tokens - decode.transfer_tokens) / sink.handoff_rate
     if source.fingerprint != sink.fingerprint:
         transfer_s *= 1 + RESHARD_SHARE
     exposed_s = _exposed_s(prefill, transfer_s)
@@ -243,8 +243,8 @@ def _decode_pull(prefill: _Costs, decode: _Costs, request: RequestFacts, exposed
         return None
     if sink.fingerprint != prefill.worker.fingerprint:  # the source's blocks have other names there
         return None
-    seconds = sink.pull_s(pull.tokens - held)
-    rest_s = (request.tokens - pull.tokens) * sink.kv_bytes_per_token / sink.handoff_rate
+    seconds = sink.pull_s(pull.tokens, held)
+    rest_s = sink.kv_bytes(request.tokens, pull.tokens) / sink.handoff_rate
     late_s = max(0.0, seconds - prefill.first_token_s)
     saved_s = exposed_s - _exposed_s(prefill, rest_s) - late_s - DECODE_PULL_SHARE * seconds
     return Pull(pull.source, pull.tokens, seconds, saved_s) if saved_s > 0 else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from baton.core.layout import KvLayout
 from baton.core.pooling import Task
 from baton.core.tiers import Tier
 from baton.router.ports import Load
@@ -26,7 +27,7 @@ class WorkerFacts(Load):
 
     `transport` is empty while it has no agent. `role`: prefill | decode | unified. Workers of one `kv_model` can hand
     over to each other; those of one `fingerprint` have pages of one layout besides, and the same names of blocks.
-    `lends_blocks`: others can pull what it has cached.
+    `layout`: of its pages; None: each holds all layers, `kv_bytes_per_token` for each of its tokens.
     """
 
     worker_id: str
@@ -44,7 +45,7 @@ class WorkerFacts(Load):
     pending_extend_tokens: int = 0
     pending_pages: int = 0
     penalty_s: float = 0.0
-    lends_blocks: bool = True
+    layout: KvLayout | None = None
     tasks: frozenset[Task] = frozenset({Task.GENERATE})
 
     def can_run(self, request: RequestFacts) -> bool:
@@ -70,9 +71,23 @@ class WorkerFacts(Load):
         """Prefill work ahead of a new request."""
         return (self.waiting_extend_tokens + self.pending_extend_tokens) / self.extend_rate
 
-    def pull_s(self, tokens: int) -> float:
-        """Time to pull so many tokens' KV cache from another worker."""
-        size = tokens * self.kv_bytes_per_token
+    def pages(self, tokens: int, held: int = 0) -> int:
+        """Pages that the token after so many needs, less those of the first `held` tokens' whole blocks. What layers
+        with windows and states need is not less for that."""
+        whole = held // self.page_size
+        if self.layout is None or not self.layout.groups:
+            return -(-tokens // self.page_size) - whole
+        return self.layout.pages_for(tokens) - whole * self.layout.has_full
+
+    def kv_bytes(self, tokens: int, held: int = 0) -> int:
+        """Of what the token after so many needs, to who has the first `held`."""
+        if self.layout is None or not self.layout.groups:
+            return (tokens - held) * self.kv_bytes_per_token
+        return self.pages(tokens, held) * self.page_size * self.kv_bytes_per_token
+
+    def pull_s(self, tokens: int, held: int = 0) -> float:
+        """Time to pull so many tokens' KV cache from another worker, but for the first `held`."""
+        size = self.kv_bytes(tokens, held)
         return (self.pull_wait_s or PRIOR_PULL_WAIT_S) + size / _rate(self.pull_bytes_per_s, PRIOR_PULL_BYTES_PER_S)
 
     def restore_s(self, tier: Tier, tokens: int) -> float:
@@ -83,7 +98,7 @@ class WorkerFacts(Load):
         }[tier]
         if not rate:
             wait_s, rate = PRIOR_RESTORE[tier]
-        return wait_s + tokens * self.kv_bytes_per_token / max(LEAST_RATE, rate)
+        return wait_s + self.kv_bytes(tokens) / max(LEAST_RATE, rate)
 
     @property
     def step_s(self) -> float:

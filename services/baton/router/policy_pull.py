@@ -34,7 +34,7 @@ class Holders:
         self._best: dict[tuple[str, str], list[tuple[int, WorkerFacts]]] = defaultdict(list)
         for worker in fleet:
             held = cached_tokens.get(worker.worker_id, 0)
-            if held and worker.lends_blocks and worker.transport and worker.worker_id not in request.failed:
+            if held and worker.transport and worker.worker_id not in request.failed:
                 self._best[worker.fingerprint, worker.transport].append((held, worker))
         for holders in self._best.values():
             holders.sort(key=lambda item: (-item[0], item[1].penalty_s, item[1].requests, item[1].worker_id))
@@ -45,11 +45,11 @@ class Holders:
         best, most_s = None, 0.0
         for held, source in self._best.get((worker.fingerprint, worker.transport), ()):
             end = min(held, self._request.tokens - 1) // worker.page_size * worker.page_size
-            lacking = end - cached // worker.page_size * worker.page_size
-            if source.worker_id == worker.worker_id or lacking <= 0:
+            here = cached // worker.page_size * worker.page_size
+            if source.worker_id == worker.worker_id or end <= here:
                 continue
-            seconds = worker.pull_s(lacking) + source.penalty_s
-            saved_s = lacking / worker.extend_rate - seconds
+            seconds = worker.pull_s(end, here) + source.penalty_s
+            saved_s = (end - here) / worker.extend_rate - seconds
             if saved_s > most_s:
                 best, most_s = Pull(source.worker_id, end, seconds, saved_s), saved_s
         return best

@@ -20,6 +20,7 @@ import structlog
 import torch
 
 from baton.core.attempt import Attempt
+from baton.core.layout import KvLayout
 from baton.core.tiers import Tier
 from baton.engine.api import EngineLoad, EngineRequest, HandoffListener, Loan, Reserved, StepEngine, StepOutput
 
@@ -100,10 +101,10 @@ class MirroredListener:
 class MirroredEngine:
     """`engine`, whose pool is mirrored, as one whose pool is in the host's memory. See StepEngine for all methods."""
 
-    def __init__(self, engine: StepEngine, mirror: PoolMirror, page_size: int) -> None:
+    def __init__(self, engine: StepEngine, mirror: PoolMirror, layout: KvLayout) -> None:
         self._engine = engine
         self._mirror = mirror
-        self._page_size = page_size
+        self._layout = layout
         self._reserved: dict[Attempt, Reserved] = {}  # the agent may be filling their pages
 
     def submit(self, request: EngineRequest) -> None:
@@ -171,7 +172,8 @@ class MirroredEngine:
         reserved = self._reserved.pop(attempt, None)
         if reserved is None:
             return
-        filled = len(reserved.page_ids) if tokens is None else max(0, tokens // self._page_size - reserved.first_page)
+        pages = self._layout.pages_for(tokens or 0)
+        filled = len(reserved.page_ids) if tokens is None else max(0, pages - reserved.first_page)
         self._mirror.up(reserved.page_ids[:filled])
 
 
