@@ -29,6 +29,15 @@ _LATENT = {
     "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 32, "v_head_dim": 24, "num_key_value_heads": 4,
     "head_dim": 32,
 }  # fmt: skip
+_DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+}  # fmt: skip
+_GRANITE_4 = {
+    "num_hidden_layers": 3, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 16, "attention_multiplier": 0.3,
+    "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 2.0, "shared_intermediate_size": 80,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 
 
 def _longrope(pairs: int) -> dict[str, Any]:
@@ -157,6 +166,43 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_d_state": 16, "mamba_d_head": "auto",
         },
     ),
+    "lfm 2 moe": (
+        "lfm2_moe",
+        {
+            "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_experts": 6,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_dense_layers": 1, "routed_scaling_factor": 1.5,
+        },
+    ),
+    "granite 4": (
+        "granitemoehybrid",
+        {
+            **_GRANITE_4, "layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "granite 4 dense": (
+        "granitemoehybrid",
+        {
+            **_GRANITE_4, "layer_types": ["mamba", "attention", "attention"], "num_local_experts": 0,
+            "position_embedding_type": "rope",
+        },
+    ),
+    "qwen3 next": (
+        "qwen3_next",
+        {
+            **_DELTA, "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2,
+            "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 80, "mlp_only_layers": [1],
+        },
+    ),
+    "qwen 3.5": ("qwen3_5_text", {**_DELTA, "layer_types": ["full_attention", "linear_attention"]}),
+    "qwen 3.5 moe": (
+        "qwen3_5_moe_text",
+        {
+            **_DELTA, "layer_types": ["linear_attention", "full_attention"], "num_experts": 6, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80,
+        },
+    ),
     "cohere 2": ("cohere2", {"num_hidden_layers": 4, "sliding_window": 20}),
 }  # fmt: skip
 
@@ -171,6 +217,9 @@ class Checkpoint:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(made).eval().requires_grad_(False)
         randomize(model)
+        for weight_name, weight in model.named_parameters():
+            if weight_name.endswith("A_log"):
+                weight -= 3.0  # else states are forgotten within a few tokens
         self._save(folder, model)
 
     @classmethod

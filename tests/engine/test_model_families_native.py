@@ -155,6 +155,9 @@ BROKEN = {
     "deepseek v3": ("model.layers.1.mlp.gate.e_score_correction_bias", [8]),
     "lfm 2": ("model.layers.1.conv.conv.weight", [64, 1, 4]),
     "bamba": ("model.layers.2.mamba.A_log", [4]),
+    "granite 4": ("model.layers.1.block_sparse_moe.input_linear.weight", [6, 192, 64]),
+    "qwen3 next": ("model.layers.0.linear_attn.in_proj_qkvz.weight", [256, 64]),
+    "qwen 3.5 moe": ("model.layers.1.self_attn.q_proj.weight", [128, 64]),
 }
 
 
@@ -191,14 +194,17 @@ def test_text_part_of_a_model_that_sees(tmp_path, body: str, head: str) -> None:
     close(got, made.logits(tokens))
 
 
-@pytest.mark.parametrize("family", ["olmo 2", "nemotron", "mixtral", "deepseek v3", "lfm 2", "bamba"])
+@pytest.mark.parametrize("family", ["olmo 2", "nemotron", "mixtral", "deepseek v3", "qwen3 next"])
 def test_what_cannot_be_deterministic_says_so(tmp_path, family: str) -> None:
     made = Checkpoint(tmp_path, family)
     with pytest.raises(ConfigError, match=r"deterministic = true (is not to be had for|needs Baton's kernels)"):
         TorchModelRunner.load(made.folder, deterministic=True)
 
 
-@pytest.mark.parametrize("family", ["phi 4 mini", "gemma 2", "qwen2 moe", "gpt-oss", "deepseek v3", "lfm 2", "bamba"])
+@pytest.mark.parametrize(
+    "family",
+    ["phi 4 mini", "gemma 2", "qwen2 moe", "gpt-oss", "deepseek v3", "lfm 2", "bamba", "granite 4", "qwen3 next"],
+)
 def test_quantized_at_load(tmp_path, family: str) -> None:
     """Weights of 8 bits, experts too: nearly the logits of the whole ones."""
     made = Checkpoint(tmp_path, family)
@@ -209,7 +215,7 @@ def test_quantized_at_load(tmp_path, family: str) -> None:
     assert (got - exact).abs().median() < 0.1 * exact.std()
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2 moe", "gpt-oss", "llama 4", "deepseek v3"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2 moe", "gpt-oss", "llama 4", "deepseek v3", "granite 4"])
 def test_experts_all_at_once(tmp_path, monkeypatch, family: str) -> None:
     """As on a GPU: by grouped products."""
     made = Checkpoint(tmp_path, family)

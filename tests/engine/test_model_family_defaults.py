@@ -18,6 +18,12 @@ SIZES = {
     "num_attention_heads": 32, "num_experts": 16, "num_local_experts": 16, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
 }  # fmt: skip
+# Keys without which no layer would attend.
+ATTENDING = {
+    "BambaForCausalLM": {"attn_layer_indices": [1, 5]},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 4},
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"] * 4},
+}
 # What transformers 4 wrote, and wrote otherwise than transformers 5.
 OLD = {
     "LlamaForCausalLM": {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
@@ -42,18 +48,17 @@ OLD = {
         },
     },
 }  # fmt: skip
+STATEFUL = ("conv", "mamba", "linear_attention")
 CASES = [(name, {}) for name, family in FAMILIES.items() if family.model_type != "mimo"] + list(OLD.items())
 
 
 @pytest.mark.parametrize(("architecture", "fields"), CASES, ids=[f"{n} {'old' if f else ''}" for n, f in CASES])
 def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -> None:
     family = FAMILIES[architecture]
-    raw = {**SIZES, **fields, "architectures": [architecture]}
+    raw = {**SIZES, **ATTENDING.get(architecture, {}), **fields, "architectures": [architecture]}
     if family.latent or architecture == "Glm4MoeForCausalLM":
         raw["n_routed_experts"] = 16
         raw["num_experts_per_tok"] = 4
-    if family.mamba2:
-        raw["attn_layer_indices"] = [1, 5]
     if architecture == "HeliumForCausalLM":  # its default, 20, divides few numbers of heads
         raw["num_key_value_heads"] = 4
     (tmp_path / "config.json").write_text(json.dumps(raw))
@@ -67,6 +72,15 @@ def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -
         assert ours.kv_heads == (theirs.num_key_value_heads or 32)
         assert ours.head_dim == (getattr(theirs, "head_dim", None) or 256 // 32)
     assert ours.qkv_bias == getattr(theirs, "attention_bias", getattr(theirs, str(family.qkv_bias), family.qkv_bias))
+    assert ours.stateful == tuple(layer for layer, kind in enumerate(kinds_of(theirs)) if kind in STATEFUL)
+    delta = ours.gated_delta
+    if delta is not None:
+        assert (delta.key_heads, delta.value_heads) == (theirs.linear_num_key_heads, theirs.linear_num_value_heads)
+        assert (delta.key_dim, delta.value_dim) == (theirs.linear_key_head_dim, theirs.linear_value_head_dim)
+        assert delta.width == theirs.linear_conv_kernel_dim
+    if ours.mamba2 is not None:
+        mamba = (theirs.mamba_n_heads, theirs.mamba_d_head, theirs.mamba_n_groups, theirs.mamba_d_state)
+        assert (ours.mamba2.heads, ours.mamba2.head_dim, ours.mamba2.groups, ours.mamba2.state) == mamba
     assert ours.windows == tuple(window_of(theirs, layer) for layer in range(LAYERS))
     for layer, rope in enumerate(ours.ropes):
         expected = theirs.rope_parameters
@@ -79,6 +93,10 @@ def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -
         if rope.kind in ("linear", "llama3"):
             assert rope.factor == expected["factor"]
     assert ours.context_tokens == max(theirs.max_position_embeddings, *(rope.context_tokens for rope in ours.ropes))
+
+
+def kinds_of(theirs: Any) -> list[str]:
+    return getattr(theirs, "layer_types", None) or getattr(theirs, "layers_block_type", [])
 
 
 def window_of(theirs: Any, layer: int) -> Window:

@@ -13,6 +13,7 @@ from typing import Any
 
 from baton.core.errors import CheckpointError
 from baton.engine.attention import Window
+from baton.engine.model.delta_config import GatedDeltaConfig, gated_delta_of
 from baton.engine.model.families import FAMILIES
 from baton.engine.model.family import Family, Names, NormKind
 from baton.engine.model.fields import Fields
@@ -96,13 +97,20 @@ class DecoderConfig:
     latent: LatentConfig | None = None
     conv: ConvConfig | None = None
     mamba2: Mamba2Config | None = None
+    gated_delta: GatedDeltaConfig | None = None
+    gated_attention: bool = False
+    stateful_names: Names | None = None  # of layers that keep a state, where these call things otherwise
     dtype: str | None = None
 
     @property
     def stateful(self) -> tuple[int, ...]:
         """Layers that keep a state of constant size instead of K and V."""
-        mixer = self.mamba2 or self.conv
+        mixer = self.mamba2 or self.conv or self.gated_delta
         return () if mixer is None else mixer.layers
+
+    def names_of(self, layer: int) -> Names:
+        """What a layer calls its tensors."""
+        return self.stateful_names if self.stateful_names and layer in self.stateful else self.names
 
     @property
     def rotary_dim(self) -> int:
@@ -192,6 +200,9 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
         latent=latent,
         conv=conv_of(fields, layers) if family.convolves else None,
         mamba2=mamba2_of(fields, layers, hidden_size) if family.mamba2 else None,
+        gated_delta=gated_delta_of(fields, layers, heads, hidden_size) if family.gated_delta else None,
+        gated_attention=family.gated_attention,
+        stateful_names=family.stateful_names,
         dtype=str(dtype).removeprefix("torch.") if dtype else None,
     )
 

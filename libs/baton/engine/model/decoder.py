@@ -136,7 +136,7 @@ class Decoder:
         self._attention.write(index, k_TKD, v_TKD)
         if on_layer is not None:
             on_layer(index)
-        return layer.heads.attended(self._attention.run(index, q_THD, k_TKD, v_TKD))
+        return layer.heads.attended(self._attention.run(index, q_THD, k_TKD, v_TKD), normed_TE)
 
     def _mix(
         self, index: int, mixer: StateMixer, normed_TE: torch.Tensor, on_layer: Callable[[int], None] | None

@@ -33,7 +33,7 @@ class ExpertLoader:
         router = [self._named(names.router)]
         weight, bias = self._matrices.dense_parts(router, [moe.experts], hidden, moe.mixture.router_bias)
         correction = shared_gate = shared = None
-        if names.correction is not None:
+        if names.correction is not None and moe.corrected:
             correction = self._reader.one(self._named(names.correction), (moe.experts,)).float()
         if moe.shared_size:
             shared = self._mlp(names.shared_gate_up, names.shared_down, moe.shared_size, False)
@@ -45,17 +45,20 @@ class ExpertLoader:
 
     def _mlps(self) -> ExpertMlps:
         moe, names, hidden = self._moe, self._moe.mixture.names, self._config.hidden_size
-        stacked, grouped = "{}" not in names.down, self._reader.device.type in GROUPED_DEVICES
-        if not stacked and not grouped:
+        whole, grouped = self._whole(), self._reader.device.type in GROUPED_DEVICES
+        if whole is None and "{}" in names.down and not grouped:
             bias = moe.mixture.expert_bias
             every = [([name.format(i) for name in names.gate_up], names.down.format(i)) for i in range(moe.experts)]
             return LoopedMlps(tuple(self._mlp(gate_up, down, moe.size, bias) for gate_up, down in every))
-        read = self._stacked_parts if stacked else self._gathered_parts
-        gate_up = read([self._named(name) for name in names.gate_up], 2 * moe.size, hidden)
+        read = self._gathered_parts if "{}" in names.down else self._stacked_parts
+        into, out = names.gate_up, names.down
+        if whole is not None:
+            read, into, out = self._whole_parts, whole[:1], whole[1]
+        gate_up = read([self._named(name) for name in into], 2 * moe.size, hidden)
         if moe.mixture.interleaved:
             for each in gate_up:
                 _gates_first(each)
-        down = read([self._named(names.down)], hidden, moe.size)
+        down = read([self._named(out)], hidden, moe.size)
         if grouped:
             return expert_mlps(self._matrices, gate_up, down)
         make = self._matrices.product
@@ -66,6 +69,16 @@ class ExpertLoader:
 
     def _named(self, name: str) -> str:
         return f"{self._prefix}.{name}"
+
+    def _whole(self) -> tuple[str, str] | None:
+        """Names by which the checkpoint has all experts at once, outputs before inputs; None: it has them otherwise."""
+        names = self._moe.mixture.names
+        there = names.whole is not None and self._named(names.whole[0]) in self._reader.entries
+        return names.whole if there or not names.gate_up else None
+
+    def _whole_parts(self, names: Sequence[str], outs: int, fan_in: int) -> list[Part]:
+        """Of each expert, which the checkpoint has in one tensor: weight [outs, fan_in], and bias."""
+        return [(weight, None) for weight in self._reader.one(names[0], (self._moe.experts, outs, fan_in))]
 
     def _gathered_parts(self, names: Sequence[str], outs: int, fan_in: int) -> list[Part]:
         """Of each expert, which the checkpoint has one by one: weight [outs, fan_in], and bias."""

@@ -40,7 +40,7 @@ class Router:
         chosen_TA = choice_TN.topk(routing.active, dim=-1).indices
         weights_TA = scores_TN.gather(1, chosen_TA)
         if routing.normalized:
-            weights_TA = weights_TA / (weights_TA.sum(-1, keepdim=True) + 1e-20)
+            weights_TA = weights_TA / (weights_TA.sum(-1, keepdim=True) + routing.least_sum)
         return chosen_TA, weights_TA * routing.scale
 
     def _of_best_groups(self, choice_TN: torch.Tensor) -> torch.Tensor:

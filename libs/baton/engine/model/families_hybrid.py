@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from baton.engine.model.family import Family, Names
+from baton.engine.model.families_dense import DENSE
+from baton.engine.model.family import ExpertNames, Family, Mixture, Names
 
 LFM2 = Family(
     model_type="lfm2",
@@ -31,6 +33,29 @@ LFM2 = Family(
     convolves=True,
     adjusts_mlp=True,
 )  # fmt: skip
+_ADJUSTING = ("block_multiple_of", "block_ffn_dim_multiplier", "block_auto_adjust_ff_dim", "full_attn_idxs")
+LFM2_MOE = replace(
+    LFM2,
+    model_type="lfm2_moe",
+    defaults={
+        **{key: value for key, value in LFM2.defaults.items() if key not in _ADJUSTING}, "num_dense_layers": 2,
+        "num_experts_per_tok": 4, "use_expert_bias": True, "norm_topk_prob": True, "routed_scaling_factor": 1.0,
+    },
+    adjusts_mlp=False,
+    mixture=Mixture(
+        names=ExpertNames(
+            router="feed_forward.gate",
+            correction="feed_forward.expert_bias",
+            gate_up=("feed_forward.experts.{}.w1", "feed_forward.experts.{}.w3"),
+            down="feed_forward.experts.{}.w2",
+        ),
+        layers="first",
+        dense_count_key="num_dense_layers",
+        sigmoid=True,
+        corrected="use_expert_bias",
+        least_sum=1e-6,
+    ),
+)  # fmt: skip
 BAMBA = Family(
     model_type="bamba",
     names=Names(
@@ -51,4 +76,43 @@ BAMBA = Family(
     mlp_bias="mlp_bias",
     mamba2=True,
 )  # fmt: skip
-HYBRID: Mapping[str, Family] = {"Lfm2ForCausalLM": LFM2, "BambaForCausalLM": BAMBA}
+GRANITE_HYBRID = replace(
+    DENSE["GraniteForCausalLM"],
+    model_type="granitemoehybrid",
+    names=Names(
+        gate_up=("shared_mlp.input_linear",),
+        down="shared_mlp.output_linear",
+        conv_in="mamba.in_proj",
+        conv="mamba.conv1d",
+        conv_out="mamba.out_proj",
+    ),
+    defaults={
+        **DENSE["GraniteForCausalLM"].defaults, "layer_types": None, "position_embedding_type": None,
+        "num_experts_per_tok": 2, "mamba_n_heads": 128, "mamba_d_head": "auto", "mamba_n_groups": 1,
+        "mamba_d_state": 256, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_conv_bias": True, "mamba_proj_bias": False,
+        "time_step_limit": None, "shared_intermediate_size": 1024,
+    },
+    mlp_bias=False,
+    mamba2=True,
+    rope_layers="asked",
+    mixture=Mixture(
+        names=ExpertNames(
+            router="block_sparse_moe.router.layer",
+            gate_up=(),
+            whole=("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+            shared_gate_up=("shared_mlp.input_linear",),
+            shared_down="shared_mlp.output_linear",
+        ),
+        experts_keys=("num_local_experts",),
+        size_key="intermediate_size",
+        dense_size_key="shared_intermediate_size",
+        shared_size_key="shared_intermediate_size",
+        normalized=True,
+    ),
+)  # fmt: skip
+HYBRID: Mapping[str, Family] = {
+    "Lfm2ForCausalLM": LFM2,
+    "Lfm2MoeForCausalLM": LFM2_MOE,
+    "BambaForCausalLM": BAMBA,
+    "GraniteMoeHybridForCausalLM": GRANITE_HYBRID,
+}

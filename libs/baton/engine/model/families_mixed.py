@@ -9,6 +9,11 @@ from baton.engine.model.families_dense import MISTRAL, QWEN2
 from baton.engine.model.family import ExpertNames, Family, Mixture, Names, NormKind
 
 _QWEN_MOE = Mixture(layers="step")
+SHARED_QWEN_MOE = replace(
+    _QWEN_MOE,
+    names=ExpertNames(shared_gate="mlp.shared_expert_gate"),
+    shared_size_key="shared_expert_intermediate_size",
+)
 _SHARED_EXPERTS = ExpertNames(
     shared_gate_up=("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
     shared_down="mlp.shared_experts.down_proj",
@@ -55,11 +60,7 @@ MIXED: Mapping[str, Family] = {
         },
         qkv_bias="qkv_bias",
         sliding="layer_types",
-        mixture=replace(
-            _QWEN_MOE,
-            names=ExpertNames(shared_gate="mlp.shared_expert_gate"),
-            shared_size_key="shared_expert_intermediate_size",
-        ),
+        mixture=SHARED_QWEN_MOE,
     ),
     "Qwen3MoeForCausalLM": replace(
         QWEN2,

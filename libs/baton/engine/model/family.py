@@ -16,7 +16,8 @@ class Names:
     """What a checkpoint calls its tensors; those of a layer stand under `layer`. None: the family has no such tensor.
 
     One name for several parts (`qkv`, `gate_up`): the checkpoint has them in one matrix, in that order. Those of latent
-    attention stand from `q_down` to `kv_up`.
+    attention stand from `q_down` to `kv_up`, those of gated deltas from `delta_in` on; of these, what is in one matrix
+    stands there by head of keys.
     """
 
     embedding: str = "model.embed_tokens"
@@ -39,6 +40,11 @@ class Names:
     conv_in: str = "conv.in_proj"
     conv: str = "conv.conv"
     conv_out: str = "conv.out_proj"
+    delta_in: tuple[str, ...] = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")
+    delta_rates: tuple[str, ...] = ("linear_attn.in_proj_b", "linear_attn.in_proj_a")
+    delta_conv: tuple[str, ...] = ("linear_attn.conv1d",)
+    delta_norm: str = "linear_attn.norm"
+    delta_out: str = "linear_attn.out_proj"
     attention_norm: str | None = "input_layernorm"
     attention_post_norm: str | None = None
     mlp_norm: str | None = "post_attention_layernorm"
@@ -49,13 +55,16 @@ class Names:
 class ExpertNames:
     """What a checkpoint calls the tensors of a mixture of experts, under its layer; `{}` is the expert's number.
 
-    Names of experts without a number: the checkpoint has all experts in one tensor, inputs before outputs.
+    Names of experts without a number: the checkpoint has all experts in one tensor, inputs before outputs. So it may
+    have by the names `whole`, of gates and ups and of downs, outputs before inputs: where these are there, or where
+    there are no others.
     """
 
     router: str = "mlp.gate"
     correction: str | None = None
     gate_up: tuple[str, ...] = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj")
     down: str = "mlp.experts.{}.down_proj"
+    whole: tuple[str, str] | None = None
     shared_gate_up: tuple[str, ...] = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")
     shared_down: str = "mlp.shared_expert.down_proj"
     shared_gate: str | None = None
@@ -73,10 +82,13 @@ class Mixture:
     shared_size_key: str | None = None  # of the shared expert
     shared_count_key: str | None = None  # of shared experts, which are one, that many times as large
     # Which layers: all; step: each `decoder_sparse_step`th but `mlp_only_layers`; first: all after the
-    # `first_k_dense_replace` first; listed: `moe_layers`, or each `interleave_moe_layer_step`th; typed:
+    # `dense_count_key` first; listed: `moe_layers`, or each `interleave_moe_layer_step`th; typed:
     # those that `mlp_layer_types` calls sparse, or all but the first
     layers: str = "all"
+    dense_count_key: str = "first_k_dense_replace"
     sigmoid: bool = False  # scores of their own instead of shares
+    corrected: bool | str = True  # where there is a name for what corrects scores
+    least_sum: float = 1e-20  # is added to what scores are normalized by
     normalized: bool | str = "norm_topk_prob"
     group_judges: int = 0  # experts that a group is judged by; 0: there are no groups
     router_bias: bool = False
@@ -128,12 +140,16 @@ class Family:
     sliding: str = "never"
     local_rope: bool = False  # sliding layers rotate by `rope_local_base_freq` (else by `rope_theta`), unscaled
     # Which layers rotate: all; sliding: those that slide; sliding_if_any: these, or all where none slides; listed: as
-    # `no_rope_layers` says, else all but each `no_rope_layer_interval`th
+    # `no_rope_layers` says, else all but each `no_rope_layer_interval`th; asked: all, if `position_embedding_type` is
+    # rope; based: all, if `rope_theta` is not null
     rope_layers: str = "all"
     sinks: str | None = None  # name of the layer's attention sinks
     latent: bool = False  # multi-head latent attention
     convolves: bool = False  # layers that `layer_types` calls conv, or `full_attn_idxs` lacks: gated short convolutions
     mamba2: bool = False  # layers that are not among `attn_layer_indices`: Mamba2's mixers
+    gated_delta: bool = False  # layers that `layer_types` calls linear_attention: gated deltas
+    gated_attention: bool = False  # queries come with gates for what is attended to, head by head
+    stateful_names: Names | None = None  # of layers that keep a state, where these call things otherwise
     adjusts_mlp: bool = False  # the intermediate size is two thirds of what it says, if `block_auto_adjust_ff_dim`
     mixture: Mixture | None = None
     refused: tuple[str, ...] = ()  # keys for what this decoder does not do: they must be absent, null or false

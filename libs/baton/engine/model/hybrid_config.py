@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from baton.core.errors import CheckpointError
 from baton.engine.model.fields import Fields
 
+FULL, LINEAR = "full_attention", "linear_attention"
+_OLD_KINDS = {"attention": FULL, "mamba": LINEAR}  # as transformers 4 called them
+
 
 @dataclass(frozen=True, slots=True)
 class ConvConfig:
@@ -43,15 +46,13 @@ class Mamba2Config:
 
 def conv_of(fields: Fields, layers: int) -> ConvConfig | None:
     """Of a family with short convolutions; None where all layers attend."""
-    kinds, attending = fields.get("layer_types"), fields.get("full_attn_idxs")
+    kinds, attending = layer_kinds(fields, layers, "conv"), fields.get("full_attn_idxs")
+    if kinds is None and not fields.listens("full_attn_idxs"):
+        raise CheckpointError("layer_types is missing")
     if kinds is None:
         attends = [attending is None or layer in attending for layer in range(layers)]
-        kinds = ["full_attention" if each else "conv" for each in attends]
-    if len(kinds) != layers or not set(kinds) <= {"full_attention", "conv"}:
-        raise CheckpointError(
-            f"layer_types must name full_attention or conv for each of the {layers} layers; it is {kinds}"
-        )
-    if "full_attention" not in kinds:
+        kinds = [FULL if each else "conv" for each in attends]
+    if FULL not in kinds:
         raise CheckpointError("no layer attends, which is not supported")
     width = fields.size("conv_L_cache")
     if width < 2:
@@ -60,11 +61,28 @@ def conv_of(fields: Fields, layers: int) -> ConvConfig | None:
     return ConvConfig(width, fields.told("conv_bias"), conv) if conv else None
 
 
-def mamba2_of(fields: Fields, layers: int, hidden_size: int) -> Mamba2Config:
-    """Of a family with Mamba2's mixers in all layers that do not attend."""
-    attending = fields.get("attn_layer_indices") or ()
+def layer_kinds(fields: Fields, layers: int, stateful: str) -> list[str] | None:
+    """What `layer_types` calls each layer, `stateful` or full_attention; None where it does not say."""
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        return None
+    kinds = [_OLD_KINDS.get(kind, kind) for kind in kinds]
+    if len(kinds) != layers or not set(kinds) <= {FULL, stateful}:
+        raise CheckpointError(
+            f"layer_types must name {FULL} or {stateful} for each of the {layers} layers; it is {kinds}"
+        )
+    return kinds
+
+
+def mamba2_of(fields: Fields, layers: int, hidden_size: int) -> Mamba2Config | None:
+    """Of a family with Mamba2's mixers in all layers that do not attend; None where all do."""
+    kinds, attending = layer_kinds(fields, layers, LINEAR), fields.get("attn_layer_indices") or ()
+    if kinds is not None:
+        attending = [layer for layer, kind in enumerate(kinds) if kind == FULL]
     if not attending:
         raise CheckpointError("no layer attends, which is not supported")
+    if len(attending) == layers:
+        return None
     heads, inner = fields.size("mamba_n_heads"), fields.size("mamba_expand") * hidden_size
     head_dim = inner // heads if fields.get("mamba_d_head") == "auto" else fields.size("mamba_d_head")
     groups, width = fields.size("mamba_n_groups"), fields.size("mamba_d_conv")

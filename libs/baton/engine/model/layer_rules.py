@@ -83,18 +83,28 @@ def ropes_of(family: Family, fields: Fields, windows: tuple[Window, ...], head_d
     by_kind = {key: value or {} for key, value in raw.items() if key in ("full_attention", "sliding_attention")}
     if by_kind and not family.local_rope:
         raise CheckpointError("rope_parameters differ by layer type; this architecture has one rotation for all layers")
-    theta = fields.number("rope_theta")
+    rotates = _rotates(family, fields, raw)
+    theta = fields.number("rope_theta", None if rotates else 1.0)
     full = _rope(fields, by_kind.get("full_attention", {} if by_kind else raw), theta, head_dim)
     slides = full
     if family.local_rope:
         local = by_kind.get("sliding_attention", {})
         slides = _rope(fields, local, fields.number("rope_local_base_freq", theta), head_dim)
     still = replace(full, part=0.0)
+    if not rotates:
+        return (still,) * len(windows)
     if family.rope_layers == "listed":
         return tuple(full if rotates else still for rotates in _rotating_layers(fields, len(windows)))
     if family.rope_layers == "sliding" or (family.rope_layers == "sliding_if_any" and any(windows)):
         full = still
     return tuple(full if window is None else slides for window in windows)
+
+
+def _rotates(family: Family, fields: Fields, raw: Mapping[str, Any]) -> bool:
+    """Whether any layer does."""
+    if family.rope_layers == "asked":
+        return bool(fields.get("position_embedding_type") == "rope")
+    return family.rope_layers != "based" or None not in (fields.get("rope_theta"), raw.get("rope_theta", 1.0))
 
 
 def _rope(fields: Fields, raw: Mapping[str, Any], theta: float, head_dim: int) -> Rope:

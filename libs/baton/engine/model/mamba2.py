@@ -3,8 +3,8 @@
     gate, xbc, dt = in(input)      x, b, c = silu(short convolution of xbc)      d = softplus(dt + bias)
     h[t] = exp(d A) h[t - 1] + d x[t] b[t]^T      y[t] = h[t] c[t] + D x[t]      output: norm(y * silu(gate))
 
-The recurrence is in float32. Several tokens of a row go in chunks, each as a few matrix products: what its tokens tell
-each other, and what the state before tells them. Its output matrix is the layer's. Its state is `h`, and what the
+The recurrence is in float32. Several tokens of a row go in chunks: what its tokens tell each other, and what the state
+before tells them. Its output matrix is the layer's. Its state is `h`, and what the
 convolution needs of the tokens before.
 
     T  tokens of all rows    R  rows    H  heads    P  size of a head    G  groups of heads    N  size of a state
@@ -14,7 +14,6 @@ convolution needs of the tokens before.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +21,9 @@ import torch.nn.functional as F
 from baton.engine.model.hybrid_config import Mamba2Config
 from baton.engine.model.pointwise import Norm, normalize
 from baton.engine.model.projection import Projection
+from baton.engine.model.recurrence import left_of, recur
 from baton.engine.model.short_conv import conv_state, convolve
 from baton.engine.state_store import StatePart, StateStore
-from baton.engine.transfer import indices
-
-_CHUNK = 64
 
 
 def mamba2_state(config: Mamba2Config, dtype: torch.dtype) -> tuple[StatePart, ...]:
@@ -66,7 +63,7 @@ class Mamba2:
             step_TH=step_TH,
             decay_TH=step_TH * self.a_H,
         )
-        y_THP = recur(inputs, state_RHPN, states.rows.q_lens)
+        y_THP = scan(inputs, state_RHPN, states.rows.q_lens)
         states.write(layer, (conv_RPC, state_RHPN))
         y_TI = (y_THP + inputs.x_THP * self.d_H[:, None]).flatten(1).to(x_TE.dtype)
         return self._normed(y_TI.float() * F.silu(gate_TI.float()), x_TE.dtype)
@@ -97,19 +94,10 @@ class _Inputs:
                        self.decay_TH[where])  # fmt: skip
 
 
-def recur(inputs: _Inputs, state_RHPN: torch.Tensor, q_lens: list[int]) -> torch.Tensor:
+def scan(inputs: _Inputs, state_RHPN: torch.Tensor, q_lens: list[int]) -> torch.Tensor:
     """h[t] c[t] of all tokens, [T, H, P]. `state_RHPN` is brought from before each row's tokens to after them."""
     y_THP = torch.empty_like(inputs.x_THP)
-    starts = list(accumulate(q_lens, initial=0))
-    singles = [row for row, q_len in enumerate(q_lens) if q_len == 1]
-    if singles:
-        device = y_THP.device
-        at, of = indices([starts[row] for row in singles], device), indices(singles, device)
-        y_THP[at], state_RHPN[of] = _one_each(inputs.at(at), state_RHPN[of])
-    for row, q_len in enumerate(q_lens):
-        for start in range(starts[row], starts[row] + q_len, _CHUNK) if q_len > 1 else ():
-            chunk = slice(start, min(start + _CHUNK, starts[row] + q_len))
-            y_THP[chunk], state_RHPN[row] = _chunk(inputs.at(chunk), state_RHPN[row])
+    recur(inputs, state_RHPN, q_lens, y_THP, _one_each, _chunk)
     return y_THP
 
 
@@ -122,10 +110,7 @@ def _one_each(new: _Inputs, state_RHPN: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def _chunk(new: _Inputs, state_HPN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Some tokens of one row."""
-    total_HL = new.decay_TH.T.cumsum(1)
-    between_HLL = total_HL[:, :, None] - total_HL[:, None]
-    later = torch.ones(between_HLL.shape[1:], dtype=torch.bool, device=between_HLL.device).triu(1)
-    weight_HLL = between_HLL.masked_fill(later, float("-inf")).exp()
+    total_HL, weight_HLL = left_of(new.decay_TH)
     b_HLN, c_HLN = new.b_THN.transpose(0, 1), new.c_THN.transpose(0, 1)
     x_HLP = (new.x_THP * new.step_TH[..., None]).transpose(0, 1)
     y_HLP = (weight_HLL * (c_HLN @ b_HLN.transpose(1, 2))) @ x_HLP

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from baton.engine.model.config import DecoderConfig
+from baton.engine.model.gated_delta import GatedDelta, gated_delta_state
 from baton.engine.model.mamba2 import Mamba2, mamba2_state
 from baton.engine.model.short_conv import ShortConv, conv_state
 from baton.engine.state_store import StatePart
 
-StateMixer = ShortConv | Mamba2
+StateMixer = ShortConv | Mamba2 | GatedDelta
 
 
 def state_parts(config: DecoderConfig, dtype: torch.dtype) -> tuple[StatePart, ...]:
@@ -17,4 +18,6 @@ def state_parts(config: DecoderConfig, dtype: torch.dtype) -> tuple[StatePart, .
     does."""
     if config.mamba2 is not None:
         return mamba2_state(config.mamba2, dtype)
+    if config.gated_delta is not None:
+        return gated_delta_state(config.gated_delta, dtype)
     return () if config.conv is None else (conv_state(config.hidden_size, config.conv.width, dtype),)

@@ -15,7 +15,8 @@ class Routing:
 
     Scores are shares of all (softmax), or `sigmoid`s. Of `groups` of experts only the `active_groups` best are looked
     at, each judged by its `group_judges` best experts. Weights of the chosen are `normalized` to a sum of one, then
-    multiplied by `scale`. `weighs_input`: they weigh what an expert gets instead of what it makes.
+    multiplied by `scale`; `least_sum` is added to what they are divided by. `weighs_input`: they weigh what an expert
+    gets instead of what it makes.
     """
 
     active: int
@@ -24,25 +25,32 @@ class Routing:
     active_groups: int = 1
     group_judges: int = 1
     normalized: bool = False
+    least_sum: float = 1e-20
     scale: float = 1.0
     weighs_input: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MoeConfig:
-    """A mixture of experts. `layers`: those that have one; the others have an MLP. Sizes are intermediate sizes."""
+    """A mixture of experts. `layers`: those that have one; the others have an MLP. Sizes are intermediate sizes.
+    `corrected`: experts are chosen by scores to which a number of each expert is added."""
 
     mixture: Mixture
     layers: frozenset[int]
     experts: int
     size: int
     shared_size: int  # 0: there is no shared expert
+    corrected: bool
     routing: Routing
 
 
-def moe_of(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig:
+def moe_of(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig | None:
+    """None where there are no experts."""
     named = [key for key in mixture.experts_keys if key in fields.raw]
-    experts, size = fields.size((named or mixture.experts_keys)[0]), fields.size(mixture.size_key)
+    experts_key = (named or mixture.experts_keys)[0]
+    if fields.raw.get(experts_key) == 0:
+        return None
+    experts, size = fields.size(experts_key), fields.size(mixture.size_key)
     grouped = mixture.group_judges and fields.get("topk_method") != "greedy"
     groups = fields.size("n_group", 1) if grouped else 1
     routing = Routing(
@@ -52,6 +60,7 @@ def moe_of(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig:
         active_groups=fields.size("topk_group", groups) if groups > 1 else 1,
         group_judges=mixture.group_judges,
         normalized=fields.told(mixture.normalized),
+        least_sum=mixture.least_sum,
         scale=fields.number("routed_scaling_factor", 1),
         weighs_input=mixture.weighs_input,
     )
@@ -64,12 +73,20 @@ def moe_of(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig:
         shared_size = fields.size(mixture.shared_size_key)
     elif mixture.shared_count_key is not None and fields.get(mixture.shared_count_key):
         shared_size = size * fields.size(mixture.shared_count_key)
-    return MoeConfig(mixture, _moe_layers(mixture, fields, layers), experts, size, shared_size, routing)
+    return MoeConfig(
+        mixture=mixture,
+        layers=_moe_layers(mixture, fields, layers),
+        experts=experts,
+        size=size,
+        shared_size=shared_size,
+        corrected=mixture.names.correction is not None and fields.told(mixture.corrected),
+        routing=routing,
+    )
 
 
 def _moe_layers(mixture: Mixture, fields: Fields, layers: int) -> frozenset[int]:
     if mixture.layers == "first":
-        return frozenset(range(int(fields.get("first_k_dense_replace")), layers))
+        return frozenset(range(int(fields.get(mixture.dense_count_key)), layers))
     if mixture.layers == "typed":
         kinds = fields.get("mlp_layer_types") or ["dense"] + ["sparse"] * (layers - 1)
         return frozenset(layer for layer, kind in enumerate(kinds) if kind == "sparse")

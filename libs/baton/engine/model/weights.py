@@ -22,16 +22,14 @@ from baton.engine.model.expert_weights import ExpertLoader
 from baton.engine.model.experts import Experts
 from baton.engine.model.files import TensorEntry, read_config, tensor_entries
 from baton.engine.model.heads import AttentionHeads, LatentHeads, SplitHeads
-from baton.engine.model.hybrid_config import ConvConfig, Mamba2Config
-from baton.engine.model.mamba2 import Mamba2
-from baton.engine.model.matrices import Matrices, Matrix, by_outputs
+from baton.engine.model.matrices import Matrices, Matrix, by_outputs, picked
+from baton.engine.model.mixer_weights import MixerLoader
 from baton.engine.model.mixers import StateMixer
 from baton.engine.model.pointwise import Norm
 from baton.engine.model.projection import PLAIN, Mlp, Products, Projection
 from baton.engine.model.quantized.matrix import QuantizedMatrix
 from baton.engine.model.quantized.scheme import scheme_of
 from baton.engine.model.rope import head_order
-from baton.engine.model.short_conv import ShortConv
 from baton.engine.model.tensors import STORED_DTYPES, Progress, TensorReader
 from baton.models.gguf.config import METHOD as GGUF
 
@@ -185,7 +183,7 @@ class _Loader:
 
     @torch.inference_mode()
     def _layer(self, layer: int) -> LayerWeights:
-        config, names, hidden = self._config, self._config.names, self._config.hidden_size
+        config, names, hidden = self._config, self._config.names_of(layer), self._config.hidden_size
         prefix = names.layer.format(layer)
         sinks = None
         if config.sinks is not None:
@@ -204,50 +202,20 @@ class _Loader:
         else:
             mlp = ExpertLoader(config, moe, self._matrices, prefix).experts()
         heads: AttentionHeads | StateMixer
-        output, output_bias = names.output, config.output_bias
-        if config.conv is not None and layer in config.conv.layers:
-            heads = self._short_conv(config.conv, prefix)
-            output, output_bias, attended = names.conv_out, config.conv.bias, hidden
-        elif config.mamba2 is not None and layer in config.mamba2.layers:
-            heads = self._mamba2(config.mamba2, prefix)
-            output, output_bias, attended = names.conv_out, config.mamba2.bias, config.mamba2.inner
+        if layer in config.stateful:
+            heads, output = MixerLoader(config, self._matrices, layer, prefix).mixer()
         else:
             heads = self._split_heads(layer, prefix) if latent is None else self._latent_heads(latent, layer, prefix)
+            output = self._matrices.linear([f"{prefix}.{names.output}"], [hidden], attended, config.output_bias)
         return LayerWeights(
             attention_norm=attention_norm,
             heads=heads,
             sinks_H=sinks,
-            output=self._matrices.linear([f"{prefix}.{output}"], [hidden], attended, output_bias),
+            output=output,
             attention_post_norm=attention_post_norm,
             mlp_norm=mlp_norm,
             mlp=mlp,
             mlp_post_norm=mlp_post_norm,
-        )
-
-    def _short_conv(self, conv: ConvConfig, prefix: str) -> ShortConv:
-        names, hidden = self._config.names, self._config.hidden_size
-        weight = self._reader.one(f"{prefix}.{names.conv}.weight", (hidden, 1, conv.width))
-        bias = self._reader.one(f"{prefix}.{names.conv}.bias", (hidden,)) if conv.bias else None
-        into = self._matrices.linear([f"{prefix}.{names.conv_in}"], [3 * hidden], hidden, conv.bias)
-        return ShortConv(into, weight[:, 0].T.contiguous(), bias)
-
-    def _mamba2(self, mamba2: Mamba2Config, prefix: str) -> Mamba2:
-        names, heads, channels = self._config.names, mamba2.heads, mamba2.channels
-        weight = self._reader.one(f"{prefix}.{names.conv}.weight", (channels, 1, mamba2.width))
-        outs = [mamba2.inner + channels + heads]
-        a_log, d, dt_bias = (
-            self._reader.one(f"{prefix}.mamba.{name}", (heads,)).float() for name in ("A_log", "D", "dt_bias")
-        )
-        return Mamba2(
-            config=mamba2,
-            input=self._matrices.linear([f"{prefix}.{names.conv_in}"], outs, self._config.hidden_size, mamba2.bias),
-            conv_WC=weight[:, 0].T.contiguous(),
-            conv_bias_C=self._reader.one(f"{prefix}.{names.conv}.bias", (channels,)) if mamba2.conv_bias else None,
-            a_H=-a_log.exp(),
-            d_H=d,
-            dt_bias_H=dt_bias,
-            norm=Norm(self._reader.one(f"{prefix}.mamba.norm.weight", (mamba2.inner,))),
-            eps=self._config.norm_eps,
         )
 
     def _split_heads(self, layer: int, prefix: str) -> SplitHeads:
@@ -255,7 +223,11 @@ class _Loader:
         config, names = self._config, self._config.names
         q_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
         parts = [f"{prefix}.{name}" for name in names.qkv]
-        weight, bias = self._matrices.parts(parts, [q_size, kv_size, kv_size], config.hidden_size, config.qkv_bias)
+        outs = [2 * q_size if config.gated_attention else q_size, kv_size, kv_size]
+        weight, bias = self._matrices.parts(parts, outs, config.hidden_size, config.qkv_bias)
+        gate = None
+        if config.gated_attention:
+            weight, bias, gate = self._without_gates(weight, bias)
         order = head_order(config.ropes[layer], config.head_dim, config.interleaved)
         for rows in (*by_outputs(weight), *(() if bias is None else (bias,))):
             _reorder(rows[: q_size + kv_size], config.head_dim, 0, order)
@@ -265,7 +237,17 @@ class _Loader:
         elif config.qk_norm not in ("none", "unit"):
             q_norm = self._head_norm(layer, f"{prefix}.{names.q_norm}", config.heads)
             k_norm = self._head_norm(layer, f"{prefix}.{names.k_norm}", config.kv_heads)
-        return SplitHeads(self._matrices.product(weight, bias), q_norm, k_norm)
+        return SplitHeads(self._matrices.product(weight, bias), q_norm, k_norm, gate)
+
+    def _without_gates(
+        self, weight: Matrix, bias: torch.Tensor | None
+    ) -> tuple[Matrix, torch.Tensor | None, Projection]:
+        """Queries, keys and values of a matrix in which a head's gates stand after its queries; and the gates."""
+        numbers, gated = torch.arange(weight.shape[0]), 2 * self._config.heads * self._config.head_dim
+        queries, gates = numbers[:gated].view(self._config.heads, 2, -1).transpose(0, 1).flatten(1)
+        rest = torch.cat((queries, numbers[gated:]))
+        gate = self._matrices.product(picked(weight, gates), None if bias is None else bias[gates])
+        return picked(weight, rest), None if bias is None else bias[rest], gate
 
     def _latent_heads(self, latent: LatentConfig, layer: int, prefix: str) -> LatentHeads:
         config, names, hidden = self._config, self._config.names, self._config.hidden_size

@@ -1,0 +1,47 @@
+"""Families most of whose layers are gated deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from baton.engine.model.families_mixed import SHARED_QWEN_MOE
+from baton.engine.model.family import Family, Names, NormKind
+
+_QWEN3_5 = Family(
+    model_type="qwen3_5_text",
+    defaults={
+        "max_position_embeddings": 32_768, "num_key_value_heads": 4, "head_dim": 256, "partial_rotary_factor": 0.25,
+        "layer_types": None, "full_attention_interval": 4, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+    },
+    qk_norm="head",
+    norm=NormKind(plus_one=True, wide=True),
+    gated_delta=True,
+    gated_attention=True,
+)  # fmt: skip
+DELTA: Mapping[str, Family] = {
+    "Qwen3NextForCausalLM": replace(
+        _QWEN3_5,
+        model_type="qwen3_next",
+        names=Names(delta_in=("linear_attn.in_proj_qkvz",), delta_rates=("linear_attn.in_proj_ba",)),
+        defaults={
+            **_QWEN3_5.defaults, "num_key_value_heads": 2, "num_experts_per_tok": 10, "norm_topk_prob": True,
+            "decoder_sparse_step": 1, "mlp_only_layers": None,
+        },
+        mixture=SHARED_QWEN_MOE,
+    ),
+    "Qwen3_5ForCausalLM": _QWEN3_5,
+    "Qwen3_5MoeForCausalLM": replace(
+        _QWEN3_5,
+        model_type="qwen3_5_moe_text",
+        defaults={**_QWEN3_5.defaults, "num_key_value_heads": 2, "num_experts_per_tok": 8},
+        mixture=replace(
+            SHARED_QWEN_MOE,
+            names=replace(SHARED_QWEN_MOE.names, whole=("mlp.experts.gate_up_proj", "mlp.experts.down_proj")),
+            dense_size_key="moe_intermediate_size",
+            layers="all",
+            normalized=True,
+        ),
+    ),
+}  # fmt: skip

@@ -1,0 +1,109 @@
+"""Weights of what stands in a layer in place of attention and keeps a state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from baton.engine.model.config import DecoderConfig
+from baton.engine.model.delta_config import GatedDeltaConfig
+from baton.engine.model.gated_delta import GatedDelta
+from baton.engine.model.hybrid_config import ConvConfig, Mamba2Config
+from baton.engine.model.mamba2 import Mamba2
+from baton.engine.model.matrices import Matrices, picked
+from baton.engine.model.mixers import StateMixer
+from baton.engine.model.pointwise import Norm
+from baton.engine.model.projection import Linear, Projection
+from baton.engine.model.short_conv import ShortConv
+
+
+class MixerLoader:
+    """The mixer of layer `layer`, whose tensors stand under `prefix`, and its output matrix."""
+
+    def __init__(self, config: DecoderConfig, matrices: Matrices, layer: int, prefix: str) -> None:
+        self._config = config
+        self._names = config.names_of(layer)
+        self._matrices = matrices
+        self._reader = matrices.reader
+        self._prefix = prefix
+
+    def mixer(self) -> tuple[StateMixer, Projection]:
+        config, names = self._config, self._names
+        if config.conv is not None:
+            return self._short_conv(config.conv), self._output(names.conv_out, config.hidden_size, config.conv.bias)
+        if config.mamba2 is not None:
+            return self._mamba2(config.mamba2), self._output(names.conv_out, config.mamba2.inner, config.mamba2.bias)
+        assert config.gated_delta is not None, "a layer with a state has a mixer"
+        return self._gated_delta(config.gated_delta), self._output(names.delta_out, config.gated_delta.values, False)
+
+    def _output(self, name: str, fan_in: int, bias: bool) -> Projection:
+        return self._matrices.linear([f"{self._prefix}.{name}"], [self._config.hidden_size], fan_in, bias)
+
+    def _short_conv(self, conv: ConvConfig) -> ShortConv:
+        name, hidden = f"{self._prefix}.{self._names.conv}", self._config.hidden_size
+        bias = self._reader.one(f"{name}.bias", (hidden,)) if conv.bias else None
+        into = self._matrices.linear([f"{self._prefix}.{self._names.conv_in}"], [3 * hidden], hidden, conv.bias)
+        return ShortConv(into, self._taps([name], [hidden], conv.width), bias)
+
+    def _mamba2(self, mamba2: Mamba2Config) -> Mamba2:
+        prefix, names, channels = self._prefix, self._names, mamba2.channels
+        outs = [mamba2.inner + channels + mamba2.heads]
+        a_log, d, dt_bias = (self._by_head(f"mamba.{name}", mamba2.heads) for name in ("A_log", "D", "dt_bias"))
+        conv = f"{prefix}.{names.conv}"
+        return Mamba2(
+            config=mamba2,
+            input=self._matrices.linear([f"{prefix}.{names.conv_in}"], outs, self._config.hidden_size, mamba2.bias),
+            conv_WC=self._taps([conv], [channels], mamba2.width),
+            conv_bias_C=self._reader.one(f"{conv}.bias", (channels,)) if mamba2.conv_bias else None,
+            a_H=-a_log.exp(),
+            d_H=d,
+            dt_bias_H=dt_bias,
+            norm=Norm(self._reader.one(f"{prefix}.mamba.norm.weight", (mamba2.inner,))),
+            eps=self._config.norm_eps,
+        )
+
+    def _gated_delta(self, delta: GatedDeltaConfig) -> GatedDelta:
+        names, hidden, heads = self._names, self._config.hidden_size, delta.value_heads
+        named = [f"{self._prefix}.{name}" for name in names.delta_in]
+        parts = [delta.keys, delta.keys, delta.values, delta.values]
+        into, _ = self._matrices.parts(named, _outs(parts, len(named)), hidden, False)
+        if len(named) == 1:
+            into = picked(into, _by_part(parts, delta.key_heads))
+        # What is left of a state is multiplied up over all tokens: these few outputs keep their bits.
+        named = [f"{self._prefix}.{name}" for name in names.delta_rates]
+        rates, _ = self._matrices.dense_parts(named, [heads, heads], hidden, False)
+        if len(named) == 1:
+            rates = rates[_by_part([heads, heads], delta.key_heads)]
+        named = [f"{self._prefix}.{name}" for name in names.delta_conv]
+        a_log, dt_bias = (self._by_head(f"linear_attn.{name}", heads) for name in ("A_log", "dt_bias"))
+        return GatedDelta(
+            config=delta,
+            input=self._matrices.product(into, None),
+            rates=Linear(rates),
+            conv_WC=self._taps(named, _outs(parts[:3], len(named)), delta.width),
+            a_H=-a_log.exp(),
+            bias_H=dt_bias,
+            norm=Norm(self._reader.one(f"{self._prefix}.{names.delta_norm}.weight", (delta.value_dim,))),
+        )
+
+    def _by_head(self, name: str, heads: int) -> torch.Tensor:
+        """A number for each head, float32."""
+        return self._reader.one(f"{self._prefix}.{name}", (heads,)).float()
+
+    def _taps(self, names: Sequence[str], channels: Sequence[int], width: int) -> torch.Tensor:
+        """Weights of a convolution, [width, channels]."""
+        shapes = [(count, 1, width) for count in channels]
+        return self._reader.stacked([f"{name}.weight" for name in names], shapes)[:, 0].T.contiguous()
+
+
+def _outs(parts: list[int], matrices: int) -> list[int]:
+    """Outputs of the matrices that have the parts in that order, the first matrix all that others have not."""
+    first = len(parts) - matrices + 1
+    return [sum(parts[:first]), *parts[first:]]
+
+
+def _by_part(parts: Sequence[int], heads: int) -> torch.Tensor:
+    """Where outputs stand, part by part, of a matrix that has them head by head, all parts of each."""
+    numbers = torch.arange(sum(parts)).view(heads, -1)
+    return torch.cat([part.flatten() for part in numbers.split([part // heads for part in parts], dim=1)])
