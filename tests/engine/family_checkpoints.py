@@ -203,8 +203,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80,
         },
     ),
+    "olmo hybrid": (
+        "olmo_hybrid",
+        {
+            **_DELTA, "num_hidden_layers": 3, "rope_parameters": {"rope_type": "default", "rope_theta": None},
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+    ),
     "cohere 2": ("cohere2", {"num_hidden_layers": 4, "sliding_window": 20}),
 }  # fmt: skip
+
+
+def _olmo_hybrid_as_released(tensors: dict[str, torch.Tensor]) -> None:
+    """transformers writes the convolutions cut into equal parts, and a norm of attention layers by another name."""
+    for name in [name for name in tensors if name.endswith("q_conv1d.weight")]:
+        mixer = name.removesuffix("q_conv1d.weight")
+        weight = torch.cat([tensors[f"{mixer}{part}_conv1d.weight"] for part in "qkv"])
+        for part, rows in zip(
+            "qkv", weight.split([len(tensors[f"{mixer}{part}_proj.weight"]) for part in "qkv"]), strict=True
+        ):
+            tensors[f"{mixer}{part}_conv1d.weight"] = rows.contiguous()
+    for name in [name for name in tensors if name.endswith("post_feedforward_layernorm.weight")]:
+        layer = name.removesuffix("post_feedforward_layernorm.weight")
+        tensors[f"{layer}post_attention_layernorm.weight"] = tensors.pop(f"{layer}feedforward_layer_norm.weight")
 
 
 class Checkpoint:
@@ -221,6 +242,8 @@ class Checkpoint:
             if weight_name.endswith("A_log"):
                 weight -= 3.0  # else states are forgotten within a few tokens
         self._save(folder, model)
+        if model_type == "olmo_hybrid":
+            self.change_tensors(_olmo_hybrid_as_released)
 
     @classmethod
     def tiny(cls, folder: Path, model_type: str, **config: Any) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from baton.engine.model.families_dense import DENSE
 from baton.engine.model.families_mixed import SHARED_QWEN_MOE
 from baton.engine.model.family import Family, Names, NormKind
 
@@ -30,6 +31,26 @@ DELTA: Mapping[str, Family] = {
             "decoder_sparse_step": 1, "mlp_only_layers": None,
         },
         mixture=SHARED_QWEN_MOE,
+    ),
+    "OlmoHybridForCausalLM": replace(
+        DENSE["Olmo2ForCausalLM"],
+        model_type="olmo_hybrid",
+        stateful_names=Names(
+            attention_norm="attention_layer_norm",
+            mlp_norm="feedforward_layer_norm",
+            delta_in=tuple(f"linear_attn.{each}_proj" for each in "qkvg"),
+            delta_rates=("linear_attn.b_proj", "linear_attn.a_proj"),
+            delta_conv=tuple(f"linear_attn.{each}_conv1d" for each in "qkv"),
+            delta_norm="linear_attn.o_norm",
+            delta_out="linear_attn.o_proj",
+        ),
+        defaults={
+            "max_position_embeddings": 65_536, "eos_token_id": 100_257, "layer_types": None,
+            "full_attention_interval": 4, "linear_conv_kernel_dim": 4, "linear_allow_neg_eigval": True,
+            "linear_norm_eps": 1e-5,
+        },
+        rope_layers="based",
+        gated_delta=True,
     ),
     "Qwen3_5ForCausalLM": _QWEN3_5,
     "Qwen3_5MoeForCausalLM": replace(

@@ -43,17 +43,20 @@ def conv_state(channels: int, width: int, dtype: torch.dtype) -> StatePart:
 def convolve(
     x_TE: torch.Tensor, before_RPE: torch.Tensor, weight_WE: torch.Tensor, states: StateStore
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row of `x_TE` convolved, after the W - 1 tokens `before_RPE` it; and the last W - 1 of each."""
+    """Each row of `x_TE` convolved, after the W - 1 tokens `before_RPE` it; and the last W - 1 of each. Summed in
+    float32, and rounded once."""
     rows, past = states.rows, len(weight_WE) - 1
     count = len(rows.q_lens)
-    line = x_TE.new_empty((len(x_TE) + count * past, x_TE.shape[1]))  # each row after what was before it
+    # Each row after what was before it.
+    line = x_TE.new_empty((len(x_TE) + count * past, x_TE.shape[1]), dtype=torch.float32)
+    weight_WE = weight_WE.float()
     place_T = torch.arange(len(x_TE), device=x_TE.device) + (rows.row_of_T + 1) * past
     end_R = torch.cumsum(indices(rows.q_lens, x_TE.device) + past, 0)
     steps_P = torch.arange(past, device=x_TE.device)
     start_R = torch.cat((end_R.new_zeros(1), end_R[:-1]))
-    line[place_T] = x_TE
-    line[(start_R[:, None] + steps_P)] = before_RPE
+    line[place_T] = x_TE.float()
+    line[(start_R[:, None] + steps_P)] = before_RPE.float()
     convolved_TE = line[place_T] * weight_WE[past]
     for tap in range(past):
         convolved_TE = convolved_TE + line[place_T - past + tap] * weight_WE[tap]
-    return convolved_TE, line[end_R[:, None] - past + steps_P]
+    return convolved_TE.to(x_TE.dtype), line[end_R[:, None] - past + steps_P].to(x_TE.dtype)
