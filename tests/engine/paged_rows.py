@@ -67,9 +67,11 @@ def with_views(
 class PagedModel:
     """A runner over its own pool, whose every byte was NaN before: reading a slot nobody wrote shows at once."""
 
-    def __init__(self, runner, pages: int = 400, seed: int = 0) -> None:
+    def __init__(self, runner, pages: int = 400, seed: int = 0, in_place: bool = False) -> None:
+        """`in_place`: states are written where they were read; else each into pages of its own."""
         layout: KvLayout = runner.layout
         self._pages = pages
+        self._in_place = in_place
         shape = (
             layout.layers,
             pages * max(1, len(layout.groups)),
@@ -99,8 +101,10 @@ class PagedModel:
                 row.pages.append(self._free.pop())
             batch_rows.append((row.tokens[row.cached : row.cached + n], row.cached, row.pages))
             assert len(batch_rows[-1][0]) == n
-            sources.append(self._states.get(tuple(row.tokens[: row.cached]), [0] * self._state_pages))
-            targets.append([self._free_states.pop() for _ in range(self._state_pages)])
+            source = self._states.get(tuple(row.tokens[: row.cached]))
+            sources.append(source or [0] * self._state_pages)
+            written_over = source if self._in_place else None
+            targets.append(written_over or [self._free_states.pop() for _ in range(self._state_pages)])
             self._states[tuple(row.tokens[: row.cached + n])] = targets[-1]
         batch = make_batch(batch_rows, self.runner.layout.page_size, all_logits)
         logits = self.runner.forward(with_views(batch, self.runner.layout, self._pages, sources, targets), on_layer)

@@ -18,19 +18,23 @@ from baton.engine.runner import TorchModelRunner
 torch.set_num_threads(1)
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
 
-RECORDED = ("llama 3", "mistral", "qwen3", "gemma 3")
+RECORDED = ("llama 3", "mistral", "qwen3", "gemma 3", "lfm 2", "bamba")
 OTHERS = ("granite", "olmo 2", "gpt-oss", "deepseek v3", "cohere 2")
 LENGTHS = (40, 3, 17, 16)
+SIZES = {"bamba": {"mamba_expand": 4, "mamba_n_heads": 16}}  # outputs in whole vectors, as quantized layers need
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: Checkpoint(tmp_path_factory.mktemp("checkpoint"), name).folder for name in (*RECORDED, *OTHERS)}
+    return {
+        name: Checkpoint(tmp_path_factory.mktemp("checkpoint"), name, **SIZES.get(name, {})).folder
+        for name in (*RECORDED, *OTHERS)
+    }
 
 
 def logits_of(runner: TorchModelRunner, seed: int) -> list[torch.Tensor]:
     """Of 40 steps in which between one and four rows decode, over pages whose places depend on `seed`."""
-    model, rng = PagedModel(runner, seed=seed), random.Random(5)
+    model, rng = PagedModel(runner, seed=seed, in_place=True), random.Random(5)
     rows = [Row([rng.randrange(3, 160) for _ in range(length + 60)]) for length in LENGTHS]
     model.step([(row, length) for row, length in zip(rows, LENGTHS, strict=True)])
     steps = [rng.sample(rows, rng.randrange(1, 5)) for _ in range(40)]

@@ -226,11 +226,11 @@ def test_experts_all_at_once(tmp_path, monkeypatch, family: str) -> None:
     close(got, made.logits(tokens))
 
 
-@pytest.mark.parametrize("family", ["glm 4", "gemma 2", "granite", "exaone 4"])
+@pytest.mark.parametrize("family", ["glm 4", "gemma 2", "granite", "exaone 4", "lfm 2", "bamba"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_deterministic_to_the_last_bit(tmp_path, family: str, dtype: str) -> None:
     made = Checkpoint(tmp_path, family)
-    model = PagedModel(TorchModelRunner.load(made.folder, dtype=dtype, deterministic=True), pages=40)
+    model = PagedModel(TorchModelRunner.load(made.folder, dtype=dtype, deterministic=True), pages=80)
     tokens, other = tokens_of(1, 60), Row(tokens_of(2, 60))
     whole = model.step([(Row(list(tokens)), 60)], all_logits=True)
     row = Row(list(tokens))

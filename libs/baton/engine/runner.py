@@ -24,6 +24,7 @@ from baton.engine.cpu.library import ALIGNMENT, Kernels, kernels
 from baton.engine.cpu.linear import QUANTIZATIONS
 from baton.engine.cpu.pointwise import CpuPointwise
 from baton.engine.cpu.recorded import RecordedSteps
+from baton.engine.cpu.states import CpuStates
 from baton.engine.cuda import attention as cuda_attention
 from baton.engine.cuda.graphs import DecodeGraphs, GraphRecorder, Recorder
 from baton.engine.cuda.support import arithmetic, pick_device
@@ -33,13 +34,13 @@ from baton.engine.model.cache_scale import cache_scale
 from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.model.decoder import Decoder
 from baton.engine.model.files import model_revision
-from baton.engine.model.mixers import state_parts
+from baton.engine.model.mixers import StateMixer, state_parts
 from baton.engine.model.pointwise import Pointwise, TorchPointwise
 from baton.engine.model.tensors import Progress
 from baton.engine.model.weights import DecoderWeights, computed_dtype, load_weights
 from baton.engine.pooling.load import load_causal_pooler
 from baton.engine.pooling.pooler import Pooler, generating
-from baton.engine.state_store import StateStore, state_bytes
+from baton.engine.state_store import States, StateStore, state_bytes
 
 BACKENDS = ("auto", "torch")
 
@@ -98,13 +99,13 @@ class TorchModelRunner:
                 "deterministic = true needs Baton's kernels: a CPU, a C++ compiler, float32 or bfloat16, and sizes of "
                 f"heads and layers that are multiples of {ALIGNMENT}"
             )
-        if deterministic and (not cpu_pointwise.covers(config) or config.stateful):
+        self._states = _states(layout, config, weights, dtype, kernels)
+        stateful = self._states is None or (isinstance(self._states, CpuStates) and self._states.covers)
+        if deterministic and not (cpu_pointwise.covers(config) and stateful):
             raise ConfigError(
                 f"deterministic = true is not to be had for {config.architecture}: Baton's kernels lack a part of it"
             )
-        parts = dict.fromkeys(config.stateful, state_parts(config, dtype))
-        self._states = StateStore(layout, parts) if parts else None
-        self._records = own_kernels and self._states is None
+        self._records = own_kernels and stateful
         context = self.max_context_tokens
         self._decoder = Decoder(config, weights, self._attention, pointwise, context, self._states)
         self._pool: torch.Tensor | None = None
@@ -187,7 +188,8 @@ class TorchModelRunner:
             self._states.bind_pool(pool)
         self._pool, self._graphs = pool, None
         if self._kernels is not None and self._records:
-            self._recorded = RecordedSteps(self._kernels, self._decoder.through_layers)
+            saved = _nothing_saved if self._states is None else self._states.saved
+            self._recorded = RecordedSteps(self._kernels, self._decoder.through_layers, saved)
 
     def unbind_pool(self) -> None:
         """Let go of the pool, so that its memory can be given back."""
@@ -261,6 +263,22 @@ class TorchModelRunner:
         if self._pool is None:
             raise ConfigError("no pool is bound; call bind_pool before forward")
         return self._pool
+
+
+def _states(
+    layout: KvLayout, config: DecoderConfig, weights: DecoderWeights, dtype: torch.dtype, kernels: Kernels | None
+) -> States | None:
+    """Of the layers that keep one; None where none does."""
+    if not config.stateful:
+        return None
+    store = StateStore(layout, dict.fromkeys(config.stateful, state_parts(config, dtype)))
+    mixers = {layer: each.heads for layer, each in enumerate(weights.layers) if isinstance(each.heads, StateMixer)}
+    return store if kernels is None else CpuStates(kernels, store, mixers, dtype)
+
+
+def _nothing_saved() -> Callable[[], None]:
+    """What to do after a step of a model without states is run twice."""
+    return lambda: None
 
 
 def grouped(layout: KvLayout, config: DecoderConfig, dtype: torch.dtype) -> KvLayout:

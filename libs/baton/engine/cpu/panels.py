@@ -8,6 +8,7 @@ are left to oneDNN, which uses them.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from baton.engine.cpu.build import processor_flags
 from baton.engine.cpu.library import ALIGNMENT, Kernels, PanelsCall
@@ -27,7 +28,7 @@ class PanelLinear:
         self._kernels = kernels
         self._outs, depth = weight.shape
         self._panels = _in_panels(weight)
-        self._bias = None if bias is None else bias.float()
+        self._bias = None if bias is None else F.pad(bias.float(), (0, -self._outs % ALIGNMENT))
         self._call = PanelsCall(
             weights=self._panels.data_ptr(), bias=None if self._bias is None else self._bias.data_ptr(), depth=depth,
             outs=self._outs,
@@ -54,8 +55,7 @@ def maker(kernels: Kernels, other: MakeProjection) -> MakeProjection:
 
 def fits(weight: torch.Tensor) -> bool:
     """Whether the kernel knows weights of this shape and type."""
-    outs, depth = weight.shape
-    return weight.dtype == torch.bfloat16 and outs % ALIGNMENT == 0 and depth % 2 == 0
+    return weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
 
 
 def _in_panels(weight: torch.Tensor) -> torch.Tensor:

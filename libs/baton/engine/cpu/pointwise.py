@@ -23,7 +23,7 @@ def supports(config: DecoderConfig, dtype: torch.dtype) -> bool:
 def covers(config: DecoderConfig) -> bool:
     """Whether the kernels do everything that a model of this kind needs."""
     plain = not config.norm.centred and config.qk_norm in ("none", "head", "unit") and config.moe is None
-    return plain and config.latent is None and _gates(config)
+    return plain and config.latent is None and not config.gated_attention and _gates(config)
 
 
 def _gates(config: DecoderConfig) -> bool:

@@ -44,9 +44,16 @@ class RecordedSteps:
     `kernels` are those that the model calls, and nobody else.
     """
 
-    def __init__(self, kernels: Kernels, through_layers: Callable[[Embedded, StepBatch], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        kernels: Kernels,
+        through_layers: Callable[[Embedded, StepBatch], torch.Tensor],
+        saved: Callable[[], Callable[[], None]],
+    ) -> None:
+        """`saved()` brings states that the planned step reads, and may write over, back to what they are."""
         self._kernels = kernels
         self._through_layers = through_layers
+        self._saved = saved
         self._recordings: dict[int, _Recording] = {}
         self._possible = True
 
@@ -69,7 +76,7 @@ class RecordedSteps:
         return recording.hidden
 
     def _record(self, embedded: Embedded, batch: StepBatch) -> torch.Tensor:
-        before = Embedded(embedded.hidden_TE.clone(), embedded.angles)
+        before, restore = Embedded(embedded.hidden_TE.clone(), embedded.angles), self._saved()
         with self._kernels.recording() as tape, _Watch() as watch:
             hidden = self._through_layers(embedded, batch)
         if watch.others:
@@ -77,8 +84,10 @@ class RecordedSteps:
         between, moved = tape.relocate(watch.made, hidden)
         recording = _Recording(tape, tape.packed(), embedded, between, moved)
         between.fill_(0xFF)  # NaN in any type
+        restore()
         if not torch.equal(self._again(recording, before), hidden):
-            return self._give_up(hidden)
+            restore()
+            return self._give_up(self._through_layers(before, batch))
         self._recordings[len(batch.token_ids)] = recording
         return hidden
 

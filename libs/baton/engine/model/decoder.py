@@ -21,7 +21,7 @@ from baton.engine.model.mixers import StateMixer
 from baton.engine.model.pointwise import Norm, Pointwise
 from baton.engine.model.rope import inverse_frequencies, rotation
 from baton.engine.model.weights import DecoderWeights
-from baton.engine.state_store import StateStore
+from baton.engine.state_store import States
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Decoder:
         attention: AttentionBackend,
         pointwise: Pointwise,
         context_tokens: int,
-        states: StateStore | None = None,
+        states: States | None = None,
     ) -> None:
         """`context_tokens`: how long requests may get. `states`: of layers that keep one, if any does."""
         self._config = config
@@ -143,7 +143,7 @@ class Decoder:
     ) -> torch.Tensor:
         """As `_attend`, of a layer that keeps a state; that is in the pool by then."""
         assert self._states is not None, "a model whose layers keep a state has a place for it"
-        mixed_TN = mixer.mixed(index, normed_TE, self._states)
+        mixed_TN = self._states.mixed(index, mixer, normed_TE)
         if on_layer is not None:
             on_layer(index)
         return mixed_TN

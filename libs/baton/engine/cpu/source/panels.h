@@ -14,7 +14,7 @@ namespace baton {
 struct Panels {
     const void* x;        // [rows, depth]
     const void* weights;
-    const float* bias;    // [outs], or null
+    const float* bias;    // [outs], and zeros up to a whole vector; or null
     void* out;            // [rows, outs]
     int64_t rows, depth, outs, threads;
 };
@@ -87,7 +87,13 @@ static inline void multiply_panels(const Panels& p) {
                 for (int64_t at = 0; at < columns; at += LANES) {
                     vf sum = load(sums + r * PANEL_OUTS + at);
                     if (p.bias) sum += load(p.bias + out + at);
-                    store(y + at, sum);
+                    if (at + LANES <= columns) {
+                        store(y + at, sum);
+                    } else {
+                        bf16 wide[LANES];
+                        store(wide, sum);
+                        memcpy(y + at, wide, (columns - at) * sizeof(bf16));
+                    }
                 }
             }
         }
