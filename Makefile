@@ -42,8 +42,8 @@ setup: $(VENV)/.dev ## everything that up, test and check need
 up: $(VENV)/.runtime ## start a whole system on this machine (ARGS="--prefill 2 --port 9000")
 	@exec $(BIN)/baton up $(ARGS)
 
-test: $(VENV)/.dev ## run the tests (ARGS="tests/router -x")
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## run the tests, two files at a time (ARGS="tests/router -x", ARGS="-n 0 --pdb ...")
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## style, types, layers, and whether generated files are current
 	@status=0; \

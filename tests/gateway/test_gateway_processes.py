@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -24,6 +23,7 @@ from baton.runtime.lifecycle import cancel_and_wait
 from baton.testing.fake_worker import FakeWorker
 
 START_S = 60
+ELSEWHERE: list[psutil.Process] = []  # what tests of other modules keep running, such as a browser's driver
 
 
 def free_port() -> int:
@@ -43,8 +43,13 @@ async def router() -> AsyncIterator[RouterService]:
     await worker.kill()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _elsewhere() -> None:
+    ELSEWHERE[:] = psutil.Process().children()
+
+
 def gateways() -> list[psutil.Process]:
-    return psutil.Process(os.getpid()).children()
+    return [process for process in psutil.Process().children() if process not in ELSEWHERE]
 
 
 async def status(url: str) -> int:

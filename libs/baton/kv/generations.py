@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import weakref
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ class Generations:
         self._map: mmap.mmap | None = mmap.mmap(fd, pages * _WORD.itemsize, mmap.MAP_SHARED, access)
         self.words: npt.NDArray[np.uint32] = np.frombuffer(self._map, _WORD)
         self.fd = fd
+        self._release = weakref.finalize(self, os.close, fd)
 
     @classmethod
     def create(cls, pages: int) -> Generations:
@@ -62,7 +64,6 @@ class Generations:
 
     def close(self) -> None:
         """Idempotent. `words` must not be used by others any more."""
-        if self._map is not None:
-            self.words, self._map = np.zeros(0, _WORD), None
-            os.close(self.fd)
-            self.fd = -1
+        self.words, self._map = np.zeros(0, _WORD), None
+        self._release()
+        self.fd = -1

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import weakref
 from collections.abc import Callable
 
 from baton.core.errors import ConfigError
@@ -24,7 +25,7 @@ _POPULATE_STEP_BYTES = 64 << 20
 
 
 class PoolMemory:
-    """A mapped pool. `fd` stays open and owned by this object until `close`.
+    """A mapped pool. `fd` is owned by this object, and open until `close`, or until nobody refers to the object.
 
     `buffer` is the whole pool as a writable memoryview; `address` is where it is mapped in this process.
     Views that outlive `close` keep the mapping alive; the address must not be used after it.
@@ -38,6 +39,7 @@ class PoolMemory:
         self._map: mmap.mmap | None = mmap.mmap(fd, self.size_bytes, mmap.MAP_SHARED)
         self.buffer = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._release = weakref.finalize(self, os.close, fd)
 
     @classmethod
     def create(cls, layout: KvLayout, pages: int) -> PoolMemory:
@@ -119,11 +121,9 @@ class PoolMemory:
 
     def close(self) -> None:
         """Give up the mapping and the file descriptor. Idempotent."""
-        if self._map is None:
-            return
         self.buffer = memoryview(b"")
         self._map = None
-        os.close(self.fd)
+        self._release()
         self.fd = -1
 
 

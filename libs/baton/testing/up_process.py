@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -100,10 +101,14 @@ class Up:
 @contextmanager
 def up(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> Iterator[Up]:
     """Start it with `arguments` and environment `variables` on a free port and wait until it is ready."""
-    runtime, log = folder / "run", folder / "up.log"
+    with tempfile.TemporaryDirectory(prefix="baton-") as runtime:  # paths of Unix sockets are short
+        yield from _up(Path(runtime), folder / "up.log", arguments, variables or {})
+
+
+def _up(runtime: Path, log: Path, arguments: Sequence[str], variables: Mapping[str, str]) -> Iterator[Up]:
     command = [sys.executable, "-m", "baton.cli.main", "up", "--port=0", f"--runtime-dir={runtime}", *arguments]
     inherited = {name: value for name, value in environ.variables().items() if not name.startswith("UCX_")}
-    environment = {**inherited, "PYTHONUNBUFFERED": "1", **(variables or {})}
+    environment = {**inherited, "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as output:
         process = subprocess.Popen(tied_command(command), stdout=output, stderr=subprocess.STDOUT, env=environment)
     running = Up(process, runtime, log)
