@@ -14,12 +14,19 @@ from safetensors.torch import load_file, save_file
 from test_attention import scorings
 from test_cpu_attention import LENGTHS, TOLERANCE, kernels
 
+from baton.core.attempt import Attempt
 from baton.core.errors import CheckpointError, ConfigError
 from baton.core.layout import FLOAT8, KV_DTYPES, KvLayout
+from baton.core.sampling import SamplingParams
+from baton.engine.api import EngineRequest
 from baton.engine.attention import AttentionBackend, Chunks, TorchAttention
+from baton.engine.clipping import CLIPPING, Clipping
 from baton.engine.cpu.attention import CpuAttention
 from baton.engine.cuda.attention import FlashInferAttention
 from baton.engine.elements import TORCH_DTYPES, Elements
+from baton.engine.engine import EngineCore
+from baton.engine.plan import EngineConfig
+from baton.engine.pool import KvPool
 from baton.engine.runner import TorchModelRunner
 from baton.kv.reshard import convert
 from baton.models import TINY, bundled
@@ -69,6 +76,8 @@ def test_everything_rounds_as_handoffs_do(kernels, dtype: str, scale: float) -> 
     expected = convert.converter(KvLayout("r", dtype, 1, 16, 1, 16), layout)(wide.view(convert.BITS[dtype]))
     pages = layout.pages_for(len(numbers))
     batch = make_batch([([0] * len(numbers), 0, range(2, 2 + pages))], 16, False)
+    cut_off = int((numbers.float().abs() / scale > 464).sum())  # more is nearer to what would be the next number
+    CLIPPING.taken()
     for backend in both(kernels, layout, dtype):
         pool = torch.zeros(1, pages + 2, 2, 16, 1, 16, dtype=torch.uint8)
         backend.bind_pool(pool.view(TORCH_DTYPES[FLOAT8]))
@@ -78,6 +87,7 @@ def test_everything_rounds_as_handoffs_do(kernels, dtype: str, scale: float) -> 
         is_number = ~np.isnan(numbers.float().numpy())
         np.testing.assert_array_equal(k[is_number], expected[is_number])
         np.testing.assert_array_equal(v[is_number], expected[is_number] ^ 0x80)
+        assert CLIPPING.taken() == 2 * cut_off
         assert ((k[~is_number] & 0x7F) == 0x7F).all()
 
 
@@ -221,6 +231,31 @@ def test_a_scale_that_is_none(tmp_path, scale: float) -> None:
     add_scales(make_checkpoint(tmp_path), {"k": scale})
     with pytest.raises(CheckpointError, match=r"tensor model\.layers\.1\.self_attn\.k_scale .* above 0, and finite"):
         TorchModelRunner.load(tmp_path, kv_dtype=FLOAT8)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_numbers_that_do_not_fit_are_counted_and_told_once(tmp_path, monkeypatch, recorded: bool) -> None:
+    """By steps that are recorded, too."""
+    add_scales(make_checkpoint(tmp_path, head_dim=16, hidden=64), {"k": 1e-6})
+    said: list[int] = []
+    monkeypatch.setattr("baton.engine.clipping.log.warning", lambda event, numbers: said.append(numbers))
+    monkeypatch.setattr("baton.engine.engine.CLIPPING", clipping := Clipping())
+    for module in ("cpu.attention", "elements"):
+        monkeypatch.setattr(f"baton.engine.{module}.CLIPPING", clipping)
+    runner = TorchModelRunner.load(tmp_path, kv_dtype=FLOAT8, backend="auto" if recorded else "torch")
+    pool = KvPool(runner.layout, 20)
+    engine = EngineCore(runner, pool, EngineConfig(max_running=2))
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    engine.submit(EngineRequest(Attempt("r", 0), list(range(3, 30)), 27, params, b"root"))
+    counts = []
+    while engine.has_work:
+        output = engine.step()
+        counts.append(output.clipped)
+    stored = pool.tensor.view(torch.uint8) & 0x7F
+    most = int((stored == 0x7E).sum())  # the largest number, which others became
+    engine.close()
+    assert sum(counts) == pytest.approx(most, rel=0.02) and most > 0.9 * 32 * 2 * 2 * runner.layout.kv_heads * 16
+    assert sum(count > 0 for count in counts) >= 6 and said == [next(count for count in counts if count)]
 
 
 def add_scales(folder, given: dict[str, float]) -> None:

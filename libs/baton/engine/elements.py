@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from baton.core.layout import FLOAT8, KvLayout
+from baton.engine.clipping import CLIPPED_FROM, CLIPPING
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -39,6 +40,8 @@ class Elements:
         if not self.narrow:
             return numbers
         scaled = numbers.float() / self._scale if self._scale != 1.0 else numbers
+        if scaled.device.type == "cpu":
+            CLIPPING.add(int((scaled.abs() > CLIPPED_FROM).sum()))
         return scaled.clamp(-_MOST, _MOST).to(torch.float8_e4m3fn).view(torch.uint8)
 
     def numbers(self, elements: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ from baton.engine.api import (
 )
 from baton.engine.batch import ModelRunner, StepBatch
 from baton.engine.batching import BatchBuilder
+from baton.engine.clipping import CLIPPING
 from baton.engine.committing import Committer
 from baton.engine.cuda.lane import StreamLane
 from baton.engine.drawing import Draws, LaunchedDraws
@@ -368,6 +369,7 @@ class EngineCore:
         else:
             self._ledger.land()
             self._committer.commit(plan, drawn, answers, output)
+        output.clipped += CLIPPING.taken()
         now = self._clock()
         duration_s = now - max(flight.started_s, self._landed_s)
         self._landed_s = now

@@ -89,6 +89,9 @@ mask_s = metrics.histogram(
 forced_tokens = metrics.counter(
     "baton_worker_forced_tokens_total", "Output tokens that a structure left no choice for, appended without a step"
 )
+clipped = metrics.counter(
+    "baton_worker_clipped_numbers_total", "Numbers of K and V that were more than a float8 cache holds; on CPUs"
+)
 
 
 def observe_step(output: StepOutput, load: EngineLoad) -> None:
@@ -100,6 +103,7 @@ def observe_step(output: StepOutput, load: EngineLoad) -> None:
     vectors.inc(sum(row.vector is not None for row in output.rows))
     preemptions.inc(output.preempted)
     forced_tokens.inc(output.forced_tokens)
+    clipped.inc(output.clipped)
     if output.mask_s:
         mask_s.observe(output.mask_s)
     for admitted in output.admitted:

@@ -17,6 +17,7 @@ import torch
 from baton.core.layout import ELEMENT_BYTES, FLOAT8, KvLayout
 from baton.engine.attention import PLAIN, Chunks, Scoring, Window, check_pool
 from baton.engine.batch import StepBatch
+from baton.engine.clipping import CLIPPING
 from baton.engine.cpu.library import ALIGNMENT, AttentionCall, Kernels, Tables, WriteCall
 
 DTYPES = ("float32", "bfloat16")
@@ -59,7 +60,11 @@ class CpuAttention:
         self._tables = Tables()
         tables = ctypes.addressof(self._tables)
         self._write = WriteCall(
-            tables=tables, page_size=layout.page_size, size=layout.kv_heads * layout.head_dim, **types
+            tables=tables,
+            clipped=CLIPPING.address,
+            page_size=layout.page_size,
+            size=layout.kv_heads * layout.head_dim,
+            **types,
         )
         self._call = AttentionCall(
             tables=tables, page_size=layout.page_size, kv_heads=layout.kv_heads, head_dim=layout.head_dim,

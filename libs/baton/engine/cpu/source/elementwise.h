@@ -20,14 +20,21 @@ void for_tokens(int64_t tokens, int64_t threads, const Work& work) {
     });
 }
 
-// pool[size] = x / element: what a pool keeps of K or V of a token.
+// pool[size] = x / element: what a pool keeps of K or V of a token. Adds to `clipped` how many numbers are more than f8
+// rounds to its largest.
 template <class S, class E>
-void keep(S* pool, const E* x, int64_t size, double element) {
+void keep(S* pool, const E* x, int64_t size, double element, int64_t* clipped) {
     if constexpr (std::is_same_v<S, E>) {
         memcpy(pool, x, size * sizeof(E));
     } else {
         const float inverse = (float)(1.0 / element);
-        for (int64_t i = 0; i < size; i += LANES) store(pool + i, load(x + i) * inverse);
+        vf over{};
+        for (int64_t i = 0; i < size; i += LANES) {
+            const vf value = load(x + i) * inverse;
+            if constexpr (std::is_same_v<S, f8>) over += (value > E4M3_CLIPPED) | (value < -E4M3_CLIPPED) ? 1.0f : 0.0f;
+            store(pool + i, value);
+        }
+        if (const int64_t count = (int64_t)sum(over)) __atomic_fetch_add(clipped, count, __ATOMIC_RELAXED);
     }
 }
 

@@ -87,6 +87,7 @@ constexpr int E4M3_SHIFT = 20;                     // from its mantissa to a flo
 constexpr uint32_t E4M3_BIAS = 120u << 23;         // between the exponents of both
 constexpr uint32_t E4M3_NAN = 0x7f, FLOAT_NAN = 0x7fc00000;
 constexpr float E4M3_MOST = 448.0f, E4M3_NORMAL = 0.015625f;  // the largest number, and the least normal one
+constexpr float E4M3_CLIPPED = 464.0f;             // what is more is nearer to a number that there is not
 
 // Exact.
 #if defined(__AVX512F__)
