@@ -133,6 +133,10 @@ class Kernels:
         self.multiply = self._kernel("multiply")
         self.multiply_panels = self._kernel("multiply_panels")
         library.baton_multiplies_pairs.restype = c_int64
+        self.convolve = self._kernel("convolve")
+        self.scan = self._kernel("scan")
+        self.delta = self._kernel("delta")
+        self.gated_norm = self._kernel("gated_norm")
         self.multiplies_pairs = bool(library.baton_multiplies_pairs())
         library.baton_use_team.argtypes, library.baton_use_team.restype = [c_void_p], None
         self.use_team = library.baton_use_team

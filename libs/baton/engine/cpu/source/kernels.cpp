@@ -4,9 +4,11 @@
 // Every kernel takes the address of one struct, so that calls can be kept in a list and made again.
 // Nothing is checked here: the Python side has done so.
 #include "attention.h"
+#include "convolution.h"
 #include "elementwise.h"
 #include "panels.h"
 #include "quantized.h"
+#include "recurrences.h"
 
 using namespace baton;
 
@@ -95,6 +97,26 @@ struct Multiply {
 };
 
 // One of the functions below and what it is called with.
+struct Convolve {
+    Convolution convolution;
+    int64_t bits;
+};
+
+struct Scan {
+    Mamba2 mamba2;
+    int64_t bits;
+};
+
+struct Correct {
+    Delta delta;
+    int64_t bits;
+};
+
+struct NormGated {
+    GatedNorm norm;
+    int64_t bits, weight_bits;
+};
+
 struct Call {
     void (*function)(const void*);
     const void* with;
@@ -179,6 +201,28 @@ void baton_multiply(const void* with) {
 void baton_multiply_panels(const void* with) { multiply_panels(*static_cast<const Panels*>(with)); }
 
 // All calls, one after the other.
+void baton_convolve(const void* with) {
+    const Convolve& c = *static_cast<const Convolve*>(with);
+    FOR_ELEMENT(c.bits, convolve<E>(c.convolution);)
+}
+
+void baton_scan(const void* with) {
+    const Scan& c = *static_cast<const Scan*>(with);
+    FOR_ELEMENT(c.bits, scan<E>(c.mamba2);)
+}
+
+void baton_delta(const void* with) {
+    const Correct& c = *static_cast<const Correct*>(with);
+    FOR_ELEMENT(c.bits, delta<E>(c.delta);)
+}
+
+void baton_gated_norm(const void* with) {
+    const NormGated& c = *static_cast<const NormGated*>(with);
+    FOR_WEIGHT(c.weight_bits, FOR_ELEMENT(c.bits, for_tokens(c.norm.tokens, c.norm.threads, [&](int64_t t) {
+        gated_norm<E, W>(c.norm, t);
+    });))
+}
+
 void baton_run(const Call* calls, int64_t count) {
     for (int64_t i = 0; i < count; i++) calls[i].function(calls[i].with);
 }
