@@ -1,5 +1,6 @@
-"""Models with sliding layers, or with layers that keep a state, in the running system: pages out of a window are let go
-of, states are written over, and tokens stay those of `transformers`, handed over or not."""
+"""Models with sliding layers, with layers that keep a state, or with latents, in the running system: pages out of a
+window are let go of, states are written over, all of it passes from worker to worker, and tokens stay those of
+`transformers`."""
 
 from __future__ import annotations
 
@@ -9,8 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_process import Cluster, cluster
+from in_process import Cluster, cluster, until
+from test_pull import PATIENT, Placement, count, placement  # noqa: F401 (a fixture)
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from baton.client import FinishedEvent, GenerateRequest
+from baton.core.sampling import SamplingParams
+from baton.worker import metrics
+from baton.worker.dispatcher import Dispatcher
+from baton.worker.sessions import RouterSession
 
 NEW_TOKENS = 24
 WINDOW = 40
@@ -22,6 +30,23 @@ SIZES = {
 MODELS = {
     "gemma3_text": {"num_hidden_layers": 6, "query_pre_attn_scalar": 10},  # one full layer, five that slide
     "mistral": {"num_hidden_layers": 3},  # all slide
+    "deepseek_v3": {
+        "num_hidden_layers": 2,
+        "q_lora_rank": 40,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+        "moe_intermediate_size": 48,
+        "first_k_dense_replace": 1,
+        "sliding_window": None,
+    },  # fmt: skip
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 32},
 }
 
@@ -30,7 +55,7 @@ class Reference:
     """A tiny random checkpoint in `folder`, and greedy tokens of its family's own code in float32."""
 
     def __init__(self, folder: Path, model_type: str) -> None:
-        config = AutoConfig.for_model(model_type, **SIZES, **MODELS[model_type])
+        config = AutoConfig.for_model(model_type, **(SIZES | MODELS[model_type]))
         config._attn_implementation = "eager"
         torch.manual_seed(0)
         self.model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -40,10 +65,10 @@ class Reference:
                     parameter.mul_(4)  # else a random model says the same whatever it is told
         self.model.save_pretrained(folder)
 
-    def tokens(self, prompt: list[int]) -> list[int]:
+    def tokens(self, prompt: list[int], n: int = NEW_TOKENS) -> list[int]:
         ids = torch.tensor([prompt])
         out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=1
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, eos_token_id=1
         )
         return out[0, len(prompt) :].tolist()
 
@@ -70,11 +95,76 @@ async def check(running: Cluster, reference: Reference) -> int:
     return handed_over
 
 
-async def test_handed_over(reference: Reference, tmp_path: Path) -> None:
-    async with cluster(tmp_path, tmp_path / "checkpoint", worker={"chunk_tokens": 64}) as running:
+@pytest.fixture
+def streams(monkeypatch) -> dict[str, RouterSession]:
+    """The router's stream to each worker."""
+    opened, open_session = {}, Dispatcher.open_session
+
+    def noted(self: Dispatcher, router_id: str) -> RouterSession:
+        session = opened[self.description.worker_id] = open_session(self, router_id)
+        return session
+
+    monkeypatch.setattr(Dispatcher, "open_session", noted)
+    return opened
+
+
+async def migrate(
+    running: Cluster,
+    reference: Reference,
+    placement: Placement,  # noqa: F811
+    streams: dict[str, RouterSession],
+) -> None:
+    """A conversation that goes on with two workers that have none of it, the second of which is lost on the way, and
+    ends with the first two: what was computed before is pulled, and the answer is whole."""
+    draw = random.Random(5)
+    prompt = [draw.randrange(10, 160) for _ in range(300)]
+    answer, _ = await running.tokens(prompt, NEW_TOKENS)
+    prompt += [*answer, *(draw.randrange(10, 160) for _ in range(30))]
+    await index_settled(running)
+    placement.prefill, placement.decode = "prefill-1", "decode-1"
+    computed, pulled = count(metrics.extend_tokens), count(metrics.pulled_tokens)
+    sampling = SamplingParams(temperature=0.0, max_tokens=100)
+    tokens, end = [], None
+    async for event in running.client.generate(GenerateRequest("test-model", prompt, sampling)):
+        if isinstance(event, FinishedEvent):
+            end = event
+            break
+        tokens += event.token_ids
+        if placement.decode == "decode-1" and len(tokens) > 2:
+            placement.prefill, placement.decode = "prefill-0", "decode-0"
+            streams["decode-1"].close()
+    assert tokens == reference.tokens(prompt, 100)
+    assert end is not None
+    assert end.usage.attempts == 2
+    assert (pulled() > 250, end.usage.cached_tokens > 250, computed() < 250) == (True, True, True)
+
+
+async def index_settled(running: Cluster) -> None:
+    """Whatever workers had to tell of their blocks is known to the router."""
+    seen: list[int] = []
+
+    async def quiet() -> bool:
+        seen.append((await running.client.fleet()).index_blocks)
+        return len(seen) > 4 and len(set(seen[-5:])) == 1
+
+    await until(quiet, "an index that does not change")
+
+
+async def test_handed_over_and_migrated(
+    reference: Reference,
+    placement: Placement,  # noqa: F811
+    streams: dict[str, RouterSession],
+    tmp_path: Path,
+) -> None:
+    options = {"chunk_tokens": 64, **PATIENT}
+    async with cluster(
+        tmp_path, tmp_path / "checkpoint", prefill=2, decode=2, worker=options, router={"local_extend_tokens": 0}
+    ) as running:
         assert await check(running, reference) > 0
+        await migrate(running, reference, placement, streams)
 
 
+@pytest.mark.parametrize("reference", ["gemma3_text", "mistral", "lfm2"], indirect=True)
 async def test_pools_that_are_too_small_for_all_that_was_ever_computed(reference: Reference, tmp_path: Path) -> None:
     """Memory of some 600 tokens' pages if all were kept, less than the prompts have together."""
     page_bytes = 2 * 16 * 2 * 16 * 4 * MODELS[reference.model.config.model_type]["num_hidden_layers"]
