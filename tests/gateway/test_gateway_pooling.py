@@ -368,6 +368,9 @@ async def test_ollama(url: str, model: TextModel, router: PoolingRouter) -> None
     assert (await client.embed(model="toy", input="")).embeddings == []
 
 
-async def test_what_ollama_shows_of_models(router: PoolingRouter, altered: Callable[..., TextModel]) -> None:
-    async with http_of(router, altered({"architectures": ["BertModel"]})) as http:
-        assert (await http.post("/api/show", json={"model": "toy"})).json()["capabilities"] == ["embedding"]
+@pytest.mark.parametrize(("architecture", "first"), [("BertModel", "embedding"), ("GPT2LMHeadModel", "completion")])
+async def test_what_ollama_shows_of_models(
+    router: PoolingRouter, altered: Callable[..., TextModel], architecture: str, first: str
+) -> None:
+    async with http_of(router, altered({"architectures": [architecture]})) as http:
+        assert (await http.post("/api/show", json={"model": "toy"})).json()["capabilities"][0] == first

@@ -10,6 +10,7 @@ from typing import Any
 
 ENCODER_FAMILIES = {"Bert": "bert", "Roberta": "roberta", "XLMRoberta": "roberta", "Camembert": "roberta"}
 CLASSIFIER, HEADLESS = "ForSequenceClassification", "Model"
+_TOKEN_HEAD = "LMHeadModel"
 _ENCODER_ENDINGS = (HEADLESS, "ForMaskedLM", CLASSIFIER)  # the same layers
 
 
@@ -31,6 +32,11 @@ def reads_both_ways(config: Mapping[str, Any]) -> bool:
 def classifies(config: Mapping[str, Any]) -> bool:
     """Whether there is a classification head; then that is all that the model is asked for."""
     return any(name.endswith(CLASSIFIER) for name in _architectures(config))
+
+
+def lacks_head(config: Mapping[str, Any]) -> bool:
+    """Whether the model was saved without any head, so that it embeds."""
+    return any(name.endswith(HEADLESS) and not name.endswith(_TOKEN_HEAD) for name in _architectures(config))
 
 
 def labels(config: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from baton.core.layout import FLOAT8, KvLayout
+from baton.core.layout import FLOAT8, RAW, KvLayout
 from baton.engine.clipping import CLIPPED_FROM, CLIPPING
 
 TORCH_DTYPES = {
@@ -16,6 +16,7 @@ TORCH_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     FLOAT8: torch.float8_e4m3fn,
+    RAW: torch.uint8,
 }
 _MOST = torch.finfo(torch.float8_e4m3fn).max
 

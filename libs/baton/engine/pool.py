@@ -17,6 +17,8 @@ from baton.core.errors import ConfigError, InternalError
 from baton.core.layout import RESERVED_PAGES, KvLayout
 from baton.engine.elements import TORCH_DTYPES
 
+LEAST_PAGE_BYTES = 1 << 10  # as which a smaller page counts: what the host keeps of it beside, once it is cached
+
 
 class PageAllocator:
     """Free list of page ids: O(1) per page. Pages below RESERVED_PAGES, and the last `spare` ones, are never lent.

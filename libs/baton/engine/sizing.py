@@ -8,6 +8,7 @@ from baton.engine.bounded import most_blocks, pages_needed
 from baton.engine.cuda.memory import measure, pages_within
 from baton.engine.loading import LoadedRunner
 from baton.engine.plan import EngineConfig
+from baton.engine.pool import LEAST_PAGE_BYTES
 from baton.engine.states import state_pages
 
 DEFAULT_BYTES = 256 << 20  # of a pool in host memory
@@ -19,7 +20,7 @@ def pool_pages(runner: LoadedRunner, config: EngineConfig, kv_memory_bytes: int,
     on a GPU into what `memory_fraction` of its memory leaves for them. Raises ConfigError when they are too few for the
     shortest request. On a GPU this may run a step."""
     layout = runner.layout
-    page_bytes = layout.pool_bytes(1)
+    page_bytes = max(layout.pool_bytes(1), LEAST_PAGE_BYTES)
     least = RESERVED_PAGES + pages_needed(layout, 1, config.step_tokens(config.overlaps(runner.device.type)))
     if not kv_memory_bytes and runner.device.type == "cuda":
         pages, told = pages_within(measure(runner, config), memory_fraction, layout), f"{memory_fraction=}"

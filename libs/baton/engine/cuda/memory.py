@@ -17,6 +17,7 @@ from baton.engine.batch import StepBatch
 from baton.engine.elements import TORCH_DTYPES
 from baton.engine.loading import LoadedRunner
 from baton.engine.plan import EngineConfig
+from baton.engine.pool import LEAST_PAGE_BYTES
 from baton.engine.sampler import SampleRow, launch_sample
 
 
@@ -96,7 +97,7 @@ def _of_states(layout: KvLayout) -> list[CacheGroup]:
 def pages_within(memory: Memory, fraction: float, layout: KvLayout) -> int:
     """Pages that fit into this fraction of the memory. Raises ConfigError when there are none to lend."""
     left = int(memory.total * fraction) - memory.used - memory.step
-    pages = max(left, 0) // layout.pool_bytes(1)
+    pages = max(left, 0) // max(layout.pool_bytes(1), LEAST_PAGE_BYTES)
     if pages <= RESERVED_PAGES + 1:
         gb = 1e9
         raise ConfigError(

@@ -28,16 +28,28 @@ def load_causal_pooler(path: str | Path, vocab_size: int, hidden_size: int, weig
     """
     folder, head = Path(path), weights.head
     dtype, device = weights.embedding_VE.dtype, weights.embedding_VE.device
-    raw = read_config(folder)
-    embedding = read_embedding_spec(folder, Pooling.LAST)
-    classifier = None
+    raw, score = read_config(folder), None
     if classifies(raw):
-        count = len(labels(raw))
-        shapes = {"score.weight": (count, hidden_size)}
-        weight = read_tensors(tensor_entries(folder), shapes, torch.float32, device)["score.weight"]
-        classifier = ClassifierHead(count, Pooling.LAST, read_activation(raw), _linear(weight))
-    tasks = {Task.CLASSIFY} if classifier is not None else {Task.EMBED}
-    if head is not None:
+        shapes = {"score.weight": (len(labels(raw)), hidden_size)}
+        score = _linear(read_tensors(tensor_entries(folder), shapes, torch.float32, device)["score.weight"])
+    vocabulary = _of_dtype(head, dtype) if head is not None else None
+    return last_token_pooler(folder, vocab_size, hidden_size, device, vocabulary, score)
+
+
+def last_token_pooler(
+    folder: Path,
+    vocab_size: int,
+    hidden_size: int,
+    device: torch.device,
+    vocabulary: Project | None,
+    classifier: Project | None,
+) -> Pooler:
+    """The pooler of a causal model with these heads. Raises CheckpointError."""
+    raw, embedding, head = read_config(folder), read_embedding_spec(folder, Pooling.LAST), None
+    if classifier is not None:
+        head = ClassifierHead(len(labels(raw)), Pooling.LAST, read_activation(raw), classifier)
+    tasks = {Task.CLASSIFY} if head is not None else {Task.EMBED}
+    if vocabulary is not None:
         tasks |= {Task.GENERATE, Task.SCORE}
     return Pooler(
         tasks=frozenset(tasks),
@@ -45,8 +57,8 @@ def load_causal_pooler(path: str | Path, vocab_size: int, hidden_size: int, weig
         hidden_size=hidden_size,
         embedding=embedding,
         dense=load_dense(embedding.dense, device),
-        classifier=classifier,
-        vocabulary=_of_dtype(head, dtype) if head is not None else None,
+        classifier=head,
+        vocabulary=vocabulary,
     )
 
 

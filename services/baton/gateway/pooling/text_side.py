@@ -48,8 +48,7 @@ class PoolingText:
 
 
 def _only_embeds(config: Mapping[str, Any]) -> bool:
-    names = [str(name) for name in config.get("architectures") or ()]
-    return architecture.reads_both_ways(config) or any(name.endswith(architecture.HEADLESS) for name in names)
+    return architecture.reads_both_ways(config) or architecture.lacks_head(config)
 
 
 def _ranker(folder: Path, config: Mapping[str, Any], labels: tuple[str, ...], name: str) -> Ranker:
