@@ -27,26 +27,15 @@ SIZES = {
     "head_dim": 16, "max_position_embeddings": 2048, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 2,
     "sliding_window": WINDOW,
 }  # fmt: skip
+LATENTS = {
+    "num_hidden_layers": 2, "q_lora_rank": 40, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+    "v_head_dim": 16, "num_key_value_heads": 4, "head_dim": 8, "n_routed_experts": 8, "num_experts_per_tok": 3,
+    "n_group": 4, "topk_group": 2, "moe_intermediate_size": 48, "first_k_dense_replace": 1, "sliding_window": None,
+}  # fmt: skip
 MODELS = {
     "gemma3_text": {"num_hidden_layers": 6, "query_pre_attn_scalar": 10},  # one full layer, five that slide
     "mistral": {"num_hidden_layers": 3},  # all slide
-    "deepseek_v3": {
-        "num_hidden_layers": 2,
-        "q_lora_rank": 40,
-        "kv_lora_rank": 32,
-        "qk_nope_head_dim": 16,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 16,
-        "num_key_value_heads": 4,
-        "head_dim": 8,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 3,
-        "n_group": 4,
-        "topk_group": 2,
-        "moe_intermediate_size": 48,
-        "first_k_dense_replace": 1,
-        "sliding_window": None,
-    },  # fmt: skip
+    "deepseek_v3": LATENTS,
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 32},
 }
 
