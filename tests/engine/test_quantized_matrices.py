@@ -127,6 +127,22 @@ def test_inputs_in_an_order_of_their_own() -> None:
     torch.testing.assert_close(whole.dense(torch.float64)[:, order], expected, atol=1e-6, rtol=1e-6)
 
 
+def test_values_that_are_places_in_a_table() -> None:
+    """Spread out, and stacked with values of 8 bits where the table has whole numbers."""
+    table = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12.0])
+    plain = matrix("int4", 32, True)
+    few, other = replace(plain, table=table), replace(plain, table=table / 3)
+    groups = torch.arange(DEPTH) // 32
+    expected = table[plain.values.int()] * plain.steps[:, groups] + plain.lowest[:, groups]
+    torch.testing.assert_close(few.dense(torch.float32), expected)
+    whole = stacked([few, plain, matrix("int8", 32)])
+    assert whole is not None and whole.table is None and whole.bits == 8
+    torch.testing.assert_close(whole.dense(torch.float32)[:OUTS], expected)
+    both = stacked([other, other])
+    assert both is not None and both.table is not None and both.bits == 4
+    assert stacked([other, few]) is None and stacked([other, plain]) is None
+
+
 def test_what_cannot_be_stacked() -> None:
     plain, mixed = matrix("int4", 32, True), replace(matrix("int4", 32, True), order=torch.arange(DEPTH).flip(0))
     assert stacked([plain, mixed]) is None

@@ -106,7 +106,8 @@ class Int4Linear:
 
     @staticmethod
     def fits(weight: QuantizedMatrix, can: Arithmetic) -> bool:
-        return can.int4 and weight.bits == 4 and weight.shape[0] % _INT4_OUTS == 0 and _int4_group(weight) > 0
+        shaped = weight.shape[0] % _INT4_OUTS == 0 and _int4_group(weight) > 0
+        return can.int4 and weight.bits == 4 and weight.table is None and shaped
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.to(torch.bfloat16, memory_format=torch.contiguous_format)

@@ -96,7 +96,6 @@ struct Multiply {
     int64_t bits;
 };
 
-// One of the functions below and what it is called with.
 struct Convolve {
     Convolution convolution;
     int64_t bits;
@@ -117,6 +116,7 @@ struct NormGated {
     int64_t bits, weight_bits;
 };
 
+// One of the functions below and what it is called with.
 struct Call {
     void (*function)(const void*);
     const void* with;
@@ -200,7 +200,6 @@ void baton_multiply(const void* with) {
 
 void baton_multiply_panels(const void* with) { multiply_panels(*static_cast<const Panels*>(with)); }
 
-// All calls, one after the other.
 void baton_convolve(const void* with) {
     const Convolve& c = *static_cast<const Convolve*>(with);
     FOR_ELEMENT(c.bits, convolve<E>(c.convolution);)
@@ -223,6 +222,7 @@ void baton_gated_norm(const void* with) {
     });))
 }
 
+// All calls, one after the other.
 void baton_run(const Call* calls, int64_t count) {
     for (int64_t i = 0; i < count; i++) calls[i].function(calls[i].with);
 }

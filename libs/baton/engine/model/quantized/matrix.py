@@ -22,8 +22,8 @@ class QuantizedMatrix:
 
     `values` are [outs, inputs]: uint8 up to 15, which count as 4 bits, int8, or float8_e4m3fn. `steps` and `lowest`
     are [outs, groups], float32 or bfloat16; no `lowest` is 0. `zero` is 0 but for whole numbers. `order` is int64
-    [inputs], each of them once, where groups are made of inputs that do not stand side by side; None: they do. The
-    tensors are this object's own and share no memory.
+    [inputs], each of them once, where groups are made of inputs that do not stand side by side; None: they do. With
+    `table`, float32 [16], values of 4 bits are places in it. The tensors are this object's own and share no memory.
     """
 
     values: torch.Tensor
@@ -31,6 +31,7 @@ class QuantizedMatrix:
     lowest: torch.Tensor | None = None
     zero: int = 0
     order: torch.Tensor | None = None
+    table: torch.Tensor | None = None
 
     @property
     def bits(self) -> int:
@@ -52,7 +53,8 @@ class QuantizedMatrix:
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """All weights, computed in float32: a new [outs, inputs]."""
-        groups = self.values.float().unflatten(1, (self.steps.shape[1], -1))
+        numbers = self.values.float() if self.table is None else self.table[self.values.int()]
+        groups = numbers.unflatten(1, (self.steps.shape[1], -1))
         spread = (groups - self.zero) * self.steps.float()[:, :, None]
         if self.lowest is not None:
             spread += self.lowest.float()[:, :, None]
@@ -70,23 +72,33 @@ class QuantizedMatrix:
 
     def to(self, device: torch.device) -> QuantizedMatrix:
         """The same on another device."""
-        lowest, order = (None if each is None else each.to(device) for each in (self.lowest, self.order))
-        return replace(self, values=self.values.to(device), steps=self.steps.to(device), lowest=lowest, order=order)
+        lowest, order, table = (
+            None if each is None else each.to(device) for each in (self.lowest, self.order, self.table)
+        )
+        return QuantizedMatrix(self.values.to(device), self.steps.to(device), lowest, self.zero, order, table)
 
-    def in_8_bits(self) -> QuantizedMatrix:
-        """The same with values of 8 bits."""
-        return replace(self, values=self.values.to(torch.int8)) if self.bits == 4 else self
+    def in_8_bits(self) -> QuantizedMatrix | None:
+        """The same with values of 8 bits; None where those of 4 bits stand for what is no whole number."""
+        if self.bits == 8:
+            return self
+        if self.table is None:
+            return replace(self, values=self.values.to(torch.int8))
+        whole = self.table.to(torch.int8)
+        return replace(self, values=whole[self.values.int()], table=None) if (whole == self.table).all() else None
 
 
 def stacked(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix | None:
-    """Their rows, one after the other: no weight changes. None where whole numbers would meet floats, or inputs in one
-    order those in another."""
+    """Their rows, one after the other: no weight changes. None where whole numbers would meet floats or what other
+    tables hold, or inputs in one order those in another."""
     if len(parts) == 1:
         return parts[0]
-    if len({part.values.dtype == FLOAT8 for part in parts}) > 1 or not _have_one_order(parts):
+    if len({part.values.dtype == FLOAT8 for part in parts}) > 1 or not _have_one([part.order for part in parts]):
         return None
-    if len({part.bits for part in parts}) > 1:
-        parts = [part.in_8_bits() for part in parts]
+    if len({part.bits for part in parts}) > 1 or not _have_one([part.table for part in parts]):
+        widened = [part.in_8_bits() for part in parts]
+        parts = [part for part in widened if part is not None]
+        if len(parts) < len(widened):
+            return None
     group = min(part.group for part in parts)
     if any(part.group % group for part in parts):
         return None
@@ -100,6 +112,7 @@ def stacked(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix | None:
         lowest=lowest,
         zero=parts[0].zero if lowest is None else 0,
         order=parts[0].order,
+        table=parts[0].table,
     )
 
 
@@ -125,9 +138,10 @@ def to_float8(weight: torch.Tensor) -> QuantizedMatrix:
     return QuantizedMatrix((weight.float() / steps).clamp_(-FLOAT8_MOST, FLOAT8_MOST).to(FLOAT8), steps)
 
 
-def _have_one_order(parts: Sequence[QuantizedMatrix]) -> bool:
-    orders = [part.order for part in parts if part.order is not None]
-    return not orders or (len(orders) == len(parts) and all(torch.equal(order, orders[0]) for order in orders))
+def _have_one(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """Whether all are the same, or none is there."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    return not there or (len(there) == len(tensors) and all(torch.equal(tensor, there[0]) for tensor in there))
 
 
 def _lowest(part: QuantizedMatrix) -> torch.Tensor:
