@@ -26,8 +26,6 @@ def gpt2(tmp_path) -> Checkpoint:
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("jamba", "some of its layers keep a state"),
-        ("deepseek_v32", "hangs on more than queries, keys and values: indices"),
         ("openai-gpt", "it has no cache of keys and values"),
     ],
 )

@@ -40,7 +40,8 @@ _VALUES: tuple[tuple[int, str], ...] = (
     (16, "qk_nope_head_dim v_head_dim index_head_dim index_topk hidden_size_per_layer_input"),
     (16, "linear_key_head_dim linear_value_head_dim linear_head_dim mamba_d_head mamba_head_dim mamba_d_state "
          "state_size ssm_state_size mamba_chunk_size chunk_size"),
-    (4, "index_n_heads linear_num_value_heads linear_num_heads"),
+    (4, "linear_num_value_heads linear_num_heads"),
+    (16, "index_n_heads"),  # with few heads many tokens score 0, and which of these are chosen is left open
     (2, "linear_num_key_heads n_groups num_kv_shared_layers"),
     (128, "mamba_d_ssm"),
     (0, "bos_token_id"), (1, "eos_token_id"), (2, "pad_token_id"),
@@ -53,7 +54,9 @@ _QWEN_SPARSE = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim":
                 "hc_lowrank": 16, "split_ngram_parts": 4, "make_ngram_vocab_size_divisible_by": 8}  # fmt: skip
 _SHARING = {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3}
 _CONVOLUTIONS = {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
+_ANY_STEP = {"time_step_min": 1e-9}  # a least step is heeded for several tokens, and not for one
 _SPECIAL: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "rope_parameters": {
         kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")}},
@@ -69,18 +72,24 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "lfm2": _CONVOLUTIONS,
     "lfm2_moe": _CONVOLUTIONS,
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2, "index_block_size": 8,
-                           "index_topk_blocks": 2},
+                           "index_topk_blocks": 2, "index_n_heads": 4},
+    "prophetnet": {"max_position_embeddings": 128},  # it makes tables of that size in each pass
+    "nemotron_h": _ANY_STEP,
     "qwen4_exp_text": _QWEN_SPARSE,
     "reformer": {"axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 9},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "use_shared_attention_adapter": False},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "use_shared_attention_adapter": False,
+               **_ANY_STEP},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
+# Numbers in a checkpoint that are no weights, but follow from the config, and from each other.
+_COMPUTED = ("embed_scale", "slope_rate", "query_decay", "key_decay", "diagonal_decay")
 # Keys that are not shrunk there, by the class's own rules.
 _KEPT = {
     "zamba": ("attention_hidden_size", "attention_head_dim", "head_dim"),
@@ -129,7 +138,7 @@ def randomize(model: torch.nn.Module) -> None:
     """Weights under which the next token hangs on many before it, and none is a matter of rounding."""
     kept = model.state_dict()  # what a checkpoint has; tables that a model makes itself stay as they are
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in kept or not weight.is_floating_point() or "embed_scale" in name:
+        if name not in kept or not weight.is_floating_point() or name.endswith(_COMPUTED):
             continue
         noise = torch.randn_like(weight)
         if weight.dim() < 2 or "norm" in name:

@@ -21,13 +21,15 @@ from baton.engine.attention import AttentionBackend, Scoring, Window
 from baton.engine.cpu.library import ALIGNMENT
 from baton.engine.model.through.interface import MaskFunction
 from baton.engine.model.through.probe import Site, stand_in
+from baton.engine.state_store import StatePart
 
 _NO_SINK = -1e30  # a score that no weight is left for
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a pool and a backend must be like for all sites: `windows` per layer of the pool."""
+    """What a pool and a backend must be like for all sites: `windows` per layer of the pool, beside which there are
+    `states`, of each layer that keeps one."""
 
     layers: int
     heads: int
@@ -37,6 +39,7 @@ class Shape:
     scale: float | None = None
     soft_cap: float | None = None
     sinks: tuple[torch.Tensor, ...] | None = None
+    states: tuple[tuple[StatePart, ...], ...] = ()
 
     @property
     def scoring(self) -> Scoring:

@@ -16,13 +16,22 @@ from transformers import PreTrainedModel
 from baton.core.errors import CheckpointError, InternalError
 from baton.core.layout import KvLayout
 from baton.engine.batch import StepBatch
+from baton.engine.grouping import in_groups
 from baton.engine.model.through.attention import Shape
 from baton.engine.model.through.flat import FlatPlan
 from baton.engine.model.through.interface import MODEL_ERRORS
 from baton.engine.model.through.rows import RowsPlan
 from baton.engine.model.through.selfcheck import Expected, check_self, pages_needed
 from baton.engine.pool import KvPool
+from baton.engine.state_store import state_bytes
 
+_WAYS = (
+    FlatPlan.of,
+    RowsPlan.of,
+    partial(RowsPlan.of, with_positions=False),
+    partial(RowsPlan.of, in_chunks=False),
+    partial(RowsPlan.of, with_positions=False, in_chunks=False),
+)
 # What is right for short texts only.
 _REFUSED = {"BigBirdForCausalLM": "its attention changes with the length of a text"}
 
@@ -72,10 +81,10 @@ def find_plan(model: PreTrainedModel, layout: KvLayout, context_tokens: int, own
             f"{name} cannot run through transformers: it does not take text alone ({error})"
         ) from error
     reasons = []
-    for attempt in (FlatPlan.of, partial(RowsPlan.of, with_positions=True), partial(RowsPlan.of, with_positions=False)):
+    for attempt in _WAYS:
         try:
             plan = attempt(model, context_tokens=context_tokens)
-            fitting = fitting_layout(layout, plan.shape)
+            fitting = fitting_layout(layout, plan.shape, context_tokens)
             steps = plan.steps(fitting, own_kernels)
             steps.bind_pool(KvPool(fitting, pages_needed(fitting), device=device).tensor)
             check_self(steps.forward, expected, fitting, device)
@@ -88,8 +97,10 @@ def find_plan(model: PreTrainedModel, layout: KvLayout, context_tokens: int, own
     raise CheckpointError(f"{name} cannot run through transformers: {why}")
 
 
-def fitting_layout(layout: KvLayout, shape: Shape) -> KvLayout:
-    """`layout` for pools of that shape, all of whose layers share pages."""
-    return replace(
+def fitting_layout(layout: KvLayout, shape: Shape, context_tokens: int) -> KvLayout:
+    """`layout` for pools of that shape. Layers with states are numbered after those with K and V."""
+    whole = replace(
         layout, layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, total_kv_heads=shape.kv_heads
     )
+    sizes = {shape.layers + at: state_bytes(parts) for at, parts in enumerate(shape.states)}
+    return in_groups(whole, shape.windows, context_tokens, sizes, range(shape.layers))

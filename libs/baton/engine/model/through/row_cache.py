@@ -1,142 +1,178 @@
-"""A row's keys and values as the cache that models of `transformers` know, kept in pages.
+"""A row's memory as the cache that models of `transformers` know, whose contents somebody else keeps.
 
-Such a cache belongs to one text, and a layer's part of it is given new keys and values and answers with all of them.
-Here it is a view of whichever row of a step is at work: what is new goes to the row's slots, what was there comes out
-of its pages.
-
-    n  new tokens of the row     S  all its tokens     K  key/value heads     D  size of a head
+Such a cache belongs to one text. A layer's part of it is given new keys and values, and answers with all of them; or
+gives out a state, and is given the one after. Here a *keeper* has them: notes while a model is loaded
+(`baton.engine.model.through.kept`), and pages of the pool in steps (`row_pages`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Protocol, SupportsIndex
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+import torch.nn.functional as F
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from baton.core.errors import CheckpointError, InternalError
-from baton.core.layout import KvLayout
-from baton.engine.batch import StepBatch
-from baton.engine.elements import Elements
-from baton.engine.model.through.attention import fitted
+StateName = tuple[str, int]  # its kind, conv or recurrent, and its number
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Key/value heads of a layer, and their sizes."""
+class Keeper(Protocol):
+    """What a row's layers keep."""
 
-    count: int
-    k_dim: int
-    v_dim: int
+    @property
+    def device(self) -> torch.device: ...
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the row before the new ones."""
 
-class NotedLayer(DynamicLayer):
-    """A layer's part of an ordinary cache that remembers what heads it was given."""
+    def extend(self, layer: int, name: str, part: torch.Tensor) -> torch.Tensor:
+        """Keep what the new tokens add, [1, ..., new tokens, width]; what all the row's tokens have."""
 
-    heads: Heads | None = None
+    def states_of(self, layer: int) -> Mapping[StateName, torch.Tensor]:
+        """The layer's states after the cached tokens, [1, ...]; the caller may write to them."""
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **options: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.heads = Heads(key_states.shape[1], key_states.shape[3], value_states.shape[3])
-        both: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, *args, **options)
-        return both
+    def pooled(self, layer: int) -> int:
+        """Tokens that the layer makes one entry of, where it attends to such entries."""
 
 
-class RowPages:
-    """Pages of the rows of a step, one row at a time. `heads`: per layer of the pool."""
+class RowLayer(DynamicLayer):
+    """A layer's part: of whichever kind it turns out to be. `states`: after the tokens that it has been given so far;
+    none before there are any."""
 
-    def __init__(self, layout: KvLayout, heads: Sequence[Heads], dtype: torch.dtype) -> None:
-        self._layout = layout
-        self._heads = heads
-        self._elements = Elements(layout, dtype)
-        self._pool = torch.empty(0)
-        self._batch: StepBatch | None = None
-        self._on_layer: Callable[[int], None] | None = None
-        self._new = slice(0)
-        self._row = self.cached_tokens = 0
-        self.extended: set[int] = set()  # layers that the row's new tokens are in
-
-    def bind_pool(self, pool: torch.Tensor) -> None:
-        self._pool = self._elements.of(pool)
-
-    def begin(self, batch: StepBatch, row: int, start: int, on_layer: Callable[[int], None] | None) -> None:
-        """The row, whose new tokens begin at `start` of the batch, is at work from now on."""
-        length = batch.q_lens_host[row]
-        self._batch, self._row, self._new = batch, row, slice(start, start + length)
-        self.cached_tokens = batch.seq_lens_host[row] - length
-        self._on_layer = on_layer
-        self.extended.clear()
-
-    def end(self) -> None:
-        """Raises InternalError when the model left a layer out."""
-        if len(self.extended) != self._layout.layers:
-            raise InternalError(f"a step gave keys to {len(self.extended)} layers, not {self._layout.layers}")
-        self._batch = self._on_layer = None
-
-    def extend(self, layer: int, k_1KnD: torch.Tensor, v_1KnD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [1, K, S, D] of all the row's tokens, the new ones among them."""
-        assert self._batch is not None
-        if layer in self.extended:
-            raise InternalError(f"a step gave keys to layer {layer} twice")
-        layout, batch, heads = self._layout, self._batch, self._heads[layer]
-        slots = batch.slots[self._new]
-        pages, places = slots // layout.page_size, slots % layout.page_size
-        for plane, states in enumerate((k_1KnD, v_1KnD)):
-            wide_nKD = fitted(states[0].transpose(0, 1), layout.kv_heads, layout.head_dim)
-            self._pool[layer][pages, plane, places] = self._elements.stored(wide_nKD)
-        self.extended.add(layer)
-        if self._on_layer is not None:
-            self._on_layer(layer)
-        if not self.cached_tokens:
-            return k_1KnD, v_1KnD
-        table = batch.page_table[self._row, : -(-self.cached_tokens // layout.page_size)].long()
-        cached = self._elements.numbers(self._pool[layer][table])  # [pages, 2, page_size, K, D]
-        k_SKD, v_SKD = (cached[:, plane].flatten(0, 1)[: self.cached_tokens, : heads.count] for plane in (0, 1))
-        k_1KSD = torch.cat((k_SKD[..., : heads.k_dim].transpose(0, 1)[None], k_1KnD), dim=2)
-        v_1KSD = torch.cat((v_SKD[..., : heads.v_dim].transpose(0, 1)[None], v_1KnD), dim=2)
-        return k_1KSD, v_1KSD
-
-
-class PagedLayer(DynamicLayer):
-    """Layer `layer` of the row that is at work in `pages`."""
-
-    def __init__(self, pages: RowPages, layer: int) -> None:
+    def __init__(self, keeper: Keeper, layer: int) -> None:
         super().__init__()
-        self._pages = pages
+        self._keeper = keeper
         self._layer = layer
+        self._seq_length = keeper.cached_tokens
+        self._positions: torch.Tensor | None = None
         self.is_initialized = True
+        self.states = dict(keeper.states_of(layer)) if keeper.cached_tokens else {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys, self.values = self._pages.extend(self._layer, key_states, value_states)
+        keys = self._keeper.extend(self._layer, "keys", key_states)
+        self.keys = keys
+        self.values = keys if value_states is key_states else self._keeper.extend(self._layer, "values", value_states)
+        self._seq_length = int(keys.shape[-2])
         return self.keys, self.values
 
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+        """By what models with DeepSeek's sparse attention choose tokens."""
+        return self._keeper.extend(self._layer, "index", indexer_key_states)
+
+    def update_index(self, idx_k: torch.Tensor) -> torch.Tensor:
+        """By what MiniMax M3 chooses blocks."""
+        return self._keeper.extend(self._layer, "index", idx_k)
+
+    def store_compression_weights(
+        self, name: str, kv: torch.Tensor, gate: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """What DeepSeek V4 makes entries of, and the first position. Entries are not kept, but made of all tokens in
+        every step: that needs no memory of how far the last one came."""
+        kv = self._keeper.extend(self._layer, f"{name} values", kv)
+        gate = self._keeper.extend(self._layer, f"{name} gates", gate)
+        pooled = self._keeper.pooled(self._layer)
+        whole = kv.shape[1] // pooled * pooled
+        return kv[:, :whole], gate[:, :whole], 0
+
+    def update_compressor_states(self, name: str, compressed: torch.Tensor) -> torch.Tensor:
+        """All entries, of which none were there before."""
+        return compressed
+
+    def update_overlap_state(self, *_: object) -> tuple[None, None]:
+        """What went before the first entry: nothing."""
+        return None, None
+
+    @property
+    def indexer_position_ids(self) -> torch.Tensor | None:
+        """Positions of a text's tokens so far, in time, height and width, of which models that see images (Qwen's) put
+        those of new ones to it."""
+        if self._positions is None and self._keeper.cached_tokens:
+            self._positions = torch.arange(self._keeper.cached_tokens, device=self._keeper.device).expand(3, 1, -1)
+        return self._positions
+
+    @indexer_position_ids.setter
+    def indexer_position_ids(self, positions: torch.Tensor) -> None:
+        self._positions = positions
+
     def get_seq_length(self, *_: object) -> int:
-        if self._layer in self._pages.extended:
-            return int(self.keys.shape[-2])
-        return self._pages.cached_tokens
+        return self._seq_length
 
 
-class NotedCache(Cache):
-    """An ordinary cache of `NotedLayer`s, as many as a model has. Raises CheckpointError when it should keep more."""
+class _Layers(list[RowLayer]):
+    """As many layers as are asked for."""
 
-    def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=NotedLayer)
+    def __init__(self, keeper: Keeper) -> None:
+        super().__init__()
+        self._keeper = keeper
 
-    def _refuse_state(self, *_: object, **__: object) -> NoReturn:
-        raise CheckpointError("some of its layers keep a state instead of keys and values")
-
-    def _refuse_index(self, *_: object, **__: object) -> NoReturn:
-        raise CheckpointError("it keeps an index of tokens beside keys and values")
-
-    has_previous_state = get_conv_state = get_recurrent_state = _refuse_state
-    update_conv_state = update_recurrent_state = _refuse_state
-    update_indexer = _refuse_index
+    def __getitem__(self, index: SupportsIndex | slice) -> RowLayer:
+        assert not isinstance(index, slice)
+        while len(self) <= index.__index__():
+            self.append(RowLayer(self._keeper, len(self)))
+        return super().__getitem__(index)
 
 
-def paged_cache(pages: RowPages, layers: int) -> Cache:
-    return Cache(layers=[PagedLayer(pages, layer) for layer in range(layers)])
+class RowCache(Cache):
+    """The cache of one row in one pass."""
+
+    layers: list[RowLayer]
+
+    def __init__(self, keeper: Keeper, layers: int = 1) -> None:
+        """`layers`: as many as there are known to be; masks are made before layers are asked for."""
+        made = _Layers(keeper)
+        made[layers - 1]
+        Cache.__init__(self, layers=made)
+        self._cached = keeper.cached_tokens > 0
+
+    def has_previous_state(self, *_: object, **__: object) -> bool:
+        return self._cached
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        return self.layers[layer_idx].states.get(("conv", state_idx)) if self._cached else None
+
+    def update_conv_state(
+        self,
+        conv_states: torch.Tensor,
+        layer_idx: int,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+        **_: object,
+    ) -> torch.Tensor:
+        """What a convolution needs: inputs of the last tokens and, in what is returned, of the new ones."""
+        states, name = self.layers[layer_idx].states, ("conv", state_idx)
+        if self._cached:
+            width = states[name].shape[-1]
+            conv_states = torch.cat((states[name], conv_states), dim=-1)
+        else:
+            width = conv_kernel_size or conv_states.shape[-1]
+            conv_states = F.pad(conv_states, (max(0, width - conv_states.shape[-1]), 0))
+        states[name] = conv_states[..., -width:]
+        return conv_states
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        return self.layers[layer_idx].states.get(("recurrent", state_idx)) if self._cached else None
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **_: object
+    ) -> torch.Tensor:
+        self.layers[layer_idx].states["recurrent", state_idx] = recurrent_states
+        return recurrent_states
+
+    def get_linear_cache(self, layer_idx: int) -> torch.Tensor | None:
+        """A state, to MiniMax."""
+        return self.get_recurrent_state(layer_idx)
+
+    def set_linear_cache(self, layer_idx: int, linear_cache: torch.Tensor) -> None:
+        self.update_recurrent_state(linear_cache, layer_idx)
+
+
+def row_cache_like(own: object) -> type[RowCache]:
+    """Of the class of the cache that a model makes for itself, which some insist on."""
+    kind = type(own)
+    if isinstance(own, DynamicCache) and kind is not DynamicCache:
+        return type(f"Row{kind.__name__}", (RowCache, kind), {})
+    return RowCache

@@ -20,7 +20,6 @@ from baton.engine.batch import StepBatch
 from baton.engine.cpu.library import kernels
 from baton.engine.cpu.linear import QUANTIZATIONS
 from baton.engine.cuda.support import pick_device
-from baton.engine.grouping import group_layers
 from baton.engine.model.cache_scale import cache_scale
 from baton.engine.model.config import read_eos_token_ids
 from baton.engine.model.files import model_revision, read_config
@@ -100,14 +99,11 @@ class ThroughRunner:
         if place.type == "cpu" and (own_kernels or quantization != "none"):
             own = kernels() if own_kernels else None
             replace_linears(model, untouched, products.on_cpu(own, quantization, dtype, False).whole)
-        fitting, groups = fitting_layout(layout, plan.shape), group_layers(plan.shape.windows, page_size, limit)
-        layout = replace(
-            fitting,
-            layers=max((len(group.layers) for group in groups), default=fitting.layers),
-            groups=groups,
-            dtype=dtype if kv_dtype == "auto" else kv_dtype,
-            scale=cache_scale(folder) if kv_dtype == FLOAT8 else 1.0,
-        )
+        if plan.shape.states:  # they are of what the model computes in, whatever K and V are kept as
+            layout = replace(layout, model_revision=f"{layout.model_revision}-{dtype}")
+        if kv_dtype == FLOAT8:
+            layout = replace(layout, dtype=FLOAT8, scale=cache_scale(folder))
+        layout = fitting_layout(layout, plan.shape, limit)
         return cls(model, plan, layout, max_context_tokens or limit, _eos(folder, model), own_kernels)
 
     def bind_pool(self, pool: torch.Tensor) -> None:

@@ -8,13 +8,14 @@ convolutions over tokens, masks and positions that the model makes of a whole ba
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 
 from baton.core.errors import CheckpointError
-from baton.core.layout import RESERVED_PAGES, KvLayout
+from baton.core.layout import RESERVED_PAGES, STATE, CacheGroup, KvLayout
 from baton.engine.batch import StepBatch
 
 # Lengths of the two rows, and how much of each is run in each step.
@@ -28,14 +29,17 @@ _EXACT, _ROUNDED = 1e-3, 0.15
 
 
 class Forward(Protocol):
-    def __call__(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None, /) -> torch.Tensor:
+    def __call__(self, batch: StepBatch, on_layer: Callable[[int], None] | None, /) -> torch.Tensor:
         """Logits [L, V]."""
 
 
 @dataclass
 class _Row:
+    """A text: which of all it is, its blocks among those of all, and how much of it is done."""
+
+    number: int
     tokens: list[int]
-    pages: list[int]
+    blocks: range
     done: int = 0
     logits: list[torch.Tensor] = field(default_factory=list)
 
@@ -76,28 +80,49 @@ def check_self(forward: Forward, expected: Expected, layout: KvLayout, device: t
     raise CheckpointError("a token hangs on what else is in its batch")
 
 
-def pages_needed(layout: KvLayout) -> int:
-    """Pages of a pool that `check_self` may write to, from the first on."""
-    return RESERVED_PAGES + sum(map(layout.blocks_for, LENGTHS))
+def pages_needed(layout: KvLayout, lengths: Sequence[int] = LENGTHS) -> int:
+    """Pages of a pool that rows of those lengths are run on, from the first on."""
+    return _pages_before(layout, len(layout.groups) or 1, lengths)
+
+
+def _pages_before(layout: KvLayout, group: int, lengths: Sequence[int]) -> int:
+    """Pages of a pool that are reserved, or of groups before that one. None is ever given back."""
+    blocks = sum(map(layout.blocks_for, lengths))
+    states = [each.size * len(lengths) for each in layout.groups[:group] if each.kind == STATE]
+    return RESERVED_PAGES + (group - len(states)) * blocks + sum(states)
 
 
 def run_in_steps(
     forward: Forward, rows: Sequence[list[int]], steps: Sequence[Sequence[int]], layout: KvLayout, device: torch.device
 ) -> list[torch.Tensor]:
     """Logits of the rows' tokens: in each step the next so many of each row, as far as it has them."""
-    running, page = [], RESERVED_PAGES
-    for tokens in rows:
-        count = layout.blocks_for(len(tokens))
-        running.append(_Row(tokens, list(range(page, page + count))))
-        page += count
+    texts = [len(tokens) for tokens in rows]
+    ends = list(accumulate(map(layout.blocks_for, texts), initial=0))
+    running = [_Row(at, tokens, range(*ends[at : at + 2])) for at, tokens in enumerate(rows)]
     for lengths in steps:
         due = zip(running, lengths, strict=False)
         parts = [(row, n) for row, length in due if (n := min(length, len(row.tokens) - row.done))]
-        logits = forward(_batch(parts, layout.page_size, device), None).float()
+        batch = _batch(parts, layout.page_size, device)
+        numbers = [row.number for row, _ in parts]
+        batch.views = tuple(
+            _view(batch, group, _pages_before(layout, at, texts), layout.page_size, numbers)
+            for at, group in enumerate(layout.groups)
+        )
+        logits = forward(batch, None).float()
         for (row, length), mine in zip(parts, logits.split([length for _, length in parts]), strict=True):
             row.logits.append(mine)
             row.done += length
     return [torch.cat(row.logits) if row.logits else torch.empty(0) for row in running]
+
+
+def _view(batch: StepBatch, group: CacheGroup, first: int, page_size: int, rows: Sequence[int]) -> StepBatch:
+    """The batch as a group sees it, whose pages begin with `first`. `rows`: numbers of those in the batch."""
+    if group.kind == STATE:
+        states = torch.tensor([[first + row * group.size + at for at in range(group.size)] for row in rows])
+        states = states.to(batch.token_ids.device)
+        return replace(batch, state_sources=states, state_targets=states)
+    more = first - RESERVED_PAGES
+    return replace(batch, slots=batch.slots + more * page_size, page_table=batch.page_table + more)
 
 
 def _batch(parts: Sequence[tuple[_Row, int]], page_size: int, device: torch.device) -> StepBatch:
@@ -109,10 +134,11 @@ def _batch(parts: Sequence[tuple[_Row, int]], page_size: int, device: torch.devi
         where = range(row.done, row.done + length)
         token_ids += row.tokens[row.done : row.done + length]
         positions += where
-        slots += [row.pages[at // page_size] * page_size + at % page_size for at in where]
+        slots += [(RESERVED_PAGES + row.blocks.start) * page_size + at for at in where]
         starts.append(starts[-1] + length)
-    width = max(len(row.pages) for row, _ in parts)
-    table = [[*row.pages, *[0] * (width - len(row.pages))] for row, _ in parts]
+    width = max(len(row.blocks) for row, _ in parts)
+    pages = [[RESERVED_PAGES + block for block in row.blocks] for row, _ in parts]
+    table = [[*mine, *[0] * (width - len(mine))] for mine in pages]
     seq_lens = [row.done + length for row, length in parts]
     return StepBatch(
         token_ids=torch.tensor(token_ids, device=device),

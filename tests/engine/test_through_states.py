@@ -1,0 +1,86 @@
+"""Models through `transformers` that keep more than keys and values: the same logits and greedy tokens as by
+themselves, however work is cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from family_checkpoints import Checkpoint
+from family_runs import (
+    assert_engine_decodes_the_same,
+    assert_handed_over_decodes_the_same,
+    assert_logits_are_the_same,
+    tokens_of,
+)
+from paged_rows import PagedModel, Row
+
+from baton.core.layout import FLOAT8, FULL, STATE
+from baton.engine.model.through.runner import ThroughRunner
+
+torch.set_num_threads(1)
+
+# What is special about each, and the kinds of groups that its layers are in.
+FAMILIES = {
+    "jamba": ("tokens after the first ones come one by one", {FULL, STATE}),
+    "falcon_h1": ("keys, values and states in each layer", {FULL, STATE}),
+    "inkling_text": ("several states of different layers, windows", {FULL, STATE}),
+    "qwen4_exp_text": ("states of several sizes, an index, ids of tokens", {FULL, STATE}),
+    "minimax": ("a cache of its own class", {FULL, STATE}),
+    "falcon_mamba": ("no attention at all", {STATE}),
+    "deepseek_v32": ("an index of tokens", set()),
+    "minimax_m3_vl_text": ("an index of blocks", set()),
+    "deepseek_v4": ("entries made of several tokens", set()),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request, tmp_path_factory) -> Checkpoint:
+    return Checkpoint.tiny(tmp_path_factory.mktemp("through"), request.param)
+
+
+@pytest.fixture(scope="module")
+def runner(checkpoint) -> ThroughRunner:
+    return ThroughRunner.load(checkpoint.folder)
+
+
+def test_logits_whole_in_chunks_and_after_a_shared_prefix(checkpoint, runner) -> None:
+    assert runner.rows_apart
+    assert {group.kind for group in runner.layout.groups} == FAMILIES[checkpoint.config.model_type][1]
+    assert_logits_are_the_same(checkpoint, runner)
+
+
+@pytest.mark.parametrize("checkpoint", ["falcon_h1", "falcon_mamba", "deepseek_v32"], indirect=True)
+def test_engine_in_chunks_with_prefix_hits_and_preemption(checkpoint, runner) -> None:
+    assert_engine_decodes_the_same(checkpoint, runner)
+
+
+@pytest.mark.parametrize("checkpoint", ["jamba", "falcon_mamba", "deepseek_v4"], indirect=True)
+def test_prefill_here_and_decode_there(checkpoint, runner) -> None:
+    assert_handed_over_decodes_the_same(checkpoint, runner, ThroughRunner.load(checkpoint.folder))
+
+
+@pytest.mark.parametrize("checkpoint", ["jamba", "falcon_h1"], indirect=True)
+def test_bfloat16_and_float8_pages(checkpoint) -> None:
+    """What it takes to compute the same is found out in half precision, too; states are as they are in any pages."""
+    tokens = tokens_of(5, 60)
+    exact = checkpoint.logits(tokens)
+
+    def error(**options: str) -> float:
+        model, row = PagedModel(ThroughRunner.load(checkpoint.folder, **options), pages=60), Row(list(tokens))
+        got = torch.cat([model.step([(row, n)], all_logits=True) for n in (30, 1, 29)])
+        return float((got - exact).abs().mean() / exact.std())
+
+    with torch.inference_mode():
+        theirs = checkpoint.half(torch.tensor([tokens])).logits[0].float()
+    assert error(dtype="bfloat16") < 1.3 * float((theirs - exact).abs().mean() / exact.std())
+    assert 1e-4 < error(kv_dtype=FLOAT8) < 0.3
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen4_exp_text", "deepseek_v32"], indirect=True)
+def test_layers_are_told_once_when_all_that_they_keep_is_there(checkpoint, runner) -> None:
+    model, told = PagedModel(runner, pages=20), []
+    row = Row(tokens_of(1, 16))
+    model.step([(row, 16)], on_layer=told.append)
+    tracked = next((len(group.layers) for group in runner.layout.groups if group.kind == FULL), runner.layout.layers)
+    stateful = sum(len(group.layers) for group in runner.layout.groups if group.kind == STATE)
+    assert sorted(told) == list(range(tracked + stateful))
