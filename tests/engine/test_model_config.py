@@ -32,6 +32,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 QWEN_MOE = {"num_experts": 16, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+DELTA = {"architectures": ["Qwen3_5ForCausalLM"], "layer_types": ["linear_attention", "attention", "mamba"]}
 ROPES = {
     "theta": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 3.0},
@@ -135,6 +136,15 @@ def test_eos(tmp_path, generation, config, expected) -> None:
         ),
         ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"] * 3}, "use_sliding_window"),
         ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}, "for each of the 3 layers"),
+        (
+            {**DELTA, "linear_num_key_heads": 4, "linear_num_value_heads": 6},
+            "linear_num_value_heads 6 is not a multiple of linear_num_key_heads 4",
+        ),
+        ({**DELTA, "linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim is 1; it must be at least 2"),
+        ({**DELTA, "hidden_act": "gelu"}, "hidden_act is 'gelu'; gated deltas are supported with silu"),
+        ({**DELTA, "layer_types": ["conv"] * 3}, "must name full_attention or linear_attention for each of the 3"),
+        ({"architectures": ["Qwen3_5ForCausalLM"]}, "no layer attends"),
+        ({"architectures": ["Lfm2MoeForCausalLM"], **QWEN_MOE}, "layer_types is missing"),
     ],
 )
 def test_refused(tmp_path, fields, message) -> None:

@@ -194,6 +194,31 @@ def test_text_part_of_a_model_that_sees(tmp_path, body: str, head: str) -> None:
     close(got, made.logits(tokens))
 
 
+@pytest.mark.parametrize("device", ["looped", "grouped"])
+def test_experts_in_one_tensor_of_a_model_that_sees(tmp_path, monkeypatch, device: str) -> None:
+    """As Qwen3.5 is published."""
+    made = Checkpoint(tmp_path, "qwen 3.5 moe")
+    text = json.loads((tmp_path / "config.json").read_text())
+    if device == "grouped":
+        monkeypatch.setattr(expert_weights, "GROUPED_DEVICES", ("cpu",))
+
+    def publish(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if ".mlp.experts." in name]:
+            del tensors[name]
+        for name, weight in made.model.named_parameters():
+            if ".mlp.experts." in name:
+                tensors[name] = weight
+        for name in [name for name in tensors if name.startswith("model.layers")]:
+            tensors[name.replace("model.", "model.language_model.", 1)] = tensors.pop(name)
+
+    made.change_tensors(publish)
+    outer = {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe", "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    tokens = tokens_of(1, 50)
+    got = PagedModel(TorchModelRunner.load(tmp_path), pages=20).step([(Row(tokens), 50)], all_logits=True)
+    close(got, made.logits(tokens))
+
+
 @pytest.mark.parametrize("family", ["olmo 2", "nemotron", "mixtral", "deepseek v3", "qwen3 next"])
 def test_what_cannot_be_deterministic_says_so(tmp_path, family: str) -> None:
     made = Checkpoint(tmp_path, family)

@@ -145,6 +145,7 @@ FAMILIES = [
     ("qwen3 moe", "fp8 uneven blocks"), ("qwen2 moe", "compressed int4"), ("mixtral", "fp8 per tensor"),
     ("deepseek v3", "fp8 blocks"), ("deepseek v3", "compressed int8"), ("phi 3", "compressed fp8 per channel"),
     ("llama 3", "gptq 4 bit v2"), ("qwen2", "bitsandbytes int8"), ("gemma 2", "gptq 8 bit"),
+    ("qwen3 next", "fp8 uneven blocks"), ("qwen 3.5", "compressed int4"),
 ]  # fmt: skip
 # Routers, and what decides which expert is asked, stay whole in real checkpoints, too.
 SKIPPED = ("mlp.gate.weight", "shared_expert_gate.weight")
@@ -159,7 +160,8 @@ SIZES = {
 @pytest.mark.parametrize(("family", "name"), FAMILIES)
 @torch.inference_mode()
 def test_families(tmp_path, family: str, name: str) -> None:
-    """Experts one by one, latents, parts that the checkpoint has in one matrix, biases, tied embeddings."""
+    """Experts one by one, latents, parts that the checkpoint has in one matrix, biases, tied embeddings, gates between
+    queries, parts by head."""
     plain = Checkpoint(tmp_path / "plain", family, **SIZES)
     meant = requantize(plain.folder, tmp_path / "quantized", FORMATS[name], skipped=SKIPPED)
     assert len(meant) >= 2 * plain.config.num_hidden_layers

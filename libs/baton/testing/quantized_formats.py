@@ -27,7 +27,7 @@ Tensors = dict[str, torch.Tensor]
 Pack = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
 FLOAT8 = torch.float8_e4m3fn
 _WEIGHTS = "model.safetensors"
-_PROJECTION = re.compile(r"_proj(_with_mqa)?\.weight$|experts\.\d+\.w[123]\.weight$")
+_PROJECTION = re.compile(r"_proj(_with_mqa|_qkvz?|_z)?\.weight$|experts\.\d+\.w[123]\.weight$")
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def bnb_4bit(kind: str, nested: bool) -> Format:
         return {"weight": packed, **described}, meant
 
     config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind}
-    return Format(config, pack, kept=False)
+    return Format(config, pack)
 
 
 def bnb_int8() -> Format:
