@@ -99,3 +99,16 @@ def test_devices_are_picked_or_refused_with_the_reason(monkeypatch) -> None:
     assert (support.pick_device("auto"), support.pick_device("cpu"), support.pick_device("cuda")) == (
         "cuda", "cpu", "cuda",
     )  # fmt: skip
+
+
+def test_what_a_gpu_lacks_is_told(monkeypatch) -> None:
+    def absent() -> None:
+        raise ImportError("no flashinfer here")
+
+    monkeypatch.setattr(support, "cuda_problem", lambda: None)
+    monkeypatch.setattr(support, "import_flashinfer", absent)
+    for capability, lacking in (((8, 0), 2), ((9, 0), 1)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        told = support.problems()
+        assert len(told) == lacking and told[-1] == "no fast attention and no CUDA graphs: no flashinfer here"
+    assert support.Arithmetic.of((9, 0), None) == support.Arithmetic(True, False, True, True)
