@@ -210,6 +210,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         },
     ),
+    "falcon h1": (
+        "falcon_h1",
+        {
+            "mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 16,
+            "lm_head_multiplier": 0.7, "embedding_multiplier": 3.0, "mlp_multipliers": [0.6, 1.7],
+            "key_multiplier": 0.5, "attention_out_multiplier": 1.5, "attention_in_multiplier": 0.8,
+            "ssm_multipliers": [0.5, 1.5, 0.8, 1.2, 0.7], "ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.6,
+        },
+    ),
+    "jamba": (
+        "jamba",
+        {
+            "num_hidden_layers": 3, "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 3,
+            "expert_layer_offset": 2, "num_experts": 4, "mamba_d_state": 8,
+        },
+    ),
+    "mamba": ("mamba", {"state_size": 8, "use_bias": True}),
+    "falcon mamba": ("falcon_mamba", {"state_size": 8, "intermediate_size": 80, "tie_word_embeddings": False}),
+    "mamba 2": ("mamba2", {"num_heads": 4, "head_dim": 32, "n_groups": 2, "state_size": 16}),
     "cohere 2": ("cohere2", {"num_hidden_layers": 4, "sliding_window": 20}),
 }  # fmt: skip
 

@@ -87,7 +87,7 @@ def test_eos(tmp_path, generation, config, expected) -> None:
     ("fields", "message"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported; supported are Llama"),
-        ({"architectures": "absent", "model_type": "mamba"}, "model_type 'mamba' is not supported"),
+        ({"architectures": "absent", "model_type": "rwkv"}, "model_type 'rwkv' is not supported"),
         ({"hidden_size": "absent"}, "hidden_size is missing"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1; it must be a positive integer"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),

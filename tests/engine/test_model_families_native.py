@@ -155,6 +155,9 @@ BROKEN = {
     "deepseek v3": ("model.layers.1.mlp.gate.e_score_correction_bias", [8]),
     "lfm 2": ("model.layers.1.conv.conv.weight", [64, 1, 4]),
     "bamba": ("model.layers.2.mamba.A_log", [4]),
+    "falcon h1": ("model.layers.1.mamba.in_proj.weight", [262, 64]),
+    "jamba": ("model.layers.2.mamba.dt_layernorm.weight", [4]),
+    "mamba": ("backbone.layers.1.mixer.x_proj.weight", [20, 96]),
     "granite 4": ("model.layers.1.block_sparse_moe.input_linear.weight", [6, 192, 64]),
     "qwen3 next": ("model.layers.0.linear_attn.in_proj_qkvz.weight", [256, 64]),
     "qwen 3.5 moe": ("model.layers.1.self_attn.q_proj.weight", [128, 64]),
@@ -219,7 +222,7 @@ def test_experts_in_one_tensor_of_a_model_that_sees(tmp_path, monkeypatch, devic
     close(got, made.logits(tokens))
 
 
-@pytest.mark.parametrize("family", ["olmo 2", "nemotron", "mixtral", "deepseek v3", "qwen3 next"])
+@pytest.mark.parametrize("family", ["olmo 2", "nemotron", "mixtral", "deepseek v3", "qwen3 next", "mamba"])
 def test_what_cannot_be_deterministic_says_so(tmp_path, family: str) -> None:
     made = Checkpoint(tmp_path, family)
     with pytest.raises(ConfigError, match=r"deterministic = true (is not to be had for|needs Baton's kernels)"):
@@ -228,7 +231,19 @@ def test_what_cannot_be_deterministic_says_so(tmp_path, family: str) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    ["phi 4 mini", "gemma 2", "qwen2 moe", "gpt-oss", "deepseek v3", "lfm 2", "bamba", "granite 4", "qwen3 next"],
+    [
+        "phi 4 mini",
+        "gemma 2",
+        "qwen2 moe",
+        "gpt-oss",
+        "deepseek v3",
+        "lfm 2",
+        "bamba",
+        "granite 4",
+        "qwen3 next",
+        "falcon h1",
+        "jamba",
+    ],
 )
 def test_quantized_at_load(tmp_path, family: str) -> None:
     """Weights of 8 bits, experts too: nearly the logits of the whole ones."""

@@ -9,8 +9,9 @@ import pytest
 from transformers import AutoConfig
 
 from baton.engine.attention import Chunks, Window
-from baton.engine.model.config import load_config
+from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.model.families import FAMILIES
+from baton.engine.model.family import MambaKeys
 
 LAYERS = 8
 SIZES = {
@@ -18,8 +19,9 @@ SIZES = {
     "num_attention_heads": 32, "num_experts": 16, "num_local_experts": 16, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
 }  # fmt: skip
-# Keys without which no layer would attend.
-ATTENDING = {
+# Keys without which no layer would attend, or sizes would not fit.
+NEEDED = {
+    "Mamba2ForCausalLM": {"num_heads": 8},
     "BambaForCausalLM": {"attn_layer_indices": [1, 5]},
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 4},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"] * 4},
@@ -48,14 +50,14 @@ OLD = {
         },
     },
 }  # fmt: skip
-STATEFUL = ("conv", "mamba", "linear_attention")
+MIXING, BOTH = ("conv", "mamba", "linear_attention"), "hybrid"  # kinds of layers that keep a state
 CASES = [(name, {}) for name, family in FAMILIES.items() if family.model_type != "mimo"] + list(OLD.items())
 
 
 @pytest.mark.parametrize(("architecture", "fields"), CASES, ids=[f"{n} {'old' if f else ''}" for n, f in CASES])
 def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -> None:
     family = FAMILIES[architecture]
-    raw = {**SIZES, **ATTENDING.get(architecture, {}), **fields, "architectures": [architecture]}
+    raw = {**SIZES, **NEEDED.get(architecture, {}), **fields, "architectures": [architecture]}
     if family.latent or architecture == "Glm4MoeForCausalLM":
         raw["n_routed_experts"] = 16
         raw["num_experts_per_tok"] = 4
@@ -68,21 +70,23 @@ def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -
     assert ours.tied_embeddings == theirs.tie_word_embeddings
     eos = theirs.eos_token_id
     assert ours.eos_token_ids == set(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    if not family.latent:
+    if ours.attending and not family.latent:
         assert ours.kv_heads == (theirs.num_key_value_heads or 32)
         assert ours.head_dim == (getattr(theirs, "head_dim", None) or 256 // 32)
     assert ours.qkv_bias == getattr(theirs, "attention_bias", getattr(theirs, str(family.qkv_bias), family.qkv_bias))
-    assert ours.stateful == tuple(layer for layer, kind in enumerate(kinds_of(theirs)) if kind in STATEFUL)
+    kinds = kinds_of(theirs) or ["full_attention"] * LAYERS
+    assert ours.stateful == tuple(layer for layer, kind in enumerate(kinds) if kind in (*MIXING, BOTH))
+    assert ours.attending == tuple(layer for layer, kind in enumerate(kinds) if kind not in MIXING)
     delta = ours.gated_delta
     if delta is not None:
         assert (delta.key_heads, delta.value_heads) == (theirs.linear_num_key_heads, theirs.linear_num_value_heads)
         assert (delta.key_dim, delta.value_dim) == (theirs.linear_key_head_dim, theirs.linear_value_head_dim)
         assert delta.width == theirs.linear_conv_kernel_dim
-    if ours.mamba2 is not None:
-        mamba = (theirs.mamba_n_heads, theirs.mamba_d_head, theirs.mamba_n_groups, theirs.mamba_d_state)
-        assert (ours.mamba2.heads, ours.mamba2.head_dim, ours.mamba2.groups, ours.mamba2.state) == mamba
+    assert_mixers_are_the_same(family.mamba_keys, ours, theirs)
+    if not ours.attending:
+        return
     assert ours.windows == tuple(window_of(theirs, layer) for layer in range(LAYERS))
-    for layer, rope in enumerate(ours.ropes):
+    for layer, rope in enumerate(ours.ropes if family.rope_layers != "none" else ()):
         expected = theirs.rope_parameters
         if "full_attention" in expected:
             expected = expected[theirs.layer_types[layer]]
@@ -93,6 +97,21 @@ def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -
         if rope.kind in ("linear", "llama3"):
             assert rope.factor == expected["factor"]
     assert ours.context_tokens == max(theirs.max_position_embeddings, *(rope.context_tokens for rope in ours.ropes))
+
+
+def assert_mixers_are_the_same(keys: MambaKeys, ours: DecoderConfig, theirs: Any) -> None:
+    one, two = ours.mamba1, ours.mamba2
+    if one is not None:
+        inner = getattr(theirs, "intermediate_size", 0) if not ours.attending else 2 * theirs.hidden_size
+        assert (one.inner, one.state, one.rank) == (inner, getattr(theirs, keys.state), getattr(theirs, keys.rank))
+    if two is not None:
+        sizes = (getattr(theirs, key) for key in (keys.heads, keys.head_dim, keys.groups, keys.state))
+        assert (two.heads, two.head_dim, two.groups, two.state) == tuple(sizes)
+        assert two.output_bias == getattr(theirs, keys.output_bias)
+    for mixer in (one, two):
+        if mixer is not None:
+            told = (getattr(theirs, keys.width), getattr(theirs, keys.conv_bias), getattr(theirs, keys.bias))
+            assert (mixer.width, mixer.conv_bias, mixer.bias) == told
 
 
 def kinds_of(theirs: Any) -> list[str]:

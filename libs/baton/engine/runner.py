@@ -34,7 +34,7 @@ from baton.engine.model.cache_scale import cache_scale
 from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.model.decoder import Decoder
 from baton.engine.model.files import model_revision
-from baton.engine.model.mixers import StateMixer, state_parts
+from baton.engine.model.mixers import state_parts
 from baton.engine.model.pointwise import Pointwise, TorchPointwise
 from baton.engine.model.tensors import Progress
 from baton.engine.model.weights import DecoderWeights, computed_dtype, load_weights
@@ -272,7 +272,7 @@ def _states(
     if not config.stateful:
         return None
     store = StateStore(layout, dict.fromkeys(config.stateful, state_parts(config, dtype)))
-    mixers = {layer: each.heads for layer, each in enumerate(weights.layers) if isinstance(each.heads, StateMixer)}
+    mixers = {layer: each.mixer for layer, each in enumerate(weights.layers) if each.mixer is not None}
     return store if kernels is None else CpuStates(kernels, store, mixers, dtype)
 
 
@@ -286,6 +286,5 @@ def grouped(layout: KvLayout, config: DecoderConfig, dtype: torch.dtype) -> KvLa
     is not always that of K and V."""
     sizes = dict.fromkeys(config.stateful, state_bytes(state_parts(config, dtype)))
     revision = layout.model_revision + (f"-{dtype}".replace("torch.", "") if sizes else "")
-    attending = [layer for layer in range(config.layers) if layer not in sizes]
     named = replace(layout, model_revision=revision)
-    return in_groups(named, config.windows, config.context_tokens, sizes, attending)
+    return in_groups(named, config.windows, config.context_tokens, sizes, config.attending)

@@ -19,6 +19,7 @@ from baton.engine.cpu.panels import PanelLinear, fits
 from baton.engine.cpu.state_calls import ConvolveCall, DeltaCall, GatedNormCall, ScanCall
 from baton.engine.model.gated_delta import GatedDelta
 from baton.engine.model.mamba2 import Mamba2
+from baton.engine.model.mamba_config import NORM_LAST
 from baton.engine.model.pointwise import Norm
 from baton.engine.model.projection import Linear
 from baton.engine.model.short_conv import ShortConv
@@ -62,6 +63,8 @@ def knows(mixer: Mixer, dtype: torch.dtype) -> bool:
         return _convolves(mixer.weight_WE)
     if isinstance(mixer, Mamba2):
         mamba2 = mixer.config
+        if mamba2.gating != NORM_LAST:
+            return False
         return _convolves(mixer.conv_WC) and _aligned(mamba2.head_dim, mamba2.state, mamba2.inner // mamba2.groups)
     if isinstance(mixer, GatedDelta):
         return _convolves(mixer.conv_WC) and _aligned(mixer.config.key_dim, mixer.config.value_dim)
@@ -167,6 +170,7 @@ class CpuMamba2:
             bits=8 * dtype.itemsize,
         )  # fmt: skip
         size = config.inner // config.groups
+        assert mixer.norm is not None, "known mixers norm"
         self._norm = _GatedNorm(kernels, mixer.norm, config.groups, size, mixer.eps, dtype, gate_first=True)
 
     def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,16 @@ from baton.engine.model.families import FAMILIES
 from baton.engine.model.family import Family, Names, NormKind
 from baton.engine.model.fields import Fields
 from baton.engine.model.files import read_config, read_json
-from baton.engine.model.hybrid_config import ConvConfig, Mamba2Config, conv_of, mamba2_of
+from baton.engine.model.hybrid_config import ConvConfig, conv_of
 from baton.engine.model.layer_rules import QueryScaling, query_scaling_of, ropes_of, windows_of
+from baton.engine.model.mamba_config import (
+    Mamba1Config,
+    Mamba2Config,
+    Multipliers,
+    mamba1_of,
+    mamba2_of,
+    multipliers_of,
+)
 from baton.engine.model.moe_config import MoeConfig, moe_of
 from baton.engine.model.rope import Rope
 
@@ -55,8 +63,9 @@ class DecoderConfig:
 
     `ropes`, `windows` and `query_scalings` have one entry per layer. `qk_norm` is none, head (each head by itself),
     heads (so, with weights of its own), all (a token's heads together), or unit (as head, without weights, in layers
-    that rotate). `kv_heads` and `head_dim` are those of the cache: with `latent` one head, of half a latent. Without a
-    head for tokens the model embeds or classifies. `dtype` is what the checkpoint says it is stored in, if it does.
+    that rotate). `kv_heads` and `head_dim` are those of the cache: with `latent` one head, of half a latent. Heads are
+    0 where no layer attends, and `intermediate_size` is where none has an MLP. Without a head for tokens the model
+    embeds or classifies. `dtype` is what the checkpoint says it is stored in, if it does.
     """
 
     architecture: str
@@ -96,7 +105,11 @@ class DecoderConfig:
     moe: MoeConfig | None = None
     latent: LatentConfig | None = None
     conv: ConvConfig | None = None
+    mamba1: Mamba1Config | None = None
     mamba2: Mamba2Config | None = None
+    mixes_beside: bool = False  # layers that keep a state attend, too
+    multipliers: Multipliers | None = None
+    wide_residual: bool = False
     gated_delta: GatedDeltaConfig | None = None
     gated_attention: bool = False
     stateful_names: Names | None = None  # of layers that keep a state, where these call things otherwise
@@ -104,9 +117,19 @@ class DecoderConfig:
 
     @property
     def stateful(self) -> tuple[int, ...]:
-        """Layers that keep a state of constant size instead of K and V."""
-        mixer = self.mamba2 or self.conv or self.gated_delta
+        """Layers that keep a state of constant size."""
+        mixer = self.mamba1 or self.mamba2 or self.conv or self.gated_delta
         return () if mixer is None else mixer.layers
+
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Layers that keep K and V."""
+        return tuple(layer for layer in range(self.layers) if self.mixes_beside or layer not in self.stateful)
+
+    @property
+    def mixed_size(self) -> int:
+        """Of what Mamba2's mixers give to their output matrix."""
+        return 0 if self.mamba2 is None else self.mamba2.inner
 
     def names_of(self, layer: int) -> Names:
         """What a layer calls its tensors."""
@@ -155,9 +178,12 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
     for key in family.refused:
         if raw.get(key):
             raise NotNative(f"{key} is {raw[key]!r}, which is not supported for {architecture}")
-    heads, hidden_size, layers = map(fields.size, ("num_attention_heads", "hidden_size", "num_hidden_layers"))
+    hidden_size, layers = fields.size("hidden_size"), fields.size("num_hidden_layers")
+    heads = kv_heads = head_dim = 0
     latent = _latent(fields) if family.latent else None
-    kv_heads, head_dim = _cached_heads(fields, latent, heads, hidden_size)
+    if family.mixes != "alone":
+        heads = fields.size("num_attention_heads")
+        kv_heads, head_dim = _cached_heads(fields, latent, heads, hidden_size)
     windows = windows_of(architecture, family, fields, layers)
     ropes = ropes_of(family, fields, windows, head_dim if latent is None else latent.rotated)
     dtype = raw.get("dtype") or raw.get("torch_dtype")
@@ -166,7 +192,7 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
         names=family.names,
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=_intermediate_size(family, fields),
+        intermediate_size=_intermediate_size(family, fields) if family.has_mlp else 0,
         layers=layers,
         heads=heads,
         kv_heads=kv_heads,
@@ -191,7 +217,7 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
         attention_soft_cap=fields.optional("attn_logit_softcapping"),
         embedding_multiplier=hidden_size**0.5 if family.embedding_scaled else fields.number("embedding_multiplier", 1),
         residual_multiplier=fields.number("residual_multiplier", 1),
-        logit_multiplier=fields.number("logit_scale", 1) / fields.number("logits_scaling", 1),
+        logit_multiplier=_logit_multiplier(fields),
         logit_soft_cap=fields.optional("final_logit_softcapping"),
         has_head=architecture.endswith(CAUSAL),
         sinks=family.sinks,
@@ -199,7 +225,11 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
         moe=None if family.mixture is None else moe_of(family.mixture, fields, layers),
         latent=latent,
         conv=conv_of(fields, layers) if family.convolves else None,
-        mamba2=mamba2_of(fields, layers, hidden_size) if family.mamba2 else None,
+        mamba1=mamba1_of(family, fields, layers, hidden_size) if family.mamba1 else None,
+        mamba2=mamba2_of(family, fields, layers, hidden_size) if family.mamba2 else None,
+        mixes_beside=family.mixes == "beside",
+        multipliers=multipliers_of(fields) if family.multiplied else None,
+        wide_residual=fields.told(family.wide_residual),
         gated_delta=gated_delta_of(fields, layers, heads, hidden_size) if family.gated_delta else None,
         gated_attention=family.gated_attention,
         stateful_names=family.stateful_names,
@@ -248,7 +278,12 @@ def _family(raw: Mapping[str, Any]) -> tuple[str, Family]:
 
 
 def _attention_scale(fields: Fields, head_dim: int) -> float:
-    return fields.number("attention_multiplier", fields.number("query_pre_attn_scalar", head_dim) ** -0.5)
+    return fields.number("attention_multiplier", fields.number("query_pre_attn_scalar", head_dim or 1) ** -0.5)
+
+
+def _logit_multiplier(fields: Fields) -> float:
+    scale = fields.number("logit_scale", 1) * fields.number("lm_head_multiplier", 1)
+    return scale / fields.number("logits_scaling", 1)
 
 
 def _tied(fields: Fields) -> bool:

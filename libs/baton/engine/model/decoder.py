@@ -17,7 +17,7 @@ import torch
 from baton.engine.attention import AttentionBackend
 from baton.engine.batch import StepBatch
 from baton.engine.model.config import DecoderConfig
-from baton.engine.model.mixers import StateMixer
+from baton.engine.model.mixers import Beside, StateMixer
 from baton.engine.model.pointwise import Norm, Pointwise
 from baton.engine.model.rope import inverse_frequencies, rotation
 from baton.engine.model.weights import DecoderWeights
@@ -102,6 +102,8 @@ class Decoder:
         hidden_TE, angles = embedded.hidden_TE, embedded.angles
         first_norm = layers[0].attention_norm
         normed_TE = hidden_TE if first_norm is None else self._pointwise.norm(hidden_TE, first_norm)
+        if self._config.wide_residual:
+            hidden_TE = hidden_TE.float()
         for index, (layer, next_norm) in enumerate(zip(layers, self._next_norms, strict=True)):
             attended_TN = self._attend(index, normed_TE, batch.positions, angles[self._rope_of_layer[index]], on_layer)
             if index == len(layers) - 1 and len(batch.logit_rows) < len(hidden_TE):
@@ -109,6 +111,9 @@ class Decoder:
                 attended_TN, hidden_TE = attended_TN[batch.logit_rows], hidden_TE[batch.logit_rows]
                 normed_TE = normed_TE[batch.logit_rows]
             added_TE = layer.output(attended_TN)
+            if layer.mlp is None:
+                hidden_TE, normed_TE = self._add(hidden_TE, added_TE, layer.attention_post_norm, next_norm)
+                continue
             if self._config.parallel:
                 hidden_TE = hidden_TE + added_TE
             else:
@@ -125,28 +130,30 @@ class Decoder:
         angles: tuple[torch.Tensor, torch.Tensor],
         on_layer: Callable[[int], None] | None,
     ) -> torch.Tensor:
-        """What the heads of a layer attend to, [T, N]; K and V of the new tokens are in the pool by then."""
-        layer, scaling = self._weights.layers[index], self._config.query_scalings[index]
-        if isinstance(layer.heads, StateMixer):
-            return self._mix(index, layer.heads, normed_TE, on_layer)
-        q_THD, k_TKD, v_TKD = layer.heads.of(normed_TE, *angles, self._pointwise)
+        """What goes into the output matrix of a layer, [T, N]. When `on_layer` is called all that the layer keeps of
+        the new tokens is in the pool."""
+        heads, scaling, mixed_TN = self._weights.layers[index].heads, self._config.query_scalings[index], None
+        if isinstance(heads, StateMixer):
+            mixed_TN = self._mix(index, heads, normed_TE)
+            if on_layer is not None:
+                on_layer(index)
+            return mixed_TN
+        if isinstance(heads, Beside):
+            mixed_TN, heads = self._mix(index, heads.mixer, normed_TE), heads.heads
+        q_THD, k_TKD, v_TKD = heads.of(normed_TE, *angles, self._pointwise)
         if scaling is not None:
             growth_T = 1 + scaling.beta * torch.log1p(torch.floor((positions_T + scaling.shift) / scaling.period))
             q_THD = q_THD * growth_T.to(q_THD.dtype)[:, None, None]
         self._attention.write(index, k_TKD, v_TKD)
         if on_layer is not None:
             on_layer(index)
-        return layer.heads.attended(self._attention.run(index, q_THD, k_TKD, v_TKD), normed_TE)
+        attended_TN = heads.attended(self._attention.run(index, q_THD, k_TKD, v_TKD), normed_TE)
+        return attended_TN if mixed_TN is None else torch.cat((attended_TN, mixed_TN), dim=-1)
 
-    def _mix(
-        self, index: int, mixer: StateMixer, normed_TE: torch.Tensor, on_layer: Callable[[int], None] | None
-    ) -> torch.Tensor:
-        """As `_attend`, of a layer that keeps a state; that is in the pool by then."""
+    def _mix(self, index: int, mixer: StateMixer, normed_TE: torch.Tensor) -> torch.Tensor:
+        """What goes into the output matrix of a layer that keeps a state; that is in the pool by then."""
         assert self._states is not None, "a model whose layers keep a state has a place for it"
-        mixed_TN = self._states.mixed(index, mixer, normed_TE)
-        if on_layer is not None:
-            on_layer(index)
-        return mixed_TN
+        return self._states.mixed(index, mixer, normed_TE)
 
     def _add(
         self, hidden_TE: torch.Tensor, added_TE: torch.Tensor, post_norm: Norm | None, next_norm: Norm | None
@@ -159,4 +166,7 @@ class Decoder:
         if next_norm is None:
             hidden_TE = hidden_TE + added_TE
             return hidden_TE, hidden_TE
+        if self._config.wide_residual:
+            hidden_TE = hidden_TE + added_TE
+            return hidden_TE, self._pointwise.norm(hidden_TE.to(added_TE.dtype), next_norm)
         return self._pointwise.add_norm(hidden_TE, added_TE, next_norm)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from baton.engine.model.families_delta import DELTA
 from baton.engine.model.families_dense import DENSE
 from baton.engine.model.families_hybrid import HYBRID
+from baton.engine.model.families_mamba import MAMBAS
 from baton.engine.model.families_mixed import MIXED
 from baton.engine.model.family import Family
 
-FAMILIES: Mapping[str, Family] = {**DENSE, **MIXED, **HYBRID, **DELTA}
+FAMILIES: Mapping[str, Family] = {**DENSE, **MIXED, **HYBRID, **MAMBAS, **DELTA}

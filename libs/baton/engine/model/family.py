@@ -37,6 +37,7 @@ class Names:
     output: str = "self_attn.o_proj"
     gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down: str = "mlp.down_proj"
+    mixer: str = "mamba"
     conv_in: str = "conv.in_proj"
     conv: str = "conv.conv"
     conv_out: str = "conv.out_proj"
@@ -83,7 +84,8 @@ class Mixture:
     shared_count_key: str | None = None  # of shared experts, which are one, that many times as large
     # Which layers: all; step: each `decoder_sparse_step`th but `mlp_only_layers`; first: all after the
     # `dense_count_key` first; listed: `moe_layers`, or each `interleave_moe_layer_step`th; typed:
-    # those that `mlp_layer_types` calls sparse, or all but the first
+    # those that `mlp_layer_types` calls sparse, or all but the first; period: each `expert_layer_period`th, from
+    # `expert_layer_offset` on
     layers: str = "all"
     dense_count_key: str = "first_k_dense_replace"
     sigmoid: bool = False  # scores of their own instead of shares
@@ -95,6 +97,23 @@ class Mixture:
     expert_bias: bool = False
     interleaved: bool = False  # gate and up take turns in `gate_up`
     weighs_input: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MambaKeys:
+    """What a config.json calls sizes of Mamba's mixers, and whether their matrices have a bias."""
+
+    heads: str = "mamba_n_heads"
+    head_dim: str = "mamba_d_head"
+    groups: str = "mamba_n_groups"
+    state: str = "mamba_d_state"
+    width: str = "mamba_d_conv"
+    expand: str = "mamba_expand"
+    inner: str | None = None  # where it may say what it is expanded to
+    rank: str = "mamba_dt_rank"
+    conv_bias: str = "mamba_conv_bias"
+    bias: str = "mamba_proj_bias"
+    output_bias: str = "mamba_proj_bias"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +151,8 @@ class Family:
     activation_key: str = "hidden_act"
     legacy_gelu: bool = False  # "gelu" means its approximation by tanh
     gated: bool = True
+    has_mlp: bool = True
+    wide_residual: bool | str = False  # layers' results are added up in float32
     interleaved: bool | str = False  # rotates neighbouring dimensions
     embedding_scaled: bool = False  # by the square root of the hidden size
     parallel: bool = False  # attention and MLP work on the same input
@@ -141,12 +162,21 @@ class Family:
     local_rope: bool = False  # sliding layers rotate by `rope_local_base_freq` (else by `rope_theta`), unscaled
     # Which layers rotate: all; sliding: those that slide; sliding_if_any: these, or all where none slides; listed: as
     # `no_rope_layers` says, else all but each `no_rope_layer_interval`th; asked: all, if `position_embedding_type` is
-    # rope; based: all, if `rope_theta` is not null
+    # rope; based: all, if `rope_theta` is not null; none
     rope_layers: str = "all"
     sinks: str | None = None  # name of the layer's attention sinks
     latent: bool = False  # multi-head latent attention
     convolves: bool = False  # layers that `layer_types` calls conv, or `full_attn_idxs` lacks: gated short convolutions
-    mamba2: bool = False  # layers that are not among `attn_layer_indices`: Mamba2's mixers
+    mamba1: bool = False  # Mamba's mixers
+    mamba2: bool = False  # Mamba2's mixers
+    # Which layers have these: listed: those that `layer_types` does not call attention, or that are not among
+    # `attn_layer_indices`; period: all but each `attn_layer_period`th; alone: all, and none attends; beside: all, and
+    # each attends, too
+    mixes: str = "listed"
+    mamba_keys: MambaKeys = MambaKeys()
+    mixer_eps_key: str | None = None  # what Mamba's mixers select is normalized
+    mixer_norm_weights: bool = False
+    multiplied: bool = False  # what goes into matrices and comes out of them (baton.engine.model.mamba_config)
     gated_delta: bool = False  # layers that `layer_types` calls linear_attention: gated deltas
     gated_attention: bool = False  # queries come with gates for what is attended to, head by head
     stateful_names: Names | None = None  # of layers that keep a state, where these call things otherwise

@@ -104,6 +104,8 @@ def _rotates(family: Family, fields: Fields, raw: Mapping[str, Any]) -> bool:
     """Whether any layer does."""
     if family.rope_layers == "asked":
         return bool(fields.get("position_embedding_type") == "rope")
+    if family.rope_layers == "none":
+        return False
     return family.rope_layers != "based" or None not in (fields.get("rope_theta"), raw.get("rope_theta", 1.0))
 
 

@@ -3,6 +3,8 @@
     gate, xbc, dt = in(input)      x, b, c = silu(short convolution of xbc)      d = softplus(dt + bias)
     h[t] = exp(d A) h[t - 1] + d x[t] b[t]^T      y[t] = h[t] c[t] + D x[t]      output: norm(y * silu(gate))
 
+Some families norm before they gate, or do not.
+
 The recurrence is in float32. Several tokens of a row go in chunks: what its tokens tell each other, and what the state
 before tells them. Its output matrix is the layer's. Its state is `h`, and what the
 convolution needs of the tokens before.
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from baton.engine.model.hybrid_config import Mamba2Config
+from baton.engine.model.mamba_config import NORM_FIRST, Mamba2Config
 from baton.engine.model.pointwise import Norm, normalize
 from baton.engine.model.projection import Projection
 from baton.engine.model.recurrence import left_of, recur
@@ -43,7 +45,7 @@ class Mamba2:
     a_H: torch.Tensor  # float32, negative
     d_H: torch.Tensor  # float32
     dt_bias_H: torch.Tensor  # float32
-    norm: Norm  # of each group by itself
+    norm: Norm | None  # of each group by itself
     eps: float
 
     def mixed(self, layer: int, x_TE: torch.Tensor, states: StateStore) -> torch.Tensor:
@@ -65,18 +67,26 @@ class Mamba2:
         )
         y_THP = scan(inputs, state_RHPN, states.rows.q_lens)
         states.write(layer, (conv_RPC, state_RHPN))
-        y_TI = (y_THP + inputs.x_THP * self.d_H[:, None]).flatten(1).to(x_TE.dtype)
-        return self._normed(y_TI.float() * F.silu(gate_TI.float()), x_TE.dtype)
+        return self._gated((y_THP + inputs.x_THP * self.d_H[:, None]).flatten(1), gate_TI)
+
+    def _gated(self, y_TI: torch.Tensor, gate_TI: torch.Tensor) -> torch.Tensor:
+        """Of float32 `y_TI`, in the dtype of the gates."""
+        dtype, gate_TI = gate_TI.dtype, F.silu(gate_TI.float())
+        if self.norm is None:
+            return (y_TI * gate_TI).to(dtype)
+        if self.config.gating == NORM_FIRST:
+            return (self._normed(y_TI, self.norm, torch.float32) * gate_TI).to(dtype)
+        return self._normed(y_TI.to(dtype).float() * gate_TI, self.norm, dtype)
 
     def _by_head(self, shared_TS: torch.Tensor) -> torch.Tensor:
         """[T, H, N] of what the heads of a group share."""
         config = self.config
         return shared_TS.unflatten(1, (config.groups, -1)).repeat_interleave(config.heads // config.groups, dim=1)
 
-    def _normed(self, y_TI: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _normed(self, y_TI: torch.Tensor, norm: Norm, dtype: torch.dtype) -> torch.Tensor:
         groups = self.config.groups
         plain = Norm(torch.ones(y_TI.shape[1] // groups, device=y_TI.device))
-        return self.norm.weight * normalize(y_TI.unflatten(1, (groups, -1)), plain, self.eps).flatten(1).to(dtype)
+        return norm.weight * normalize(y_TI.unflatten(1, (groups, -1)), plain, self.eps).flatten(1).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Weights of what stands in a layer in place of attention and keeps a state."""
+"""Weights of what stands in a layer in place of attention, or beside it, and keeps a state."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 from baton.engine.model.config import DecoderConfig
 from baton.engine.model.delta_config import GatedDeltaConfig
 from baton.engine.model.gated_delta import GatedDelta
-from baton.engine.model.hybrid_config import ConvConfig, Mamba2Config
+from baton.engine.model.hybrid_config import ConvConfig
+from baton.engine.model.mamba1 import Mamba1
 from baton.engine.model.mamba2 import Mamba2
+from baton.engine.model.mamba_config import NO_NORM, Mamba1Config, Mamba2Config
 from baton.engine.model.matrices import Matrices, picked
 from baton.engine.model.mixers import StateMixer
 from baton.engine.model.pointwise import Norm
-from baton.engine.model.projection import Linear, Projection
+from baton.engine.model.projection import Linear, Projection, Scaled
 from baton.engine.model.short_conv import ShortConv
 
 
@@ -32,8 +34,13 @@ class MixerLoader:
         config, names = self._config, self._names
         if config.conv is not None:
             return self._short_conv(config.conv), self._output(names.conv_out, config.hidden_size, config.conv.bias)
+        if config.mamba1 is not None:
+            return self._mamba1(config.mamba1), self._output(names.conv_out, config.mamba1.inner, config.mamba1.bias)
         if config.mamba2 is not None:
-            return self._mamba2(config.mamba2), self._output(names.conv_out, config.mamba2.inner, config.mamba2.bias)
+            output = self._output(names.conv_out, config.mamba2.inner, config.mamba2.output_bias)
+            if config.multipliers is not None:
+                output = Scaled(output, after=config.multipliers.mixer_out)
+            return self._mamba2(config.mamba2), output
         assert config.gated_delta is not None, "a layer with a state has a mixer"
         return self._gated_delta(config.gated_delta), self._output(names.delta_out, config.gated_delta.values, False)
 
@@ -46,22 +53,67 @@ class MixerLoader:
         into = self._matrices.linear([f"{self._prefix}.{self._names.conv_in}"], [3 * hidden], hidden, conv.bias)
         return ShortConv(into, self._taps([name], [hidden], conv.width), bias)
 
+    def _mamba1(self, mamba1: Mamba1Config) -> Mamba1:
+        names, reader, inner = self._names, self._reader, mamba1.inner
+        under, conv = f"{self._prefix}.{names.mixer}", f"{self._prefix}.{names.conv}"
+        # What is left of a state is multiplied up over all tokens: these few outputs keep their bits.
+        parts = [mamba1.rank, mamba1.state, mamba1.state]
+        selected, _ = self._matrices.dense_parts([f"{under}.x_proj"], parts, inner, False)
+        step, step_bias = self._matrices.dense_parts([f"{under}.dt_proj"], [inner], mamba1.rank, True)
+        assert step_bias is not None
+        norms = None
+        if mamba1.norm_eps is not None:
+            dt, b, c = (self._selected_norm(f"{under}.{name}_layernorm", size, mamba1.norm_weights)
+                        for name, size in zip(("dt", "b", "c"), parts, strict=True))  # fmt: skip
+            norms = dt, b, c
+        return Mamba1(
+            config=mamba1,
+            input=self._matrices.linear(
+                [f"{self._prefix}.{names.conv_in}"], [2 * inner], self._config.hidden_size, mamba1.bias
+            ),
+            conv_WI=self._taps([conv], [inner], mamba1.width),
+            conv_bias_I=reader.one(f"{conv}.bias", (inner,)) if mamba1.conv_bias else None,
+            selected=Linear(selected),
+            norms=norms,
+            step=Linear(step),
+            step_bias_I=step_bias.float(),
+            a_IN=-reader.one(f"{under}.A_log", (inner, mamba1.state)).float().exp(),
+            d_I=reader.one(f"{under}.D", (inner,)).float(),
+        )
+
+    def _selected_norm(self, name: str, size: int, stored: bool) -> Norm:
+        reader = self._reader
+        plain = torch.ones(size, dtype=reader.dtype, device=reader.device)
+        return Norm(reader.one(f"{name}.weight", (size,)) if stored else plain)
+
     def _mamba2(self, mamba2: Mamba2Config) -> Mamba2:
         prefix, names, channels = self._prefix, self._names, mamba2.channels
-        outs = [mamba2.inner + channels + mamba2.heads]
-        a_log, d, dt_bias = (self._by_head(f"mamba.{name}", mamba2.heads) for name in ("A_log", "D", "dt_bias"))
-        conv = f"{prefix}.{names.conv}"
+        under, conv = f"{names.mixer}", f"{prefix}.{names.conv}"
+        a_log, d, dt_bias = (self._by_head(f"{under}.{name}", mamba2.heads) for name in ("A_log", "D", "dt_bias"))
+        norm = None
+        if mamba2.gating != NO_NORM:
+            norm = Norm(self._reader.one(f"{prefix}.{under}.norm.weight", (mamba2.inner,)))
         return Mamba2(
             config=mamba2,
-            input=self._matrices.linear([f"{prefix}.{names.conv_in}"], outs, self._config.hidden_size, mamba2.bias),
+            input=self._mamba2_input(mamba2),
             conv_WC=self._taps([conv], [channels], mamba2.width),
             conv_bias_C=self._reader.one(f"{conv}.bias", (channels,)) if mamba2.conv_bias else None,
             a_H=-a_log.exp(),
             d_H=d,
             dt_bias_H=dt_bias,
-            norm=Norm(self._reader.one(f"{prefix}.mamba.norm.weight", (mamba2.inner,))),
+            norm=norm,
             eps=self._config.norm_eps,
         )
+
+    def _mamba2_input(self, mamba2: Mamba2Config) -> Projection:
+        shared, multipliers = mamba2.groups * mamba2.state, self._config.multipliers
+        parts = [mamba2.inner, mamba2.inner, shared, shared, mamba2.heads]
+        name = f"{self._prefix}.{self._names.conv_in}"
+        product = self._matrices.linear([name], parts, self._config.hidden_size, mamba2.bias)
+        if multipliers is None:
+            return product
+        after = torch.tensor(multipliers.mixed).repeat_interleave(torch.tensor(parts))
+        return Scaled(product, multipliers.mixer_in, after.to(self._reader.device, self._reader.dtype))
 
     def _gated_delta(self, delta: GatedDeltaConfig) -> GatedDelta:
         names, hidden, heads = self._names, self._config.hidden_size, delta.value_heads

@@ -87,6 +87,9 @@ def moe_of(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig | None:
 def _moe_layers(mixture: Mixture, fields: Fields, layers: int) -> frozenset[int]:
     if mixture.layers == "first":
         return frozenset(range(int(fields.get(mixture.dense_count_key)), layers))
+    if mixture.layers == "period":
+        period, offset = fields.size("expert_layer_period"), fields.get("expert_layer_offset")
+        return frozenset(layer for layer in range(layers) if layer % period == offset)
     if mixture.layers == "typed":
         kinds = fields.get("mlp_layer_types") or ["dense"] + ["sparse"] * (layers - 1)
         return frozenset(layer for layer, kind in enumerate(kinds) if kind == "sparse")

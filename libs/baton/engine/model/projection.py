@@ -64,6 +64,33 @@ class Reordered:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """`product` of what is multiplied by `before`; its outputs by `after`, a number or one for each, [out]."""
+
+    product: Projection
+    before: float = 1.0
+    after: torch.Tensor | float = 1.0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.product(x * self.before) * self.after
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """The sum of the `products` of inputs that stand side by side, `widths` of them for each."""
+
+    products: tuple[Projection, ...]
+    widths: tuple[int, ...]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        first, *others = (
+            product(part.contiguous())
+            for product, part in zip(self.products, x.split(self.widths, dim=-1), strict=True)
+        )
+        return sum(others, start=first)
+
+
+@dataclass(frozen=True, slots=True)
 class Mlp:
     """The MLP of a layer, or one expert. E hidden, F intermediate; without gates `gate_up` is E -> F."""
 

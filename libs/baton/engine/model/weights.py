@@ -24,9 +24,9 @@ from baton.engine.model.files import TensorEntry, read_config, tensor_entries
 from baton.engine.model.heads import AttentionHeads, LatentHeads, SplitHeads
 from baton.engine.model.matrices import Matrices, Matrix, by_outputs, picked
 from baton.engine.model.mixer_weights import MixerLoader
-from baton.engine.model.mixers import StateMixer
+from baton.engine.model.mixers import Beside, StateMixer
 from baton.engine.model.pointwise import Norm
-from baton.engine.model.projection import PLAIN, Mlp, Products, Projection
+from baton.engine.model.projection import PLAIN, Mlp, Products, Projection, Scaled, Summed
 from baton.engine.model.quantized.matrix import QuantizedMatrix
 from baton.engine.model.quantized.scheme import scheme_of
 from baton.engine.model.rope import head_order
@@ -49,13 +49,20 @@ class LayerWeights:
     """
 
     attention_norm: Norm | None
-    heads: AttentionHeads | StateMixer
+    heads: AttentionHeads | StateMixer | Beside
     sinks_H: torch.Tensor | None  # float32
-    output: Projection  # what `heads` makes of what was attended, or convolved -> E
+    output: Projection  # what `heads` makes of what was attended, or mixed -> E
     attention_post_norm: Norm | None
     mlp_norm: Norm | None
-    mlp: Mlp | Experts
+    mlp: Mlp | Experts | None
     mlp_post_norm: Norm | None
+
+    @property
+    def mixer(self) -> StateMixer | None:
+        """What keeps a state."""
+        if isinstance(self.heads, Beside):
+            return self.heads.mixer
+        return self.heads if isinstance(self.heads, StateMixer) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,21 +199,7 @@ class _Loader:
             None if name is None else self._norm(f"{prefix}.{name}", (hidden,))
             for name in (names.attention_norm, names.attention_post_norm, names.mlp_norm, names.mlp_post_norm)
         )
-        latent = config.latent
-        attended = config.heads * (config.head_dim if latent is None else latent.value)
-        moe = config.moe
-        mlp: Mlp | Experts
-        if moe is None or layer not in moe.layers:
-            gate_up, down = [f"{prefix}.{name}" for name in names.gate_up], f"{prefix}.{names.down}"
-            mlp = self._matrices.mlp(config, gate_up, down, config.intermediate_size, config.mlp_bias)
-        else:
-            mlp = ExpertLoader(config, moe, self._matrices, prefix).experts()
-        heads: AttentionHeads | StateMixer
-        if layer in config.stateful:
-            heads, output = MixerLoader(config, self._matrices, layer, prefix).mixer()
-        else:
-            heads = self._split_heads(layer, prefix) if latent is None else self._latent_heads(latent, layer, prefix)
-            output = self._matrices.linear([f"{prefix}.{names.output}"], [hidden], attended, config.output_bias)
+        heads, output = self._heads(layer, prefix)
         return LayerWeights(
             attention_norm=attention_norm,
             heads=heads,
@@ -214,9 +207,54 @@ class _Loader:
             output=output,
             attention_post_norm=attention_post_norm,
             mlp_norm=mlp_norm,
-            mlp=mlp,
+            mlp=self._mlp(layer, prefix),
             mlp_post_norm=mlp_post_norm,
         )
+
+    def _mlp(self, layer: int, prefix: str) -> Mlp | Experts | None:
+        config, names = self._config, self._config.names_of(layer)
+        if config.moe is not None and layer in config.moe.layers:
+            return ExpertLoader(config, config.moe, self._matrices, prefix).experts()
+        if not config.intermediate_size:
+            return None
+        gate_up, down = [f"{prefix}.{name}" for name in names.gate_up], f"{prefix}.{names.down}"
+        mlp = self._matrices.mlp(config, gate_up, down, config.intermediate_size, config.mlp_bias)
+        if config.multipliers is None:
+            return mlp
+        by_gate = self._each((config.multipliers.gate, config.intermediate_size), (1.0, config.intermediate_size))
+        return Mlp(Scaled(mlp.gate_up, after=by_gate), Scaled(mlp.down, after=config.multipliers.down))
+
+    def _heads(self, layer: int, prefix: str) -> tuple[AttentionHeads | StateMixer | Beside, Projection]:
+        """What attends, or keeps a state, or both; and the output matrix."""
+        config = self._config
+        if layer not in config.stateful:
+            return self._attention(layer, prefix)
+        mixer, mixed = MixerLoader(config, self._matrices, layer, prefix).mixer()
+        if layer not in config.attending:
+            return mixer, mixed
+        heads, attended = self._attention(layer, prefix)
+        width = config.heads * config.head_dim
+        return Beside(heads, mixer), Summed((attended, mixed), (width, config.mixed_size))
+
+    def _attention(self, layer: int, prefix: str) -> tuple[AttentionHeads, Projection]:
+        """Heads and their output matrix."""
+        config, names, latent = self._config, self._config.names_of(layer), self._config.latent
+        size = config.heads * (config.head_dim if latent is None else latent.value)
+        heads = self._split_heads(layer, prefix) if latent is None else self._latent_heads(latent, layer, prefix)
+        output = self._matrices.linear([f"{prefix}.{names.output}"], [config.hidden_size], size, config.output_bias)
+        multipliers = config.multipliers
+        if multipliers is None or not isinstance(heads, SplitHeads):
+            return heads, output
+        kv_size = config.kv_heads * config.head_dim
+        by_part = self._each((1.0, size), (multipliers.key, kv_size), (1.0, kv_size))
+        scaled = replace(heads, qkv=Scaled(heads.qkv, multipliers.attention_in, by_part))
+        return scaled, Scaled(output, after=multipliers.attention_out)
+
+    def _each(self, *parts: tuple[float, int]) -> torch.Tensor:
+        """A number for each output, of parts of so many."""
+        numbers, counts = zip(*parts, strict=True)
+        spread = torch.tensor(numbers).repeat_interleave(torch.tensor(counts))
+        return spread.to(self._reader.device, self._reader.dtype)
 
     def _split_heads(self, layer: int, prefix: str) -> SplitHeads:
         """Heads whose queries and keys have their dimensions in `head_order`."""
