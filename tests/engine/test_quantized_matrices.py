@@ -36,17 +36,19 @@ def matrix(kind: str, group: int, lowest: bool = False, zero: int = 0, outs: int
         # Every bit pattern but the two that are no numbers.
         codes = torch.randint(0, 254, (outs, DEPTH), generator=generator)
         values = (codes + (codes > 126)).to(torch.uint8).view(FLOAT8)
-    elif kind == "int4":
+    elif kind in ("int4", "table"):
         values = torch.randint(0, 16, (outs, DEPTH), generator=generator).to(torch.uint8)
     else:
         values = torch.randint(-128, 128, (outs, DEPTH), generator=generator).to(torch.int8)
     steps = numbers(outs, DEPTH // group)
-    return QuantizedMatrix(values, steps, numbers(*steps.shape) if lowest else None, zero)
+    made = QuantizedMatrix(values, steps, numbers(*steps.shape) if lowest else None, zero)
+    return replace(made, table=numbers(16).bfloat16().float()) if kind == "table" else made
 
 
 def meant(weight: QuantizedMatrix) -> torch.Tensor:
     """Weight by weight, in float64."""
-    every = weight.values.double() - weight.zero
+    numbers = weight.values if weight.table is None else weight.table[weight.values.int()]
+    every = numbers.double() - weight.zero
     groups = torch.arange(weight.shape[1]) // weight.group
     spread = every * weight.steps.double()[:, groups]
     return spread if weight.lowest is None else spread + weight.lowest.double()[:, groups]
@@ -56,7 +58,7 @@ CASES = [
     ("int4", 16, False, 8), ("int4", 32, True, 0), ("int4", 48, True, 0), ("int4", 128, True, 8),
     ("int4", 256, False, 8), ("int4", 768, False, 8), ("int8", 16, True, 0), ("int8", 32, False, 0),
     ("int8", 768, False, 0), ("int8", 768, True, 0), ("int8", 384, False, 8), ("float8", 128, False, 0),
-    ("float8", 768, False, 0),
+    ("float8", 768, False, 0), ("table", 64, True, 0), ("table", 768, False, 0),
 ]  # fmt: skip
 
 
@@ -64,33 +66,47 @@ CASES = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_kernel(kernels, kind: str, group: int, lowest: bool, zero: int, dtype: torch.dtype) -> None:
-    """The product of what is meant, in bfloat16; a row is the same to the last bit whatever its companions."""
+    """Few rows are multiplied by exactly what is meant, many by that in bfloat16 unless there is to be one way; a row
+    is the same to the last bit whatever its companions, of which there are many or few."""
     weight = matrix(kind, group, lowest, zero)
     exact_weight = meant(weight)
     torch.testing.assert_close(weight.dense(torch.float32).double(), exact_weight, atol=1e-5, rtol=1e-5)
     x = torch.randn(37, DEPTH, generator=torch.Generator().manual_seed(0)).bfloat16().to(dtype)
     bias = torch.randn(OUTS, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert quantized.fits(weight, dtype)
-    layer = quantized.QuantizedLinear(kernels, weight, dtype, bias)
-    y = layer(x)
-    assert y.dtype == dtype
     exact = F.linear(x.double(), exact_weight, bias.double())
-    rounded = F.linear(x.double(), exact_weight.float().bfloat16().double(), bias.double()).to(dtype)
-    error, allowed = ((made.double() - exact).square().mean().sqrt() for made in (y, rounded))
-    assert error < 1.2 * allowed + 1e-6 * exact.square().mean().sqrt()
-    for rows in (1, 2, 7):
+    rounded = F.linear(x.double(), exact_weight.float().bfloat16().double(), bias.double())
+
+    def error(made: torch.Tensor) -> torch.Tensor:
+        return (made.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+
+    one_way = quantized.QuantizedLinear(kernels, weight, dtype, bias, one_way=True)
+    y = one_way(x)
+    assert y.dtype == dtype
+    assert error(y) < 1.01 * error(exact.to(dtype)) + 1e-6
+    layer = quantized.QuantizedLinear(kernels, weight, dtype, bias)
+    many = layer(x)
+    assert error(many) < 1.2 * error(rounded.to(dtype)) + 1e-6
+    for rows in (0, 1, 2, 7, 16):
+        assert torch.equal(one_way(x[3 : 3 + rows]), y[3 : 3 + rows])
+    for rows in (0, 1, 2):
         assert torch.equal(layer(x[3 : 3 + rows]), y[3 : 3 + rows])
+    assert torch.equal(layer(x[3:36]), many[3:36])
+    if group == DEPTH and not lowest:
+        assert torch.equal(many, y)
 
 
 @pytest.mark.parametrize(
     ("kind", "group", "bits"), [("int4", 256, 4.125), ("int4", 32, 5), ("int8", 768, 8), ("int8", 32, 9)]
 )
 def test_bytes(kernels, kind: str, group: int, bits: float) -> None:
-    """A step has 4 bytes."""
-    layer = quantized.QuantizedLinear(
-        kernels, matrix(kind, group, False, 8 if kind == "int4" else 0), torch.float32, None
-    )
-    assert layer.nbytes == pytest.approx(OUTS * DEPTH * bits / 8, rel=0.01)
+    """A step has 4 bytes, or 2 where these hold all."""
+    weight = matrix(kind, group, zero=8 if kind == "int4" else 0, outs=128)
+    layer = quantized.QuantizedLinear(kernels, weight, torch.float32, None)
+    assert layer.nbytes == pytest.approx(128 * DEPTH * bits / 8, rel=0.01)
+    narrow = replace(weight, steps=weight.steps.bfloat16().float())
+    saved = layer.nbytes - quantized.QuantizedLinear(kernels, narrow, torch.float32, None).nbytes
+    assert saved == (0 if group == DEPTH else 128 * DEPTH // group * 2)
 
 
 def test_what_the_kernel_does_not_know() -> None:

@@ -32,7 +32,7 @@ _FLAGS = (
 # What the kernels use of each instruction set. AVX-512 stands here as processors since 2017 have it (F, BW, DQ, VL).
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
-VARIANTS = {"avx512_bf16": (*_AVX512, "avx512_bf16"), "avx512": _AVX512, "avx2": _AVX2, "plain": ()}
+VARIANTS = {"avx512_bf16": (*_AVX512, "avx512vbmi", "avx512_bf16"), "avx512": _AVX512, "avx2": _AVX2, "plain": ()}
 
 
 class BuildError(Exception):

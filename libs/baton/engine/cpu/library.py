@@ -102,9 +102,10 @@ class QuantizedCall(ctypes.Structure):
     """Arguments of `multiply`: `Quantized` of source/quantized.h, then what `Multiply` adds."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("x", "weights", "scales", "steps", "lowest", "bias", "out")),
-        *((name, c_int64) for name in ("kind", "step_bits", "step_group", "zero", "rows", "depth", "outs", "threads")),
-        ("bits", c_int64),
+        *((name, c_void_p) for name in ("x", "weights", "table", "scales", "bias", "out")),
+        ("zero", c_double),
+        *((name, c_int64) for name in ("kind", "step_bits", "has_lowest", "group", "one_way")),
+        *((name, c_int64) for name in ("rows", "depth", "outs", "threads", "bits")),
     ]
 
 

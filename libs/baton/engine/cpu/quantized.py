@@ -1,28 +1,28 @@
 """Linear layers whose weights have 8 or 4 bits, by Baton's own kernel.
 
-torch's kernels for such weights (baton.engine.cpu.linear) are made for up to four rows, and take up to three times as
-long as oneDNN's bfloat16 for more; this one shares each spread-out panel of weights among all rows of a step, and keeps
-up with that at any number of them. Weights alone are quantized: products are of bfloat16, sums in float32.
+Decoding is bound by reading weights, and is faster the fewer bytes these are: the kernel widens them in registers, as
+fast as memory gives them (benchmarks/engine/kernels.py). Weights alone are quantized: products are of bfloat16, sums in
+float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
 from baton.engine.cpu import linear
-from baton.engine.cpu.library import Kernels, QuantizedCall
+from baton.engine.cpu.library import ALIGNMENT, Kernels, QuantizedCall
 from baton.engine.model.projection import KeepProjection, MakeProjection, Projection
 from baton.engine.model.quantized.matrix import FLOAT8, QuantizedMatrix, to_float8, to_int4, to_int8
 
-_GROUP = 16  # outputs side by side, GROUP of source/quantized.h
-_DEPTHS = 32  # whole vectors of inputs, of pairs, and of the least group
-_PANEL = 256  # inputs spread out at a time, PANEL there
-_STEP_GROUPS = (256, 128, 64, 32, 16)  # inputs that may share a step
+_PANEL_OUTS = 64  # outputs side by side, OUTS of source/quantized.h
+_DEPTHS = 32  # the least group, of whole vectors of inputs, twice
+_STEP_GROUPS = (256, 128, 64, 32, 16)  # inputs that may share a step: PANEL there is the most, a vector the least
 _INT4_GROUP = 32  # inputs that share a step where whole weights are quantized
 _DTYPES = (torch.float32, torch.bfloat16)
-_KINDS = {torch.uint8: 0, torch.int8: 1, FLOAT8: 2}  # Kind
+_KINDS = {torch.uint8: 0, torch.int8: 1, FLOAT8: 2}  # Kind of source/codes.h
+_INT8_ZERO = 0.5  # what its codes for whole numbers stand for is larger by that
 
 _QUANTIZE: dict[str, Callable[[torch.Tensor], QuantizedMatrix]] = {
     "int8": to_int8,
@@ -34,37 +34,44 @@ _QUANTIZE: dict[str, Callable[[torch.Tensor], QuantizedMatrix]] = {
 class QuantizedLinear:
     """`y = x W^T + b` for a W of few bits that `fits`.
 
-    x is [T, in], y a new [T, out] of `dtype`, float32 or bfloat16. A row's result does not depend on its companions.
-    Use from one thread at a time; spreads its work over `torch.get_num_threads()` threads.
+    x is [T, in], y a new [T, out] of `dtype`, float32 or bfloat16. With `one_way`, or where each output has a single
+    step, a row's result does not depend on its companions; elsewhere it depends on whether these are few or many, whose
+    weights are rounded to bfloat16. Use from one thread at a time; spreads its work over `torch.get_num_threads()`
+    threads.
     """
 
     def __init__(
-        self, kernels: Kernels, weight: QuantizedMatrix, dtype: torch.dtype, bias: torch.Tensor | None
+        self,
+        kernels: Kernels,
+        weight: QuantizedMatrix,
+        dtype: torch.dtype,
+        bias: torch.Tensor | None,
+        one_way: bool = False,
     ) -> None:
         self._kernels = kernels
         self._outs, depth = weight.shape
         self._bias = None if bias is None else bias.float()
-        self._scales = self._steps = self._lowest = None
+        self._table = weight.table.contiguous() if weight.table is not None else torch.arange(16.0)
+        self._scales, steps, group = None, [], depth
         if _by_outputs(weight):
             self._scales = weight.steps.float().flatten()
         else:
-            weight = weight.in_groups_of(_step_group(weight.group))
-            self._steps = _as_taken(weight.steps, weight.bits)
-            self._lowest = None if weight.lowest is None else _as_taken(weight.lowest, weight.bits)
-        pairs = _in_pairs(weight.values.view(torch.uint8))
-        self._weights = pairs[..., 0] | pairs[..., 1] << 4 if weight.bits == 4 else pairs
+            group = _step_group(weight.group)
+            weight = weight.in_groups_of(group)
+            steps = _narrowest([weight.steps] if weight.lowest is None else [weight.steps, weight.lowest])
+        self._records = _records(_codes(weight.values), steps, depth // group)
         self._call = QuantizedCall(
-            weights=self._weights.data_ptr(), scales=_address(self._scales), steps=_address(self._steps),
-            lowest=_address(self._lowest), bias=_address(self._bias), kind=_KINDS[weight.values.dtype],
-            step_bits=0 if self._steps is None else self._steps.dtype.itemsize * 8, step_group=weight.group,
-            zero=weight.zero, depth=depth, outs=self._outs, bits=dtype.itemsize * 8,
+            weights=self._records.data_ptr(), table=_address(self._table), scales=_address(self._scales),
+            bias=_address(self._bias), zero=weight.zero + _INT8_ZERO * (weight.values.dtype == torch.int8),
+            kind=_KINDS[weight.values.dtype], step_bits=steps[0].dtype.itemsize * 8 if steps else 0,
+            has_lowest=weight.lowest is not None, group=group, one_way=one_way, depth=depth, outs=self._outs,
+            bits=dtype.itemsize * 8,
         )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
         """Of all that it keeps of the weight."""
-        kept = (self._weights, self._scales, self._steps, self._lowest)
-        return sum(each.nbytes for each in kept if each is not None)
+        return self._records.nbytes + (0 if self._scales is None else self._scales.nbytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x, call = x.contiguous(), self._call
@@ -77,7 +84,7 @@ class QuantizedLinear:
 def fits(weight: QuantizedMatrix, dtype: torch.dtype) -> bool:
     """Whether the kernel knows weights of this shape, for rows of `dtype`."""
     outs, depth = weight.shape
-    shaped = depth % _DEPTHS == 0 and outs % _GROUP == 0
+    shaped = depth % _DEPTHS == 0 and outs % ALIGNMENT == 0
     return dtype in _DTYPES and shaped and (_by_outputs(weight) or _step_group(weight.group) > 0)
 
 
@@ -87,42 +94,68 @@ def maker(kernels: Kernels, quantization: str) -> MakeProjection:
 
     def make(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
         outs, depth = weight.shape
-        if weight.dtype in _DTYPES and depth % _DEPTHS == 0 and outs % _GROUP == 0:
+        if weight.dtype in _DTYPES and depth % _DEPTHS == 0 and outs % ALIGNMENT == 0:
             return QuantizedLinear(kernels, quantize(weight), weight.dtype, bias)
         return linear.QUANTIZATIONS[quantization](weight, bias)
 
     return make
 
 
-def keeper(kernels: Kernels, dtype: torch.dtype) -> KeepProjection:
+def keeper(kernels: Kernels, dtype: torch.dtype, one_way: bool) -> KeepProjection:
     """Makes layers of matrices of few bits as they are, for rows of `dtype`; None of those that the kernel lacks."""
 
     def keep(weight: QuantizedMatrix, bias: torch.Tensor | None) -> Projection | None:
-        return QuantizedLinear(kernels, weight, dtype, bias) if fits(weight, dtype) else None
+        return QuantizedLinear(kernels, weight, dtype, bias, one_way) if fits(weight, dtype) else None
 
     return keep
 
 
 def _by_outputs(weight: QuantizedMatrix) -> bool:
     """Whether whole sums can be multiplied by its steps."""
-    return weight.steps.shape[1] == 1 and weight.lowest is None and weight.zero == 0
+    return weight.steps.shape[1] == 1 and weight.lowest is None
 
 
 def _step_group(group: int) -> int:
     """The largest group that the kernel knows and `group` is made of; 0: there is none."""
-    if group % _PANEL == 0:
+    if group < _STEP_GROUPS[0] and group % _STEP_GROUPS[-1] == 0:
         return group
     return next((size for size in _STEP_GROUPS if group % size == 0), 0)
 
 
-def _as_taken(steps: torch.Tensor, bits: int) -> torch.Tensor:
-    """[outs, groups] as [groups, outs], of a type that the kernel takes with values of so many bits."""
-    return (steps if bits == 4 else steps.float()).T.contiguous()
+def _narrowest(steps: list[torch.Tensor]) -> list[torch.Tensor]:
+    """All of them as bfloat16 where that changes none, else as float32."""
+    halves = [each.bfloat16() for each in steps]
+    same = all(torch.equal(half.float(), each.float()) for half, each in zip(halves, steps, strict=True))
+    return halves if same else [each.float() for each in steps]
 
 
-def _in_pairs(values: torch.Tensor) -> torch.Tensor:
-    """[outs, depth] as [outs / 16, depth / 2, 16, 2]: pairs of inputs of 16 outputs side by side."""
-    return values.unflatten(0, (-1, _GROUP)).unflatten(2, (-1, 2)).transpose(1, 2).contiguous()
+def _codes(values: torch.Tensor) -> torch.Tensor:
+    """int32 [outs, words] of values [outs, depth]: codes as source/codes.h has them."""
+    if values.dtype == torch.uint8:
+        codes = values[:, 0::2] | values[:, 1::2] << 4
+    elif values.dtype == torch.int8:
+        codes = values ^ (values >> 7 & 127)  # as many below zero as there are at it and above
+    else:
+        codes = values
+    return codes.contiguous().view(torch.int32)
+
+
+def _records(words: torch.Tensor, steps: Iterable[torch.Tensor], groups: int) -> torch.Tensor:
+    """int32 [panels, groups, numbers]: of each group its words, then each of `steps` [outs, groups], by outputs."""
+    parts = [_by_panels(words).flatten(1).unflatten(1, (groups, -1))]
+    parts += [_by_panels(each).view(torch.int32) for each in steps]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _by_panels(rows: torch.Tensor) -> torch.Tensor:
+    """[outs, columns] as [panels, columns, PANEL_OUTS]; outputs that the last panel lacks are 0."""
+    outs, columns = rows.shape
+    panels = rows.new_empty((-(-outs // _PANEL_OUTS), columns, _PANEL_OUTS))
+    if outs % _PANEL_OUTS:
+        panels[-1].zero_()
+    for panel, some in zip(panels, rows.split(_PANEL_OUTS), strict=True):
+        panel[:, : len(some)].copy_(some.t())
+    return panels
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

@@ -1,154 +1,262 @@
-// Products with weights of 8 or 4 bits, whole numbers or floats: panels of weights are spread out to bf16 (or float, where the processor does
-// not multiply bf16) in the first-level cache and used for all rows of the step.
+// Products with weights of 8 or 4 bits.
 //
-// Weights stand in groups of GROUP outputs: for each pair of inputs, GROUP times the two of them side by side. A row's
-// result does not depend on its companions.
+// Few rows are multiplied by weights as these are widened, in registers: they are bound by what memory gives. What
+// codes stand for is summed up over a group of inputs, and then multiplied by its step, so that no weight is rounded.
+// More rows share what is widened once, a panel at a time in the first-level cache: there weights are whole, steps and
+// all, which rounds them to bf16 where the processor multiplies that. Without steps both come to the same.
+//
+// A row's result does not depend on which others it is computed with, but on whether they are few: not even on that
+// without steps, or with `one_way`.
 #pragma once
 
 #include "attention.h"
+#include "codes.h"
 #include "simd.h"
 #include "threads.h"
 
 namespace baton {
 
-enum Kind { INT4, INT8, E4M3 };  // of weights: 0..15, two in a byte, the first in its low half; int8; an 8-bit float
-
+// A weight is step * (number - zero) + lowest. Weights stand in panels of OUTS outputs, the last one filled up. A panel
+// has its groups of inputs one after the other: words [group / codes of a word, OUTS], each of one output's codes, then
+// steps [OUTS], then lowest [OUTS]. Without steps all inputs are one group.
 struct Quantized {
     const void* x;        // [rows, depth]
     const void* weights;
+    const float* table;   // [16]: what codes of 4 bits stand for, to be rounded to bf16 where that is multiplied
     const float* scales;  // [outs], or null: factors of whole sums
-    const void* steps;    // [depth / step_group, outs], or null; a weight is step * (q - zero) + lowest
-    const void* lowest;   // as steps, or null: nothing is added
     const float* bias;    // [outs], or null
     void* out;            // [rows, outs]
-    int64_t kind, step_bits, step_group, zero, rows, depth, outs, threads;  // step_bits: 16 for bf16, or 32
+    double zero;
+    int64_t kind, step_bits, has_lowest, group;  // step_bits: 16 for bf16, 32, or 0: there are no steps
+    int64_t one_way;      // not 0: many rows are computed as few are, to the last bit
+    int64_t rows, depth, outs, threads;
 };
 
-constexpr int GROUP = 16;
+constexpr int PAIRED = PAIR<bf16>;
 constexpr int OUTS = 64;    // outputs of a task
-constexpr int PANEL = 256;  // inputs spread out at a time; a multiple of step_group, or step_group of it
+constexpr int V = 4;        // vectors of them that are computed at a time where rows are few
+constexpr int WORD_BYTES = 4;
+constexpr int PANEL = 256;  // inputs widened at a time; a multiple of groups, none of which is larger
+constexpr int FEW_ROWS = PAIRED == 2 ? 16 : 2;
+constexpr int FEW_AT_ONCE = PAIRED == 2 ? 4 : 1;
 constexpr int64_t ROWS_AT_ONCE = 512;
 
-template <int PAIRED>
-static inline void put_pair(int32_t* panel, int64_t pair, int64_t at, vf first, vf second) {
-    if constexpr (PAIRED == 2) {
-        const vu bits = (((vu)first + 0x8000) >> 16) | (((vu)second + 0x8000) & 0xffff0000);
-        memcpy(panel + pair * OUTS + at, &bits, sizeof bits);
-    } else {
-        memcpy(panel + 2 * pair * OUTS + at, &first, sizeof first);
-        memcpy(panel + (2 * pair + 1) * OUTS + at, &second, sizeof second);
+// Rows of x: as units, in the order in which codes are widened, and by group what sums begin with, and sums of x.
+struct Inputs {
+    const int32_t* units;
+    const float* starts;
+    const float* sums;
+    int64_t stride, groups;  // units, and groups, of a row
+
+    Inputs from(int64_t row) const {
+        return {units + row * stride, starts + row * groups, sums + row * groups, stride, groups};
     }
-}
+};
 
-// Sign, four bits of exponent and three of mantissa, brought to where a float has them: 2^120 too small there.
-static inline vf widened_e4m3(vu byte) { return (vf)((byte & 0x80) << 24 | (byte & 0x7f) << 20) * 0x1p120f; }
+static inline vi load_words(const char* p) { return load_units(reinterpret_cast<const int32_t*>(p)); }
 
-// Both weights of LANES pairs, the first of which is the `place`th.
-template <int KIND>
-static inline void unpack(const void* weights, int64_t place, vf& first, vf& second) {
-    if constexpr (KIND == INT4) {
-        vb both;
-        memcpy(&both, static_cast<const uint8_t*>(weights) + place, sizeof both);
-        const vi wide = (vi)widened(both);
-        first = __builtin_convertvector(wide & 15, vf), second = __builtin_convertvector(wide >> 4, vf);
-    } else {
-        vh both;
-        memcpy(&both, static_cast<const uint16_t*>(weights) + place, sizeof both);
-        const vu wide = widened(both);
-        if constexpr (KIND == INT8) {
-            first = __builtin_convertvector((vi)(wide << 24) >> 24, vf);
-            second = __builtin_convertvector((vi)(wide << 16) >> 24, vf);
-        } else {
-            first = widened_e4m3(wide & 0xff), second = widened_e4m3(wide >> 8);
-        }
-    }
-}
-
-// Weights of `columns` outputs from `out` on and `depth` inputs from `begin` on, as factors [depth / PAIRED, OUTS].
-// S: what steps are, or void where there are none.
-template <int PAIRED, int KIND, class S>
-void spread(const Quantized& q, int64_t out, int64_t columns, int64_t begin, int64_t depth, int32_t* panel) {
-    constexpr bool STEPS = !std::is_void_v<S>;
-    const int64_t run = STEPS ? std::min(q.step_group, depth) / 2 : depth / 2;
-    for (int64_t at = 0; at < columns; at += LANES) {
-        const int64_t place = ((out + at) / GROUP * (q.depth / 2) + begin / 2) * GROUP + (out + at) % GROUP;
-        // Each group's part of a panel lies apart from the next one's: what comes next is asked for meanwhile.
-        const bool last = at + LANES >= columns;
-        const int64_t ahead_out = last ? out : out + at + LANES, ahead_begin = last ? begin + depth : begin;
-        const int64_t ahead = (ahead_out / GROUP * (q.depth / 2) + ahead_begin / 2) * GROUP;
-        for (int64_t start = 0; start < depth / 2; start += run) {
-            vf step{}, lowest{};
-            if constexpr (STEPS) {
-                const int64_t group = (begin + 2 * start) / q.step_group * q.outs + out + at;
-                step = load(static_cast<const S*>(q.steps) + group);
-                if (q.lowest) lowest = load(static_cast<const S*>(q.lowest) + group);
-                lowest -= step * (float)q.zero;
-            }
-            for (int64_t pair = start; pair < start + run; pair++) {
-                prefetch(static_cast<const char*>(q.weights) + (ahead + pair * GROUP) * (KIND == INT4 ? 1 : 2), 1);
-                vf first, second;
-                unpack<KIND>(q.weights, place + pair * GROUP, first, second);
-                if constexpr (STEPS) first = first * step + lowest, second = second * step + lowest;
-                put_pair<PAIRED>(panel, pair, at, first, second);
-            }
-        }
-    }
-}
-
-using Spread = void (*)(const Quantized&, int64_t, int64_t, int64_t, int64_t, int32_t*);
-
-template <int PAIRED>
-Spread spread_of(const Quantized& q) {
-    if (q.kind == INT4) return q.step_bits == 16 ? spread<PAIRED, INT4, bf16> : spread<PAIRED, INT4, float>;
-    if (q.kind == INT8) return q.steps ? spread<PAIRED, INT8, float> : spread<PAIRED, INT8, void>;
-    return q.steps ? spread<PAIRED, E4M3, float> : spread<PAIRED, E4M3, void>;
-}
-
-template <int PAIRED, bool ADD>
-void multiply_rows(const int32_t* x, int64_t stride, const int32_t* panel, float* sums, int64_t rows, int64_t depth,
-                   int64_t columns) {
+// sums [rows, OUTS] += x [rows, depth] panel [depth, OUTS]; depth and stride in units.
+static inline void multiply_rows(const int32_t* x, int64_t stride, const int32_t* panel, float* sums, int64_t rows,
+                                 int64_t depth) {
     int64_t r = 0;
     for (; r + 6 <= rows; r += 6)
-        product<PAIRED, 6, ADD>(x + r * stride, stride, panel, OUTS, sums + r * OUTS, OUTS, depth, columns);
+        product<PAIRED, 6, true>(x + r * stride, stride, panel, OUTS, sums + r * OUTS, OUTS, depth, OUTS);
     for (; r + 2 <= rows; r += 2)
-        product<PAIRED, 2, ADD>(x + r * stride, stride, panel, OUTS, sums + r * OUTS, OUTS, depth, columns);
+        product<PAIRED, 2, true>(x + r * stride, stride, panel, OUTS, sums + r * OUTS, OUTS, depth, OUTS);
     for (; r < rows; r++)
-        product<PAIRED, 1, ADD>(x + r * stride, stride, panel, OUTS, sums + r * OUTS, OUTS, depth, columns);
+        product<PAIRED, 1, true>(x + r * stride, stride, panel, OUTS, sums + r * OUTS, OUTS, depth, OUTS);
+}
+
+// A unit whose numbers are multiplied by `step`, and `lowest` added.
+static inline vi stepped(vi unit, vf step, vf lowest) {
+    if constexpr (PAIRED == 1) return (vi)((vf)unit * step + lowest);
+    const vf first = (vf)(unit << 16) * step + lowest, second = (vf)(unit & (int32_t)0xffff0000) * step + lowest;
+    return (vi)((((vu)first + 0x8000) >> 16) | (((vu)second + 0x8000) & 0xffff0000));
+}
+
+template <int KIND, bool STEPS>
+class QuantizedProduct {
+  public:
+    QuantizedProduct(const Quantized& q, const Inputs& x)
+        : q_(q), x_(x), codes_(q.table), words_bytes_(bytes_of(q.group)),
+          group_bytes_(words_bytes_ + q.step_bits / 8 * OUTS * (q.has_lowest ? 2 : 1)) {}
+
+    // sums [rows, OUTS] of a panel's outputs, for rows from `first` on.
+    void multiply(int64_t panel, int64_t first, int64_t rows, float* sums) const {
+        const char* groups = static_cast<const char*>(q_.weights) + panel * (q_.depth / q_.group) * group_bytes_;
+        if (rows > FEW_ROWS && !q_.one_way) return many(groups, x_.from(first), rows, sums);
+        const int64_t tiles = (rows + FEW_AT_ONCE - 1) / FEW_AT_ONCE;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t from = tile * rows / tiles, height = (tile + 1) * rows / tiles - from;
+            for (int64_t out = 0; out < OUTS; out += V * LANES)
+                each<FEW_AT_ONCE>([&](auto less) {
+                    if (height != less + 1) return;
+                    few<less + 1>(groups, out, x_.from(first + from), sums + from * OUTS + out);
+                });
+        }
+    }
+
+  private:
+    using Widened = Codes<PAIRED, KIND>;
+
+    static int64_t bytes_of(int64_t inputs) { return inputs / codes_of(KIND) * OUTS * WORD_BYTES; }
+
+    vf load_steps(const char* steps, int64_t at) const {
+        if (q_.step_bits == 16) return load(reinterpret_cast<const bf16*>(steps) + at);
+        return load(reinterpret_cast<const float*>(steps) + at);
+    }
+
+    // sums [M][V vectors] of outputs from `out` on of the panel whose groups are `at`.
+    template <int M>
+    void few(const char* at, int64_t out, const Inputs& x, float* sums) const {
+        vf total[M][V] = {}, part[M][V];
+        const int32_t* units = x.units;
+        const int64_t words = q_.group / codes_of(KIND);
+        for (int64_t group = 0; group < x.groups; group++, at += group_bytes_) {
+            each<M>([&](auto m) { each<V>([&](auto v) { part[m][v] = splat(x.starts[m * x.groups + group]); }); });
+            const char* word = at + out * WORD_BYTES;
+            for (int64_t k = 0; k < words; k++, word += OUTS * WORD_BYTES, units += Widened::UNITS) {
+                each<Widened::UNITS>([&](auto n) {
+                    vi right[V];
+                    each<V>([&](auto v) { right[v] = codes_.template unit<n>(load_words(word + v * sizeof(vi))); });
+                    each<M>([&](auto m) {
+                        const vi left = units[m * x.stride + n] - vi{};
+                        each<V>([&](auto v) { part[m][v] = multiply_add<PAIRED>(part[m][v], left, right[v]); });
+                    });
+                });
+            }
+            if constexpr (STEPS) add_stepped<M>(total, part, at + words_bytes_, out, x, group);
+        }
+        each<M>([&](auto m) {
+            each<V>([&](auto v) { store(sums + m * OUTS + v * LANES, STEPS ? total[m][v] : part[m][v]); });
+        });
+    }
+
+    template <int M>
+    void add_stepped(vf (&total)[M][V], const vf (&part)[M][V], const char* steps, int64_t out,
+                     const Inputs& x, int64_t group) const {
+        each<V>([&](auto v) {
+            const vf step = load_steps(steps, out + v * LANES);
+            each<M>([&](auto m) { total[m][v] += part[m][v] * step; });
+        });
+        if (q_.has_lowest)
+            each<V>([&](auto v) {
+                const vf lowest = load_steps(steps, OUTS + out + v * LANES);
+                each<M>([&](auto m) { total[m][v] += lowest * x.sums[m * x.groups + group]; });
+            });
+    }
+
+    void many(const char* groups, const Inputs& x, int64_t rows, float* sums) const {
+        int32_t* units = workspace<int32_t>(PANEL / PAIRED * OUTS, 4);
+        for (int64_t r = 0; r < rows; r++) std::fill_n(sums + r * OUTS, OUTS, STEPS ? 0.0f : x.starts[r]);
+        const int64_t run = STEPS ? q_.group : PANEL, run_bytes = STEPS ? group_bytes_ : bytes_of(PANEL);
+        for (int64_t begin = 0, end; begin < q_.depth; begin = end) {
+            for (end = begin; end < q_.depth && end + run <= begin + PANEL; end += run, groups += run_bytes)
+                widen(groups, std::min(run, q_.depth - end), units + (end - begin) / PAIRED * OUTS);
+            end = std::min(end, q_.depth);
+            multiply_rows(x.units + begin / PAIRED, x.stride, units, sums, rows, (end - begin) / PAIRED);
+        }
+    }
+
+    // Weights of inputs that stand at `at`, as units [depth / PAIRED, OUTS].
+    void widen(const char* at, int64_t depth, int32_t* units) const {
+        const int64_t words = depth / codes_of(KIND);
+        for (int64_t out = 0; out < OUTS; out += LANES) {
+            const char* word = at + out * WORD_BYTES;
+            int32_t* to = units + out;
+            vf step{}, lowest{};
+            if constexpr (STEPS) {
+                step = load_steps(at + words_bytes_, out);
+                if (q_.has_lowest) lowest = load_steps(at + words_bytes_, OUTS + out);
+                lowest -= step * (float)q_.zero;
+            }
+            for (int64_t k = 0; k < words; k++, word += OUTS * WORD_BYTES, to += Widened::UNITS * OUTS) {
+                prefetch(word + bytes_of(PANEL), 1);  // what comes next is asked for meanwhile
+                each<Widened::UNITS>([&](auto n) {
+                    vi unit = codes_.template unit<n>(load_words(word));
+                    if constexpr (STEPS) unit = stepped(unit, step, lowest);
+                    memcpy(to + n * OUTS, &unit, sizeof unit);
+                });
+            }
+        }
+    }
+
+    const Quantized& q_;
+    const Inputs x_;
+    const Widened codes_;
+    const int64_t words_bytes_, group_bytes_;
+};
+
+// Where inputs of LANES come from that are in the order of the units that codes are widened to.
+template <int KIND>
+constexpr int widened_from(int lane) {
+    constexpr int WORD = codes_of(KIND);
+    return PAIRED == 1 ? lane : lane / WORD * WORD + lane % 2 * (WORD / 2) + lane % WORD / 2;
+}
+
+template <int KIND, int... I>
+static inline vf in_order(vf x, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(x, x, widened_from<KIND>(I)...);
+}
+
+template <class E, int KIND>
+Inputs read_inputs(const Quantized& q) {
+    const int64_t stride = q.depth / PAIRED, groups = q.depth / q.group;
+    int32_t* units = workspace<int32_t>(q.rows * stride, 6);
+    float* starts = workspace<float>(2 * q.rows * groups, 7);
+    float* sums = starts + q.rows * groups;
+    const E* x = static_cast<const E*>(q.x);
+    for (int64_t i = 0; i < q.rows * groups; i++) {
+        vf total{};
+        for (int64_t at = i * q.group; at < (i + 1) * q.group; at += LANES) {
+            const vf wide = in_order<KIND>(load(x + at), Lanes{});
+            if constexpr (PAIRED == 2) store(reinterpret_cast<bf16*>(units) + at, wide);
+            else store(reinterpret_cast<float*>(units) + at, wide);
+            total += PAIRED == 2 ? rounded_to(static_cast<const bf16*>(nullptr), wide) : wide;
+        }
+        sums[i] = sum(total);
+        starts[i] = (float)-q.zero * sums[i];
+    }
+    return {units, starts, sums, stride, groups};
+}
+
+// Results of some rows, whose sums [rows, OUTS] are those of outputs from `out` on.
+template <class E>
+void write_results(const Quantized& q, const float* sums, int64_t first, int64_t rows, int64_t out) {
+    const int64_t columns = std::min<int64_t>(OUTS, q.outs - out);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t at = 0; at < columns; at += LANES) {
+            vf y = load(sums + r * OUTS + at);
+            if (q.scales) y *= load(q.scales + out + at);
+            if (q.bias) y += load(q.bias + out + at);
+            store(static_cast<E*>(q.out) + (first + r) * q.outs + out + at, y);
+        }
+}
+
+template <int KIND, bool STEPS>
+void multiply_quantized(const Quantized& q, const Inputs& x, decltype(&write_results<float>) write) {
+    const QuantizedProduct<KIND, STEPS> product(q, x);
+    share_out((q.outs + OUTS - 1) / OUTS, (int)q.threads, [&](int64_t panel) {
+        float* sums = workspace<float>(std::min(q.rows, ROWS_AT_ONCE) * OUTS, 5);
+        for (int64_t first = 0; first < q.rows; first += ROWS_AT_ONCE) {
+            const int64_t rows = std::min(ROWS_AT_ONCE, q.rows - first);
+            product.multiply(panel, first, rows, sums);
+            write(q, sums, first, rows, panel * OUTS);
+        }
+    });
+}
+
+template <class E, int KIND>
+void multiply_quantized(const Quantized& q) {
+    const auto multiply = q.step_bits ? multiply_quantized<KIND, true> : multiply_quantized<KIND, false>;
+    multiply(q, read_inputs<E, KIND>(q), write_results<E>);
 }
 
 template <class E>
 void multiply_quantized(const Quantized& q) {
-    constexpr int PAIRED = PAIR<bf16>;
-    const int64_t stride = q.depth / PAIRED;
-    const Spread spread_weights = spread_of<PAIRED>(q);
-    int32_t* units = workspace<int32_t>(q.rows * stride, 6);
-    for (int64_t i = 0; i < q.rows * q.depth; i += LANES) {
-        const vf x = load(static_cast<const E*>(q.x) + i);
-        if constexpr (PAIRED == 2) store(reinterpret_cast<bf16*>(units) + i, x);
-        else store(reinterpret_cast<float*>(units) + i, x);
-    }
-    share_out((q.outs + OUTS - 1) / OUTS, (int)q.threads, [&](int64_t task) {
-        const int64_t out = task * OUTS, columns = std::min<int64_t>(OUTS, q.outs - out);
-        int32_t* panel = workspace<int32_t>(PANEL * OUTS, 4);
-        float* sums = workspace<float>(std::min(q.rows, ROWS_AT_ONCE) * OUTS, 5);
-        for (int64_t first = 0; first < q.rows; first += ROWS_AT_ONCE) {
-            const int64_t rows = std::min(ROWS_AT_ONCE, q.rows - first);
-            for (int64_t begin = 0; begin < q.depth; begin += PANEL) {
-                const int64_t depth = std::min<int64_t>(PANEL, q.depth - begin);
-                spread_weights(q, out, columns, begin, depth, panel);
-                const int32_t* x = units + first * stride + begin / PAIRED;
-                const auto multiply = begin ? multiply_rows<PAIRED, true> : multiply_rows<PAIRED, false>;
-                multiply(x, stride, panel, sums, rows, depth / PAIRED, columns);
-            }
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t at = 0; at < columns; at += LANES) {
-                    vf y = load(sums + r * OUTS + at);
-                    if (q.scales) y *= load(q.scales + out + at);
-                    if (q.bias) y += load(q.bias + out + at);
-                    store(static_cast<E*>(q.out) + (first + r) * q.outs + out + at, y);
-                }
-        }
-    });
+    if (q.kind == TABLE) multiply_quantized<E, TABLE>(q);
+    else if (q.kind == INT8) multiply_quantized<E, INT8>(q);
+    else multiply_quantized<E, E4M3>(q);
 }
 
 }  // namespace baton
