@@ -80,7 +80,8 @@ class PagedModel:
             layout.kv_heads,
             layout.head_dim,
         )
-        self.pool = torch.full(shape, float("nan"), dtype=TORCH_DTYPES[layout.dtype])
+        dtype = TORCH_DTYPES[layout.dtype]
+        self.pool = torch.full(shape, float("nan") if dtype.is_floating_point else 255, dtype=dtype)
         runner.bind_pool(self.pool)
         self.runner = runner
         self._state_pages = next((group.size for group in layout.groups if group.kind == STATE), 0)

@@ -18,6 +18,7 @@ from baton.core.layout import FLOAT8
 from baton.engine.loading import load_runner
 from baton.engine.model.projection import Linear
 from baton.engine.model.through.linears import replace_linears, watched
+from baton.engine.model.through.passes import Passes
 from baton.engine.model.through.runner import ThroughRunner
 from baton.engine.runner import TorchModelRunner
 
@@ -56,7 +57,7 @@ def runner(checkpoint) -> ThroughRunner:
 
 
 def test_logits_whole_in_chunks_and_after_a_shared_prefix(checkpoint, runner) -> None:
-    assert runner.rows_apart == (checkpoint.config.model_type in APART)
+    assert runner.passes is (Passes.APART if checkpoint.config.model_type in APART else Passes.TOGETHER)
     assert_logits_are_the_same(checkpoint, runner)
 
 
@@ -157,7 +158,7 @@ def test_wanted_logits_only_and_layers_in_order(tmp_path, model_type: str) -> No
 def test_layers_that_differ_run_together(tmp_path, model_type: str, changes: dict[str, object]) -> None:
     made, tokens = Checkpoint.tiny(tmp_path, model_type, **changes), tokens_of(1, 60)
     runner = load_runner(tmp_path)
-    assert not runner.rows_apart
+    assert runner.passes is Passes.TOGETHER
     close(PagedModel(runner, pages=20).step([(Row(list(tokens)), 60)], all_logits=True), made.logits(tokens))
 
 

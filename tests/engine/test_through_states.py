@@ -15,6 +15,7 @@ from family_runs import (
 from paged_rows import PagedModel, Row
 
 from baton.core.layout import FLOAT8, FULL, STATE
+from baton.engine.model.through.passes import Passes
 from baton.engine.model.through.runner import ThroughRunner
 
 torch.set_num_threads(1)
@@ -44,7 +45,7 @@ def runner(checkpoint) -> ThroughRunner:
 
 
 def test_logits_whole_in_chunks_and_after_a_shared_prefix(checkpoint, runner) -> None:
-    assert runner.rows_apart
+    assert runner.passes is Passes.APART
     assert {group.kind for group in runner.layout.groups} == FAMILIES[checkpoint.config.model_type][1]
     assert_logits_are_the_same(checkpoint, runner)
 

@@ -54,10 +54,10 @@ def main() -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    page = PAGE.read_text(encoding="utf-8")
-    head, rest = page.split(BEGIN)
+    made = table(verdicts())
+    head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     tail = rest.split(END)[1]
-    return write_or_check(PAGE, f"{head}{BEGIN}\n\n{table(verdicts())}\n\n{END}{tail}")
+    return write_or_check(PAGE, f"{head}{BEGIN}\n\n{made}\n\n{END}{tail}")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "prophetnet": {"max_position_embeddings": 128},  # it makes tables of that size in each pass
     "nemotron_h": _ANY_STEP,
     "qwen4_exp_text": _QWEN_SPARSE,
-    "reformer": {"axial_pos_embds": False},
+    "reformer": {"axial_pos_embds": False, "num_buckets": 4, "hash_seed": 0},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 9},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "use_shared_attention_adapter": False,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import enum
 import random
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from transformers import PreTrainedModel
 
 from baton.core.errors import CheckpointError
-from baton.core.layout import RESERVED_PAGES, STATE
-from baton.engine.batch import StepBatch
 from baton.engine.loading import LoadedRunner, load_runner
+from baton.engine.model.through.passes import Passes
 from baton.engine.model.through.runner import ThroughRunner
-from baton.engine.model.through.selfcheck import run_in_steps
+from baton.engine.model.through.selfcheck import pages_needed, run_in_steps
 from baton.engine.pool import KvPool
 from tools.models_table.tiny import VOCAB, tiny_model
 
@@ -30,7 +28,11 @@ class Way(enum.Enum):
     NATIVE = "native"
     THROUGH = "through"
     APART = "through, row by row"
+    RECOMPUTED = "through, recomputed"
     NOT = "not"
+
+
+_WAYS = {Passes.TOGETHER: Way.THROUGH, Passes.APART: Way.APART, Passes.RECOMPUTED: Way.RECOMPUTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,14 @@ def tried(model_type: str, architecture: str) -> Verdict:
         except CheckpointError as error:
             return Verdict(Way.NOT, _reason(error, folder))
         got = logits_in_pieces(runner)
+    if isinstance(runner, ThroughRunner) and runner.passes is Passes.RECOMPUTED:
+        ends = [list(accumulate(lengths)) for lengths in zip(*STEPS, strict=True)]
+        got = [logits[[end - 1 for end in mine]] for logits, mine in zip(got, ends, strict=True)]
+        own = [generated_from(model, text, mine) for text, mine in zip(texts(), ends, strict=True)]
     if not all(agree(ours, theirs) for ours, theirs in zip(got, own, strict=True)):
         raise AssertionError(f"{architecture} passes its self-check, but its logits differ")
     if isinstance(runner, ThroughRunner):
-        return Verdict(Way.APART if runner.rows_apart else Way.THROUGH)
+        return Verdict(_WAYS[runner.passes])
     return Verdict(Way.NATIVE)
 
 
@@ -72,23 +78,24 @@ def own_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     return logits
 
 
+@torch.inference_mode()
+def generated_from(model: PreTrainedModel, text: list[int], ends: list[int]) -> torch.Tensor:
+    """Logits that `generate` draws from after the first so many tokens."""
+    found = []
+    for end in ends:
+        out = model.generate(
+            torch.tensor([text[:end]]), max_new_tokens=1, do_sample=False, use_cache=False,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        found.append(out.logits[0][0].float())
+    return torch.stack(found)
+
+
 def logits_in_pieces(runner: LoadedRunner) -> list[torch.Tensor]:
     """Baton's, of two texts in steps that they share."""
     layout = runner.layout
-    pages = RESERVED_PAGES + sum(map(layout.blocks_for, LENGTHS))
-    sizes = [pages * (group.size if group.kind == STATE else 1) for group in layout.groups] or [pages]
-    runner.bind_pool(KvPool(layout, sum(sizes)).tensor)
-
-    def forward(batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
-        """Each group of layers has pages of its own, of which none is given back. States stay where they are."""
-        views = []
-        for group, first in zip(layout.groups, accumulate(sizes, initial=0), strict=False):
-            state = first + batch.page_table[:, :1].long() * group.size + torch.arange(group.size)
-            table, slots = batch.page_table + first, batch.slots + first * layout.page_size
-            views.append(replace(batch, slots=slots, page_table=table, state_sources=state, state_targets=state))
-        return runner.forward(replace(batch, views=tuple(views)), on_layer)
-
-    return run_in_steps(forward, texts(), STEPS, layout, torch.device("cpu"))
+    runner.bind_pool(KvPool(layout, pages_needed(layout, LENGTHS)).tensor)
+    return run_in_steps(runner.forward, texts(), STEPS, layout, torch.device("cpu"))
 
 
 def agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

@@ -77,13 +77,17 @@ def load_runner(
         path, dtype, page_size, device, progress, max_context_tokens, kv_dtype, trust_remote_code=trust_remote_code,
         quantization=quantization,
     )  # fmt: skip
-    log.info("the model runs through transformers: its own code, on Baton's pages", rows_apart=runner.rows_apart)
+    log.info("the model runs through transformers: its own code, on Baton's pages", passes=runner.passes.value)
     return runner
 
 
 def pooling_model(runner: LoadedRunner) -> PoolingModel | None:
-    """What answers pooling requests: native models do."""
-    return runner if isinstance(runner, TorchModelRunner) else None
+    """What answers pooling requests: native models do, and those of `transformers` whose hidden states can be had."""
+    if isinstance(runner, TorchModelRunner):
+        return runner
+    from baton.engine.model.through.runner import ThroughRunner
+
+    return runner if isinstance(runner, ThroughRunner) and runner.has_states else None
 
 
 def _is_native(path: str | Path) -> bool:

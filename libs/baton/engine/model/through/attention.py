@@ -29,7 +29,7 @@ _NO_SINK = -1e30  # a score that no weight is left for
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a pool and a backend must be like for all sites: `windows` per layer of the pool, beside which there are
-    `states`, of each layer that keeps one."""
+    `states`, of each layer that keeps one. `stored`: the type of elements, where neither model nor user decide it."""
 
     layers: int
     heads: int
@@ -40,6 +40,7 @@ class Shape:
     soft_cap: float | None = None
     sinks: tuple[torch.Tensor, ...] | None = None
     states: tuple[tuple[StatePart, ...], ...] = ()
+    stored: str | None = None
 
     @property
     def scoring(self) -> Scoring:

@@ -7,18 +7,30 @@ a checkpoint runs only where that is allowed.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging as transformers_logging
 
-from baton.core.architecture import classifies
+from baton.core.architecture import classifies, lacks_head
 from baton.core.errors import CheckpointError
 from baton.engine.model.files import read_config, tensor_entries
+from baton.engine.model.quantized.scheme import scheme_of
+from baton.engine.model.through.quantized import QuantizedTensors
+from baton.models.gguf.config import METHOD as GGUF
 
 log = structlog.get_logger(__name__)
 
@@ -30,43 +42,63 @@ _NAMED = 3  # of the tensors that are wrong
 
 def load_transformers(
     folder: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
-) -> PreTrainedModel:
-    """The causal model of a checkpoint folder, for evaluation, with its own attention.
+) -> tuple[PreTrainedModel, QuantizedTensors | None]:
+    """The causal model of a checkpoint folder, for evaluation, with its own attention; and of a quantized one, whose
+    matrices are spread out in it, what they are stored as.
 
     Raises CheckpointError: what architecture is not known, which tensors are missing or of another shape.
     """
     tensor_entries(folder)  # a file that is missing or truncated is named here
     config = load_transformers_config(folder, trust_remote_code)
+    scheme = scheme_of(folder, read_config(folder))
+    if scheme is not None and scheme.method == GGUF:
+        raise CheckpointError(f"{folder}: GGUF files run for native families only, by native code")
+    stored = QuantizedTensors(folder, scheme, dtype) if scheme is not None else None
+    options: dict[str, Any] = {
+        "dtype": dtype, "attn_implementation": "eager", "output_loading_info": True, "ignore_mismatched_sizes": True,
+    }  # fmt: skip
     transformers_logging.disable_progress_bar()
     try:
         with _LOADING:
-            model, told = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                attn_implementation="eager",
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+            model, told = _load(folder, config, trust_remote_code, stored, options)
     except (ValueError, ImportError, RuntimeError, TypeError, AttributeError, KeyError, OSError) as error:
         raise CheckpointError(
             f"{folder}: transformers {transformers.__version__} cannot load it: {_brief(error)}"
         ) from error
     _check(folder, told)
-    return model.eval().requires_grad_(False).to(device)
+    return model.eval().requires_grad_(False).to(device), stored
+
+
+def _load(
+    folder: Path,
+    config: PretrainedConfig,
+    trust_remote_code: bool,
+    stored: QuantizedTensors | None,
+    options: Mapping[str, Any],
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    loaded: tuple[PreTrainedModel, dict[str, Any]]
+    auto = _auto_class(read_config(folder), config)
+    if stored is None:
+        loaded = auto.from_pretrained(
+            folder, config=config, trust_remote_code=trust_remote_code, local_files_only=True, **options
+        )
+        return loaded
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if hasattr(part, "quantization_config"):  # or transformers would do it, by packages that need a GPU
+            del part.quantization_config
+    with torch.device("meta"):
+        empty = auto.from_config(config, trust_remote_code=trust_remote_code)
+    state = stored.state_dict(empty)
+    loaded = type(empty).from_pretrained(None, config=config, state_dict=state, **options)
+    return loaded
 
 
 def load_transformers_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a causal model. Raises CheckpointError when `transformers` knows no such model."""
+    """The config of a causal model, with a head for tokens or labels or without. Raises CheckpointError when
+    `transformers` knows no such model."""
     raw = read_config(folder)
     named = ", ".join(map(str, raw.get("architectures") or ())) or f"of model_type {raw.get('model_type')!r}"
     where = folder / "config.json"
-    if classifies(raw):
-        raise CheckpointError(f"{where}: classification heads run for native families only, not for {named}")
-    if raw.get("quantization_config"):
-        raise CheckpointError(f"{where}: quantized checkpoints (quantization_config) run for native families only")
     if raw.get("auto_map") and not trust_remote_code and raw.get("model_type") not in transformers.CONFIG_MAPPING:
         raise CheckpointError(
             f"{where}: architecture {named} comes with code of its own, which runs only with trust_remote_code = true"
@@ -80,21 +112,34 @@ def load_transformers_config(folder: Path, trust_remote_code: bool) -> Pretraine
             f"{where}: architecture {named} is not supported: neither Baton nor transformers "
             f"{transformers.__version__} knows it"
         ) from None
-    known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    if not known and "AutoModelForCausalLM" not in (raw.get("auto_map") or {}):
+    auto = _auto_class(raw, config)
+    if type(config) not in auto._model_mapping and auto.__name__ not in (raw.get("auto_map") or {}):
         raise CheckpointError(f"{where}: architecture {named} is no causal language model to transformers")
     return config
+
+
+def is_headless(raw: Mapping[str, Any], config: PretrainedConfig) -> bool:
+    """Whether a checkpoint has neither a head nor an embedding that could be one."""
+    return lacks_head(raw) and not config.get_text_config(decoder=True).tie_word_embeddings
+
+
+def _auto_class(raw: Mapping[str, Any], config: PretrainedConfig) -> type[_BaseAutoModelClass]:
+    if classifies(raw):
+        return AutoModelForSequenceClassification
+    return AutoModel if is_headless(raw, config) else AutoModelForCausalLM
 
 
 def context_tokens(model: PreTrainedModel) -> int:
     """Longest request that the model's positions, and the way they rotate, allow.
 
-    Where rotations change with the longest sequence of a batch (dynamic, longrope), contexts end before they do: cached
-    keys could not be shared otherwise.
+    Where rotations change with the longest sequence of a batch (dynamic, longrope), or attention becomes sparse
+    (BigBird), contexts end before they do: cached keys could not be shared otherwise.
     """
     text = model.config.get_text_config(decoder=True)
     named = [getattr(text, key, None) for key in _LIMIT_KEYS]
     limit = next((value for value in named if isinstance(value, int) and value > 0), NO_LIMIT_TOKENS)
+    if model.config.model_type == "big_bird" and text.attention_type == "block_sparse":
+        limit = min(limit, (5 + 2 * text.num_random_blocks) * text.block_size)  # up to which it attends to everything
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         if not kinds or not isinstance(getattr(module, "config", None), PretrainedConfig):

@@ -21,6 +21,7 @@ from baton.engine.cuda import attention as cuda_attention
 from baton.engine.grouped_attention import attention_of
 from baton.engine.model.through.attention import PagedCalls, Shape, shape_of
 from baton.engine.model.through.interface import MODEL_ERRORS, NAME, NOT_ASKED, Listener, listening
+from baton.engine.model.through.passes import Passes
 from baton.engine.model.through.probe import Probe, Site
 
 _PROBED_TOKENS = 3
@@ -34,7 +35,7 @@ class FlatPlan:
     sites: tuple[Site, ...]
     shape: Shape
     vocab_size: int
-    rows_apart: ClassVar[bool] = False
+    passes: ClassVar[Passes] = Passes.TOGETHER
 
     @classmethod
     @torch.inference_mode()
@@ -63,10 +64,11 @@ class FlatPlan:
         name = str(dtype).removeprefix("torch.")
         own = kernels() if own_kernels and cpu_attention.supports(layout, name) else None
         own = own.separate() if own is not None else None
+        workspace = cuda_attention.workspace_of(device)
 
         def backend(layout: KvLayout, windows: Sequence[Window], scoring: Scoring) -> AttentionBackend:
             if device.type == "cuda":
-                return cuda_attention.backend(layout, heads, windows, device, scoring, dtype)
+                return cuda_attention.backend(layout, heads, windows, device, scoring, dtype, workspace)
             if own is not None:
                 return CpuAttention(own, layout, windows, False, scoring, name)
             return TorchAttention(layout, windows, scoring, dtype)

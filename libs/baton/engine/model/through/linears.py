@@ -6,7 +6,7 @@ are: which these are was watched while it was tried. What is packed is not kept 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from baton.engine.model.projection import MakeProjection, Projection
+from baton.engine.model.matrices import Matrix
+from baton.engine.model.projection import Projection
+from baton.engine.model.quantized.matrix import QuantizedMatrix
+
+MakeProduct = Callable[[Matrix, torch.Tensor | None], Projection]  # of a matrix [out, in] and a bias [out]
+Stored = Callable[[str, torch.Tensor], QuantizedMatrix | None]
 
 
 class _WatchedLinear(nn.Linear):
@@ -60,10 +65,13 @@ def watched(model: nn.Module) -> Iterator[set[nn.Module]]:
 
 
 @torch.inference_mode()
-def replace_linears(model: nn.Module, untouched: set[nn.Module], make: MakeProjection) -> None:
-    """Put what `make` makes in the place of those layers, and of GPT-2's kind of them."""
+def replace_linears(
+    model: nn.Module, untouched: set[nn.Module], make: MakeProduct, stored: Stored | None = None
+) -> None:
+    """Put what `make` makes of their matrices in the place of those layers, and of GPT-2's kind of them. `stored` may
+    say of one, by the layer's name, how it is stored in few bits: then of that."""
     done: dict[nn.Module, _Product] = {}
-    for parent in list(model.modules()):
+    for path, parent in list(model.named_modules()):
         for name, layer in list(parent.named_children()):
             if layer in done:
                 setattr(parent, name, done[layer])
@@ -74,7 +82,8 @@ def replace_linears(model: nn.Module, untouched: set[nn.Module], make: MakeProje
                 weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
             else:
                 continue
-            done[layer] = _Product(make(weight, bias), len(weight))
+            matrix = stored(f"{path}.{name}" if path else name, weight) if stored is not None else None
+            done[layer] = _Product(make(weight if matrix is None else matrix, bias), len(weight))
             setattr(parent, name, done[layer])
-            del weight, bias
+            del weight, bias, matrix
             layer._parameters.clear()  # so that there are never two of more than one layer

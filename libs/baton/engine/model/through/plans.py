@@ -6,10 +6,11 @@ Used while a model is loaded. No list says what runs, but for what no short tria
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+import structlog
 import torch
 from transformers import PreTrainedModel
 
@@ -18,8 +19,11 @@ from baton.core.layout import KvLayout
 from baton.engine.batch import StepBatch
 from baton.engine.grouping import in_groups
 from baton.engine.model.through.attention import Shape
+from baton.engine.model.through.body import Body
 from baton.engine.model.through.flat import FlatPlan
 from baton.engine.model.through.interface import MODEL_ERRORS
+from baton.engine.model.through.passes import Passes
+from baton.engine.model.through.recomputed import recomputed
 from baton.engine.model.through.rows import RowsPlan
 from baton.engine.model.through.selfcheck import Expected, check_self, pages_needed
 from baton.engine.pool import KvPool
@@ -32,8 +36,7 @@ _WAYS = (
     partial(RowsPlan.of, in_chunks=False),
     partial(RowsPlan.of, with_positions=False, in_chunks=False),
 )
-# What is right for short texts only.
-_REFUSED = {"BigBirdForCausalLM": "its attention changes with the length of a text"}
+log = structlog.get_logger(__name__)
 
 
 class Steps(Protocol):
@@ -50,51 +53,83 @@ class Plan(Protocol):
     """A way for a model to run steps on pages."""
 
     @property
+    def model(self) -> PreTrainedModel: ...
+
+    @property
     def shape(self) -> Shape: ...
 
     @property
     def vocab_size(self) -> int: ...
 
     @property
-    def rows_apart(self) -> bool:
-        """Whether each row of a step is a pass of its own."""
+    def passes(self) -> Passes: ...
 
     def steps(self, layout: KvLayout, own_kernels: bool) -> Steps: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What plans are tried on: pools like `layout`, for a model whose texts may have up to `context_tokens`."""
+
+    layout: KvLayout
+    context_tokens: int
+    own_kernels: bool
+
+    @torch.inference_mode()
+    def expected(self, model: PreTrainedModel) -> Expected:
+        """The model's own logits of made-up texts. Raises CheckpointError if it does not take text alone."""
+        device = next(model.parameters()).device
+
+        def own(token_ids: list[int]) -> torch.Tensor:
+            logits: torch.Tensor = model(input_ids=torch.tensor([token_ids], device=device), use_cache=False).logits[0]
+            return logits.float()
+
+        try:
+            return Expected.of(own, model.get_input_embeddings().num_embeddings, self.context_tokens)
+        except MODEL_ERRORS as error:
+            raise CheckpointError(f"{_refused(model)}: it does not take text alone ({error})") from error
+
+    @torch.inference_mode()
+    def check(self, plan: Plan, expected: Expected) -> None:
+        """Raises CheckpointError, InternalError, or what the model raises, unless the plan gives what is expected."""
+        weight = next(plan.model.parameters())
+        fitting = fitting_layout(self.layout, plan.shape, self.context_tokens)
+        steps = plan.steps(fitting, self.own_kernels)
+        steps.bind_pool(KvPool(fitting, pages_needed(fitting), device=weight.device).tensor)
+        check_self(steps.forward, expected, fitting, weight.device, exact=weight.dtype == torch.float32)
+
+
 @torch.inference_mode()
-def find_plan(model: PreTrainedModel, layout: KvLayout, context_tokens: int, own_kernels: bool) -> Plan:
-    """A way that passes the self-check on pools like `layout`. Raises CheckpointError, with what was wrong with each,
-    when there is none."""
-    name, device = type(model).__name__, next(model.parameters()).device
-    if name in _REFUSED:
-        raise CheckpointError(f"{name} cannot run through transformers: {_REFUSED[name]}")
-
-    def own(token_ids: list[int]) -> torch.Tensor:
-        logits: torch.Tensor = model(input_ids=torch.tensor([token_ids], device=device), use_cache=False).logits[0]
-        return logits.float()
-
-    try:
-        expected = Expected.of(own, model.get_input_embeddings().num_embeddings, context_tokens)
-    except MODEL_ERRORS as error:
-        raise CheckpointError(
-            f"{name} cannot run through transformers: it does not take text alone ({error})"
-        ) from error
-    reasons = []
+def find_plan(model: PreTrainedModel, trial: Trial, expected: Expected) -> Plan:
+    """The first way that passes the self-check. Raises CheckpointError, with what was wrong with each, when there is
+    none."""
+    reasons: dict[str, None] = {}
     for attempt in _WAYS:
         try:
-            plan = attempt(model, context_tokens=context_tokens)
-            fitting = fitting_layout(layout, plan.shape, context_tokens)
-            steps = plan.steps(fitting, own_kernels)
-            steps.bind_pool(KvPool(fitting, pages_needed(fitting), device=device).tensor)
-            check_self(steps.forward, expected, fitting, device)
+            plan = attempt(model, context_tokens=trial.context_tokens)
+            trial.check(plan, expected)
             return plan
-        except (CheckpointError, InternalError) as error:
-            reasons.append(error.message)
-        except MODEL_ERRORS as error:
-            reasons.append(f"it raises {type(error).__name__} ({error})")
-    why = "; ".join(dict.fromkeys(reasons))
-    raise CheckpointError(f"{name} cannot run through transformers: {why}")
+        except (CheckpointError, InternalError, *MODEL_ERRORS) as error:
+            reasons[_told(error)] = None
+    try:
+        last_plan = recomputed(model, expected, trial.check)
+    except (CheckpointError, InternalError, *MODEL_ERRORS) as error:
+        reasons[_told(error)] = None
+        raise CheckpointError(f"{_refused(model)}: {'; '.join(reasons)}") from error
+    log.warning("slow: each token costs a pass over the whole text, for no cache can be kept", why="; ".join(reasons))
+    return last_plan
+
+
+def _refused(model: PreTrainedModel) -> str:
+    name = type(model.body if isinstance(model, Body) else model).__name__
+    return f"{name} cannot run through transformers"
+
+
+def _told(error: Exception) -> str:
+    """What was wrong, in words."""
+    if isinstance(error, (CheckpointError, InternalError)):
+        return error.message
+    return f"it raises {type(error).__name__} ({error})"
 
 
 def fitting_layout(layout: KvLayout, shape: Shape, context_tokens: int) -> KvLayout:
@@ -102,5 +137,7 @@ def fitting_layout(layout: KvLayout, shape: Shape, context_tokens: int) -> KvLay
     whole = replace(
         layout, layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, total_kv_heads=shape.kv_heads
     )
+    if shape.stored is not None:
+        whole = replace(whole, dtype=shape.stored, scale=1.0)
     sizes = {shape.layers + at: state_bytes(parts) for at, parts in enumerate(shape.states)}
     return in_groups(whole, shape.windows, context_tokens, sizes, range(shape.layers))

@@ -23,12 +23,13 @@ from baton.engine.cuda.support import pick_device
 from baton.engine.model.cache_scale import cache_scale
 from baton.engine.model.config import read_eos_token_ids
 from baton.engine.model.files import model_revision, read_config
-from baton.engine.model.tensors import Progress
+from baton.engine.model.matrices import Matrices
+from baton.engine.model.tensors import Progress, TensorReader
 from baton.engine.model.through.checkpoint import context_tokens, load_transformers
 from baton.engine.model.through.linears import replace_linears, watched
-from baton.engine.model.through.plans import Plan, find_plan, fitting_layout
+from baton.engine.model.through.plans import Trial, fitting_layout
+from baton.engine.model.through.served import Served, find_served
 from baton.engine.model.weights import computed_dtype
-from baton.engine.pooling.pooler import generating
 
 
 class ThroughRunner:
@@ -39,21 +40,22 @@ class ThroughRunner:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        plan: Plan,
+        served: Served,
         layout: KvLayout,
         max_context_tokens: int,
         eos_token_ids: frozenset[int],
         own_kernels: bool = True,
     ) -> None:
         self.layout = layout
-        self.vocab_size = plan.vocab_size
+        self.pooler = served.pooler
+        self.vocab_size = served.pooler.vocab_size
         self.max_context_tokens = max_context_tokens
         self.eos_token_ids = eos_token_ids
-        self.device = next(model.parameters()).device
-        self.pooler = generating(plan.vocab_size, model.config.get_text_config(decoder=True).hidden_size)
-        self.rows_apart = plan.rows_apart
-        self._steps = plan.steps(layout, own_kernels)
+        self.device = next(served.plan.model.parameters()).device
+        self.passes = served.plan.passes
+        self._steps = served.plan.steps(layout, own_kernels)
+        self._states = served.states.steps(layout, own_kernels) if served.states is not None else None
+        self._head = served.head
         self._pool: torch.Tensor | None = None
 
     @classmethod
@@ -84,7 +86,7 @@ class ThroughRunner:
         dtype = computed_dtype(folder, dtype, place)
         if progress is not None:
             progress(0, 1)
-        model = load_transformers(folder, getattr(torch, dtype), place, trust_remote_code)
+        model, stored = load_transformers(folder, getattr(torch, dtype), place, trust_remote_code)
         if progress is not None:
             progress(1, 1)
         limit = context_tokens(model)
@@ -93,28 +95,35 @@ class ThroughRunner:
         layout = KvLayout(f"{model_revision(folder)}-through", dtype, 0, page_size, 0, 0)
         with watched(model) as untouched:
             try:
-                plan = find_plan(model, layout, limit, own_kernels)
+                served = find_served(folder, model, Trial(layout, limit, own_kernels))
             except CheckpointError as error:
                 raise CheckpointError(f"{folder}: {error.message}") from error
+        kept = 0
         if place.type == "cpu" and (own_kernels or quantization != "none"):
-            own = kernels() if own_kernels else None
-            replace_linears(model, untouched, products.on_cpu(own, quantization, dtype, False).whole)
-        if plan.shape.states:  # they are of what the model computes in, whatever K and V are kept as
+            by = products.on_cpu(kernels() if own_kernels else None, quantization, dtype, False)
+            matrices = Matrices(TensorReader({}, getattr(torch, dtype), place), by)
+            matrix_of = stored.matrix_of if stored is not None and by.keep is not None else None
+            replace_linears(model, untouched, matrices.product, matrix_of)
+            kept = matrices.tally.kept
+        if stored is not None:
+            stored.tell(kept)
+        shape = served.plan.shape
+        if shape.states:  # they are of what the model computes in, whatever K and V are kept as
             layout = replace(layout, model_revision=f"{layout.model_revision}-{dtype}")
         if kv_dtype == FLOAT8:
             layout = replace(layout, dtype=FLOAT8, scale=cache_scale(folder))
-        layout = fitting_layout(layout, plan.shape, limit)
-        return cls(model, plan, layout, max_context_tokens or limit, _eos(folder, model), own_kernels)
+        layout = fitting_layout(layout, shape, limit)
+        return cls(served, layout, max_context_tokens or limit, _eos(folder, model), own_kernels)
 
     def bind_pool(self, pool: torch.Tensor) -> None:
         """Use `pool`, laid out as `layout` says, for K and V; it stays the caller's."""
-        self._steps.bind_pool(pool)
+        self._bind(pool)
         self._pool = pool
 
     def unbind_pool(self) -> None:
         """Let go of the pool, so that its memory can be given back."""
         if self._pool is not None:
-            self._steps.bind_pool(self._pool[:, :0])
+            self._bind(self._pool[:, :0])
         self._pool = None
 
     def capture(self, sizes: Sequence[int], progress: Progress) -> None:
@@ -123,13 +132,35 @@ class ThroughRunner:
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
-        """Write K and V of the batch's tokens, and return float32 logits [L, V] of `batch.logit_rows`.
+        """Write K and V of the batch's tokens, and return float32 logits [L, V] of `batch.logit_rows`; of a model that
+        draws no tokens its hidden states.
 
         `on_layer(l)` is called when layer l's K and V are in the pool, before that layer attends.
         """
         if self._pool is None:
             raise ConfigError("no pool is bound; call bind_pool before forward")
         return self._steps.forward(batch, on_layer).float()
+
+    @property
+    def has_states(self) -> bool:
+        """Whether `hidden` and `logits` can be called."""
+        return self._states is not None
+
+    @torch.inference_mode()
+    def hidden(self, batch: StepBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        """As `forward`, but the final hidden states [L, E] that it makes logits of."""
+        if self._pool is None or self._states is None:
+            raise ConfigError("hidden states are not to be had: no pool is bound, or the model is not in two parts")
+        return self._states.forward(batch, on_layer)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [L, V] of what `hidden` returns; of a model that draws no tokens there are none, L being 0."""
+        return self._head(hidden) if self._head is not None else hidden.new_empty((0, self.vocab_size))
+
+    def _bind(self, pool: torch.Tensor) -> None:
+        self._steps.bind_pool(pool)
+        if self._states is not None:
+            self._states.bind_pool(pool)
 
 
 def _eos(folder: Path, model: PreTrainedModel) -> frozenset[int]:

@@ -54,22 +54,24 @@ class Expected:
     @classmethod
     def of(cls, own: Callable[[list[int]], torch.Tensor], vocab_size: int, context_tokens: int) -> Expected:
         """`own(tokens)` are the model's own logits of a text, which may have up to `context_tokens`."""
-        draw = torch.Generator().manual_seed(0)
-        lengths = [min(length, context_tokens) for length in LENGTHS]
-        rows = [torch.randint(vocab_size, (length,), generator=draw).tolist() for length in lengths]
+        rows = made_up_texts(vocab_size, context_tokens)
         return cls(rows, [own(tokens) for tokens in rows])
 
 
-def check_self(forward: Forward, expected: Expected, layout: KvLayout, device: torch.device) -> None:
-    """Raises CheckpointError, with what goes wrong, unless `forward` on `pages_needed` pages gives what is expected."""
-    exact = layout.dtype == "float32"
+def made_up_texts(vocab_size: int, context_tokens: int) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(0)
+    lengths = [min(length, context_tokens) for length in LENGTHS]
+    return [torch.randint(vocab_size, (length,), generator=draw).tolist() for length in lengths]
+
+
+def check_self(forward: Forward, expected: Expected, layout: KvLayout, device: torch.device, exact: bool) -> None:
+    """Raises CheckpointError, with what goes wrong, unless `forward` on `pages_needed` pages gives what is expected.
+    `exact`: the model computes in float32."""
 
     def agrees(steps: Sequence[Sequence[int]]) -> bool:
         got = run_in_steps(forward, expected.rows, steps, layout, device)
         errors = [_errors(ours, theirs) for ours, theirs in zip(got, expected.logits, strict=True)]
-        if exact:
-            return all(bool((each < _EXACT).all()) for each in errors)
-        return all(bool(part.median() < _ROUNDED) for part in _by_step(errors, steps))
+        return all(_small(part, exact) for part in (errors if exact else _by_step(errors, steps)))
 
     if agrees(_STEPS):
         return
@@ -78,6 +80,11 @@ def check_self(forward: Forward, expected: Expected, layout: KvLayout, device: t
     if not agrees(_IN_PIECES):
         raise CheckpointError("a token hangs on those before it by more than their keys and values")
     raise CheckpointError("a token hangs on what else is in its batch")
+
+
+def alike(ours_nV: torch.Tensor, theirs_nV: torch.Tensor, exact: bool) -> bool:
+    """Whether logits are the same but for rounding."""
+    return _small(_errors(ours_nV, theirs_nV), exact)
 
 
 def pages_needed(layout: KvLayout, lengths: Sequence[int] = LENGTHS) -> int:
@@ -158,6 +165,10 @@ def _errors(ours_nV: torch.Tensor, theirs_TV: torch.Tensor) -> torch.Tensor:
     if not len(ours_nV):
         return ours_nV
     return (ours_nV - theirs_TV[: len(ours_nV)]).abs().mean(-1) / theirs_TV.std()
+
+
+def _small(errors: torch.Tensor, exact: bool) -> bool:
+    return bool((errors < _EXACT).all() if exact else errors.median() < _ROUNDED)
 
 
 def _by_step(errors: Sequence[torch.Tensor], steps: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
