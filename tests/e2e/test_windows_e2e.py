@@ -36,6 +36,7 @@ MODELS = {
     "gemma3_text": {"num_hidden_layers": 6, "query_pre_attn_scalar": 10},  # one full layer, five that slide
     "mistral": {"num_hidden_layers": 3},  # all slide
     "deepseek_v3": LATENTS,
+    "mamba": {"num_hidden_layers": 2, "state_size": 8, "sliding_window": None},
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 32},
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from family_checkpoints import Checkpoint
 from paged_rows import PagedModel
 
 from baton.core.errors import ConfigError, InternalError
@@ -12,7 +13,7 @@ from baton.engine import sizing
 from baton.engine.cuda import support
 from baton.engine.cuda.memory import Memory, largest_batch, pages_within
 from baton.engine.plan import EngineConfig
-from baton.engine.pool import PageAllocator
+from baton.engine.pool import KvPool, PageAllocator
 from baton.engine.runner import TorchModelRunner
 from baton.engine.sizing import pool_pages
 from baton.testing.checkpoints import make_checkpoint
@@ -58,6 +59,13 @@ def test_the_largest_step_is_a_step_that_runs(runner, config, rows) -> None:
     if len(batch.token_ids) <= 512:
         PagedModel(runner, int(batch.page_table.max()) + 1)
         assert runner.forward(batch).shape == (rows, runner.vocab_size)
+
+
+def test_the_largest_step_of_a_model_that_keeps_states(tmp_path) -> None:
+    runner = TorchModelRunner.load(Checkpoint(tmp_path, "falcon h1").folder)
+    batch = largest_batch(runner, EngineConfig(max_running=4, max_batch_tokens=100))
+    runner.bind_pool(KvPool(runner.layout, 20).tensor)
+    assert runner.forward(batch).shape == (4, runner.vocab_size)
 
 
 def test_an_explicit_size_wins_and_only_a_gpu_is_measured(runner, monkeypatch) -> None:

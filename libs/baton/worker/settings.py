@@ -29,7 +29,10 @@ class WorkerSettings(ServiceSettings):
         "auto", "where the model runs; auto = a GPU if it can be used", choices=("auto", "cpu", "cuda")
     )
     kv_memory_bytes: int = setting(
-        0, "memory of the KV pool; 0 = 256MiB, on a GPU what memory_fraction leaves", unit="bytes", ge=0
+        0,
+        "memory of the KV pool; 0 = 256MiB, or eight states if these need more; on a GPU what memory_fraction leaves",
+        unit="bytes",
+        ge=0,
     )
     memory_fraction: float = setting(0.85, "share of the GPU's memory for weights, steps and KV pool", gt=0, le=1)
     cuda_graphs: bool = setting(True, "on a GPU: decode steps are launched whole, which takes memory and start-up time")

@@ -97,7 +97,10 @@ class Planner:
         settings = self._settings
         own = load(settings_class("prefill"), config=self._config)
         count = settings.prefill + settings.decode + settings.unified
-        suggested = {"kv_memory_bytes": default_pool_bytes(available_bytes(), count), "host_workers": count}
+        suggested: dict[str, Any] = {"host_workers": count}
+        pool_bytes = default_pool_bytes(available_bytes(), count)
+        if pool_bytes < LARGEST_DEFAULT_POOL_BYTES:  # else what a worker takes by itself, which knows the model
+            suggested["kv_memory_bytes"] = pool_bytes
         asked = {
             "kv_memory_bytes": settings.kv_memory_bytes,
             "threads": settings.threads,

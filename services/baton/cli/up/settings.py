@@ -24,7 +24,9 @@ class UpSettings(Settings):
     unified: int = setting(0, "workers that do both", ge=0, le=64)
     host: str = setting("127.0.0.1", "address of the HTTP API; 0.0.0.0 = all interfaces")
     port: int = setting(8000, "port of the HTTP API; 0 = any free one", ge=0, le=65535)
-    kv_memory_bytes: int | None = setting(None, "KV pool of each worker; none = up to 256MiB", unit="bytes", ge=1)
+    kv_memory_bytes: int | None = setting(
+        None, "KV pool of each worker; none = up to 256MiB, or eight states", unit="bytes", ge=1
+    )
     page_size: int | None = setting(None, "token positions in a KV page; none = 16", unit="tokens", ge=1)
     dtype: str | None = setting(None, "of computation and KV cache", choices=("auto", "float32", "bfloat16", "float16"))
     kv_cache_dtype: str | None = setting(None, "KV cache alone; none = as computation", choices=KV_DTYPES)
