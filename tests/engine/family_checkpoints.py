@@ -195,7 +195,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "shared_expert_intermediate_size": 80, "mlp_only_layers": [1],
         },
     ),
-    "qwen 3.5": ("qwen3_5_text", {**_DELTA, "layer_types": ["full_attention", "linear_attention"]}),
+    "qwen 3.5": (
+        "qwen3_5_text",
+        {**_DELTA, "linear_value_head_dim": 32, "layer_types": ["full_attention", "linear_attention"]},
+    ),
     "qwen 3.5 moe": (
         "qwen3_5_moe_text",
         {

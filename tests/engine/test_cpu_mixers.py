@@ -19,8 +19,8 @@ from baton.engine.cpu.mixers import knows
 from baton.engine.cpu.states import CpuStates
 from baton.engine.model.delta_config import GatedDeltaConfig
 from baton.engine.model.gated_delta import GatedDelta, gated_delta_state
-from baton.engine.model.hybrid_config import Mamba2Config
 from baton.engine.model.mamba2 import Mamba2, mamba2_state
+from baton.engine.model.mamba_config import NO_NORM, NORM_FIRST, NORM_LAST, Mamba2Config
 from baton.engine.model.pointwise import Norm
 from baton.engine.model.short_conv import ShortConv, conv_state
 from baton.engine.state_store import Mixer, StatePart, States, StateStore, state_bytes
@@ -54,7 +54,8 @@ def conv(dtype: torch.dtype, width: int) -> tuple[Mixer, tuple[StatePart, ...], 
 
 def mamba2(dtype: torch.dtype, sizes: tuple[int, int, int, int, int]) -> tuple[Mixer, tuple[StatePart, ...], int]:
     heads, head_dim, groups, state, width = sizes
-    config = Mamba2Config(heads, head_dim, groups, state, width, True, False, (0,))
+    gating = {2: NORM_LAST, 3: NORM_FIRST, 4: NO_NORM}[width]
+    config = Mamba2Config(heads, head_dim, groups, state, width, True, False, False, gating, (0,))
     mixer = Mamba2(
         config=config,
         input=lambda x: x,
@@ -63,7 +64,7 @@ def mamba2(dtype: torch.dtype, sizes: tuple[int, int, int, int, int]) -> tuple[M
         a_H=-torch.rand(heads) - 0.1,
         d_H=randn(heads),
         dt_bias_H=randn(heads),
-        norm=Norm(randn(config.inner, dtype=dtype)),
+        norm=None if gating == NO_NORM else Norm(randn(config.inner, dtype=dtype)),
         eps=1e-5,
     )
     return mixer, mamba2_state(config, dtype), config.inner + config.channels + heads
@@ -92,7 +93,7 @@ def mixer_of(shape: str, dtype: torch.dtype) -> tuple[Mixer, tuple[StatePart, ..
     if kind == "conv":
         return conv(dtype, int(which))
     if kind == "mamba2":
-        return mamba2(dtype, {"": (4, 16, 2, 16, 4), "odd": (3, 48, 1, 112, 3), "wide": (2, 64, 1, 256, 4)}[which])
+        return mamba2(dtype, {"": (4, 16, 2, 16, 2), "odd": (3, 48, 1, 112, 3), "wide": (2, 64, 1, 256, 4)}[which])
     return delta(dtype, {"": (2, 4, 16, 16, 4), "odd": (1, 3, 48, 80, 2), "wide": (1, 2, 128, 128, 4)}[which])
 
 

@@ -94,6 +94,14 @@ def test_gate(kernels, dtype, activation: str) -> None:
     assert ours.gate(x)[1].isnan().all() and ours.gate(x)[2:].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weigh(kernels, dtype) -> None:
+    ours, reference = both(kernels, dtype)
+    x, gate = randn(33, 96, dtype=dtype, seed=1), randn(33, 96, dtype=dtype, seed=2)
+    gate[0, :3] = torch.tensor([0.0, 200.0, -200.0])
+    torch.testing.assert_close(ours.weigh(x, gate), reference.weigh(x, gate), atol=1e-6, rtol=2**-7)
+
+
 def test_sizes_that_the_kernels_do_not_know() -> None:
     assert supports(shape(), torch.float32)
     assert not supports(shape(24), torch.float32)

@@ -266,7 +266,7 @@ def test_experts_all_at_once(tmp_path, monkeypatch, family: str) -> None:
     close(got, made.logits(tokens))
 
 
-@pytest.mark.parametrize("family", ["glm 4", "gemma 2", "granite", "exaone 4", "lfm 2", "bamba"])
+@pytest.mark.parametrize("family", ["glm 4", "gemma 2", "granite", "exaone 4", "lfm 2", "bamba", "qwen 3.5"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_deterministic_to_the_last_bit(tmp_path, family: str, dtype: str) -> None:
     made = Checkpoint(tmp_path, family)

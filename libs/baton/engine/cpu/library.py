@@ -98,6 +98,15 @@ class GateCall(ctypes.Structure):
     ]
 
 
+class WeighCall(ctypes.Structure):
+    """Arguments of `weigh`: `Weighed`."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "gate", "out")),
+        *((name, c_int64) for name in ("bits", "tokens", "size", "threads")),
+    ]
+
+
 class QuantizedCall(ctypes.Structure):
     """Arguments of `multiply`: `Quantized` of source/quantized.h, then what `Multiply` adds."""
 
@@ -131,13 +140,14 @@ class Kernels:
         self.norm = self._kernel("norm")
         self.rotate = self._kernel("rotate")
         self.gate = self._kernel("gate")
+        self.weigh = self._kernel("weigh")
         self.multiply = self._kernel("multiply")
         self.multiply_panels = self._kernel("multiply_panels")
-        library.baton_multiplies_pairs.restype = c_int64
         self.convolve = self._kernel("convolve")
         self.scan = self._kernel("scan")
         self.delta = self._kernel("delta")
         self.gated_norm = self._kernel("gated_norm")
+        library.baton_multiplies_pairs.restype = c_int64
         self.multiplies_pairs = bool(library.baton_multiplies_pairs())
         library.baton_use_team.argtypes, library.baton_use_team.restype = [c_void_p], None
         self.use_team = library.baton_use_team

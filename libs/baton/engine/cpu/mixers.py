@@ -19,7 +19,7 @@ from baton.engine.cpu.panels import PanelLinear, fits
 from baton.engine.cpu.state_calls import ConvolveCall, DeltaCall, GatedNormCall, ScanCall
 from baton.engine.model.gated_delta import GatedDelta
 from baton.engine.model.mamba2 import Mamba2
-from baton.engine.model.mamba_config import NORM_LAST
+from baton.engine.model.mamba_config import NORM_FIRST
 from baton.engine.model.pointwise import Norm
 from baton.engine.model.projection import Linear
 from baton.engine.model.short_conv import ShortConv
@@ -63,8 +63,6 @@ def knows(mixer: Mixer, dtype: torch.dtype) -> bool:
         return _convolves(mixer.weight_WE)
     if isinstance(mixer, Mamba2):
         mamba2 = mixer.config
-        if mamba2.gating != NORM_LAST:
-            return False
         return _convolves(mixer.conv_WC) and _aligned(mamba2.head_dim, mamba2.state, mamba2.inner // mamba2.groups)
     if isinstance(mixer, GatedDelta):
         return _convolves(mixer.conv_WC) and _aligned(mixer.config.key_dim, mixer.config.value_dim)
@@ -123,18 +121,28 @@ class _Convolution:
 
 
 class _GatedNorm:
-    """`groups` groups of elements of each token normed, times the silu of a gate. `gate_first`: what is normed is the
-    product with it."""
+    """`groups` groups of elements of each token normed, if there is a norm, times the silu of a gate. `gate_first`:
+    what is normed is the product with it."""
 
     def __init__(
-        self, kernels: Kernels, norm: Norm, groups: int, size: int, eps: float, dtype: torch.dtype, gate_first: bool
+        self,
+        kernels: Kernels,
+        norm: Norm | None,
+        groups: int,
+        size: int,
+        eps: float,
+        dtype: torch.dtype,
+        gate_first: bool,
     ) -> None:
         self._kernels = kernels
-        self._weight = norm.weight.contiguous()
         self._call = GatedNormCall(
-            weight=self._weight.data_ptr(), eps=eps, groups=groups, size=size, shared=len(self._weight) == size,
-            gate_first=gate_first, bits=8 * dtype.itemsize, weight_bits=8 * self._weight.dtype.itemsize,
+            eps=eps, groups=groups, size=size, gate_first=gate_first, bits=8 * dtype.itemsize,
+            weight_bits=8 * dtype.itemsize,
         )  # fmt: skip
+        if norm is not None:
+            self._weight = weight = norm.weight.contiguous()
+            self._call.weight, self._call.weight_bits = weight.data_ptr(), 8 * weight.dtype.itemsize
+            self._call.shared = len(weight) == size
 
     def __call__(self, x_TI: torch.Tensor, gate_TI: torch.Tensor) -> torch.Tensor:
         call, out_TI = self._call, torch.empty_like(x_TI)
@@ -170,8 +178,8 @@ class CpuMamba2:
             bits=8 * dtype.itemsize,
         )  # fmt: skip
         size = config.inner // config.groups
-        assert mixer.norm is not None, "known mixers norm"
-        self._norm = _GatedNorm(kernels, mixer.norm, config.groups, size, mixer.eps, dtype, gate_first=True)
+        gate_first = config.gating != NORM_FIRST
+        self._norm = _GatedNorm(kernels, mixer.norm, config.groups, size, mixer.eps, dtype, gate_first)
 
     def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
         config, call = self._mixer.config, self._call

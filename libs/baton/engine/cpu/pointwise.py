@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from baton.engine.cpu.library import ALIGNMENT, GateCall, Kernels, NormCall, RotateCall
+from baton.engine.cpu.library import ALIGNMENT, GateCall, Kernels, NormCall, RotateCall, WeighCall
 from baton.engine.model.config import DecoderConfig
 from baton.engine.model.pointwise import Heads, Norm, TorchPointwise, split_heads
 
@@ -23,7 +23,7 @@ def supports(config: DecoderConfig, dtype: torch.dtype) -> bool:
 def covers(config: DecoderConfig) -> bool:
     """Whether the kernels do everything that a model of this kind needs."""
     plain = not config.norm.centred and config.qk_norm in ("none", "head", "unit") and config.moe is None
-    return plain and config.latent is None and not config.gated_attention and _gates(config)
+    return plain and config.latent is None and _gates(config)
 
 
 def _gates(config: DecoderConfig) -> bool:
@@ -45,6 +45,7 @@ class CpuPointwise:
             bits=bits, heads=config.heads, kv_heads=config.kv_heads, dim=config.head_dim, eps=config.norm_eps
         )
         self._gate_call = GateCall(bits=bits, kind=_GATES.get(config.activation, 0))
+        self._weigh_call = WeighCall(bits=bits)
         self._torch = TorchPointwise(config)  # for what some families do otherwise
 
     def norm(self, x_TE: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -87,6 +88,14 @@ class CpuPointwise:
         call.threads = torch.get_num_threads()
         self._kernels.gate(call)
         return out_TF
+
+    def weigh(self, x_TN: torch.Tensor, gate_TN: torch.Tensor) -> torch.Tensor:
+        assert x_TN.is_contiguous() and gate_TN.is_contiguous()
+        out_TN, call = torch.empty_like(x_TN), self._weigh_call
+        call.x, call.gate, call.out = x_TN.data_ptr(), gate_TN.data_ptr(), out_TN.data_ptr()
+        (call.tokens, call.size), call.threads = x_TN.shape, torch.get_num_threads()
+        self._kernels.weigh(call)
+        return out_TN
 
     def _norm(self, x_TE: torch.Tensor, added_TE: torch.Tensor | None, norm: Norm) -> torch.Tensor:
         assert x_TE.is_contiguous()

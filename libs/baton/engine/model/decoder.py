@@ -147,7 +147,8 @@ class Decoder:
         self._attention.write(index, k_TKD, v_TKD)
         if on_layer is not None:
             on_layer(index)
-        attended_TN = heads.attended(self._attention.run(index, q_THD, k_TKD, v_TKD), normed_TE)
+        attended_THD = self._attention.run(index, q_THD, k_TKD, v_TKD)
+        attended_TN = heads.attended(attended_THD, normed_TE, self._pointwise)
         return attended_TN if mixed_TN is None else torch.cat((attended_TN, mixed_TN), dim=-1)
 
     def _mix(self, index: int, mixer: StateMixer, normed_TE: torch.Tensor) -> torch.Tensor:

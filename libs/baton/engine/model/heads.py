@@ -29,7 +29,7 @@ class AttentionHeads(Protocol):
     def of(self, x_TE: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor, pointwise: Pointwise) -> Heads:
         """Queries, and what goes into the cache as K and V, rotated."""
 
-    def attended(self, attended_THD: torch.Tensor, x_TE: torch.Tensor) -> torch.Tensor:
+    def attended(self, attended_THD: torch.Tensor, x_TE: torch.Tensor, pointwise: Pointwise) -> torch.Tensor:
         """The output matrix's input, [T, N], of what attention returns and the layer's input."""
 
 
@@ -45,8 +45,9 @@ class SplitHeads:
     def of(self, x_TE: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor, pointwise: Pointwise) -> Heads:
         return pointwise.rotate(self.qkv(x_TE), cos_T1D, sin_T1D, self.q_norm, self.k_norm)
 
-    def attended(self, attended_THD: torch.Tensor, x_TE: torch.Tensor) -> torch.Tensor:
-        return attended_THD.flatten(1) if self.gate is None else attended_THD.flatten(1) * self.gate(x_TE).sigmoid()
+    def attended(self, attended_THD: torch.Tensor, x_TE: torch.Tensor, pointwise: Pointwise) -> torch.Tensor:
+        attended_TN = attended_THD.flatten(1)
+        return attended_TN if self.gate is None else pointwise.weigh(attended_TN, self.gate(x_TE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +79,5 @@ class LatentHeads:
         k_T1D, v_T1D = cached_T1X.chunk(2, dim=-1)
         return q_THX, k_T1D, v_T1D
 
-    def attended(self, attended_THD: torch.Tensor, x_TE: torch.Tensor) -> torch.Tensor:
+    def attended(self, attended_THD: torch.Tensor, x_TE: torch.Tensor, pointwise: Pointwise) -> torch.Tensor:
         return torch.bmm(attended_THD.transpose(0, 1), self.v_up_HLV).transpose(0, 1).flatten(1)

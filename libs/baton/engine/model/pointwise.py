@@ -59,6 +59,9 @@ class Pointwise(Protocol):
     def gate(self, gate_up_T2F: torch.Tensor) -> torch.Tensor:
         """activation(gate) * up, a new [T, F]; of a model without gates, activation(up) of [T, F]."""
 
+    def weigh(self, x_TN: torch.Tensor, gate_TN: torch.Tensor) -> torch.Tensor:
+        """x * sigmoid(gate), a new tensor."""
+
 
 class TorchPointwise:
     """Plain torch operations, on any device and in any dtype."""
@@ -96,6 +99,9 @@ class TorchPointwise:
             gate_TF, up_TF = gate_TF.clamp(max=limit), up_TF.clamp(-limit, limit)
             return (up_TF + 1) * (gate_TF * torch.sigmoid(gate_TF * alpha))
         return activate(gate_TF) * up_TF
+
+    def weigh(self, x_TN: torch.Tensor, gate_TN: torch.Tensor) -> torch.Tensor:
+        return x_TN * gate_TN.sigmoid()
 
     def _norm_heads(self, x_TND: torch.Tensor, norm: Norm) -> torch.Tensor:
         if self._config.qk_norm == "all":

@@ -90,4 +90,9 @@ void gate(const E* gate_up, E* out, int64_t size) {
     }
 }
 
+template <class E>
+void weigh_by(const E* x, const E* gate, E* out, int64_t size) {
+    for (int64_t i = 0; i < size; i += LANES) store(out + i, load(x + i) * rounded_to(out, sigmoid(load(gate + i))));
+}
+
 }  // namespace baton

@@ -91,6 +91,13 @@ struct Gated {
     int64_t bits, kind, tokens, size, threads;
 };
 
+struct Weighed {
+    const void* x;  // [tokens, size]
+    const void* gate;
+    void* out;
+    int64_t bits, tokens, size, threads;
+};
+
 struct Multiply {
     Quantized quantized;
     int64_t bits;
@@ -190,6 +197,16 @@ void baton_gate(const void* with) {
     FOR_ELEMENT(c.bits, for_tokens(c.tokens, c.threads, [&](int64_t t) {
         const auto of = c.kind == SILU ? gate<SILU, E> : gate<GELU, E>;
         of(static_cast<const E*>(c.x) + t * 2 * c.size, static_cast<E*>(c.out) + t * c.size, c.size);
+    });)
+}
+
+// out[tokens, size] = x times the sigmoid of gate.
+void baton_weigh(const void* with) {
+    const Weighed& c = *static_cast<const Weighed*>(with);
+    FOR_ELEMENT(c.bits, for_tokens(c.tokens, c.threads, [&](int64_t t) {
+        const int64_t at = t * c.size;
+        const E* x = static_cast<const E*>(c.x) + at;
+        weigh_by(x, static_cast<const E*>(c.gate) + at, static_cast<E*>(c.out) + at, c.size);
     });)
 }
 

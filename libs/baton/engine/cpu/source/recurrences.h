@@ -262,12 +262,12 @@ void delta(const Delta& d) {
               [&](int64_t task) { delta_head<E>(d, task / d.heads, task % d.heads); });
 }
 
-// ---- Behind a recurrence: each group of elements normed, and times the silu of a gate ----
+// ---- Behind a recurrence: groups of elements normed, and times the silu of a gate ----
 
 struct GatedNorm {
     const void* x;       // [tokens, groups, size]
     const void* gate;    // [tokens][gate_stride]
-    const void* weight;  // [groups, size], or [size] of all groups
+    const void* weight;  // [groups, size], or [size] of all groups; null: nothing is normed
     void* out;
     double eps;
     int64_t gate_stride, tokens, groups, size;
@@ -276,7 +276,7 @@ struct GatedNorm {
     int64_t threads;
 };
 
-// Rounded where `transformers` rounds: what is normed, to the weight's type, and its product with the weight.
+// Rounded where `transformers` mostly rounds: what is normed, to the weight's type, and its product with the weight.
 template <class E, class W>
 void gated_norm(const GatedNorm& n, int64_t token) {
     float* gated = workspace<float>(n.size, 0);
@@ -285,6 +285,10 @@ void gated_norm(const GatedNorm& n, int64_t token) {
         const E* gate = static_cast<const E*>(n.gate) + token * n.gate_stride + group * n.size;
         const W* weight = static_cast<const W*>(n.weight) + (n.shared ? 0 : group * n.size);
         E* out = static_cast<E*>(n.out) + (token * n.groups + group) * n.size;
+        if (!n.weight) {
+            for (int64_t i = 0; i < n.size; i += LANES) store(out + i, load(x + i) * silu(load(gate + i)));
+            continue;
+        }
         vf squares{};
         for (int64_t i = 0; i < n.size; i += LANES) {
             vf value = load(x + i);

@@ -214,4 +214,9 @@ static inline vf exponential(vf x) {
     return x < least ? vf{} : p * scale;
 }
 
+static inline vf sigmoid(vf x) {
+    const vf down = -x;
+    return 1.0f / (1.0f + exponential(down > splat(88.0f) ? splat(88.0f) : down));
+}
+
 }  // namespace baton

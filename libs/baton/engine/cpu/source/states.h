@@ -107,11 +107,6 @@ class RowState {
     const bool begins_;
 };
 
-static inline vf sigmoid(vf x) {
-    const vf down = -x;
-    return 1.0f / (1.0f + exponential(down > splat(88.0f) ? splat(88.0f) : down));
-}
-
 static inline vf silu(vf x) { return x * sigmoid(x); }
 
 static inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
