@@ -20,23 +20,25 @@ from baton.engine.model.through.runner import ThroughRunner
 
 torch.set_num_threads(1)
 
-# What is special about each, and the kinds of groups that its layers are in.
+_TWO = {"num_hidden_layers": 2}
+# What each has beside the sizes of any tiny model, the kinds of groups that its layers are in, and what is special.
 FAMILIES = {
-    "jamba": ("tokens after the first ones come one by one", {FULL, STATE}),
-    "falcon_h1": ("keys, values and states in each layer", {FULL, STATE}),
-    "inkling_text": ("several states of different layers, windows", {FULL, STATE}),
-    "qwen4_exp_text": ("states of several sizes, an index, ids of tokens", {FULL, STATE}),
-    "minimax": ("a cache of its own class", {FULL, STATE}),
-    "falcon_mamba": ("no attention at all", {STATE}),
-    "deepseek_v32": ("an index of tokens", set()),
-    "minimax_m3_vl_text": ("an index of blocks", set()),
-    "deepseek_v4": ("entries made of several tokens", set()),
+    "jamba": (_TWO, {FULL, STATE}),  # tokens after the first ones come one by one
+    "falcon_h1": (_TWO, {FULL, STATE}),  # keys, values and states in each layer
+    "inkling_text": (_TWO, {FULL, STATE}),  # several states in a layer, windows
+    "qwen4_exp_text": ({}, {FULL, STATE}),  # states of several sizes, an index, ids of tokens as a state
+    "minimax": (_TWO, {FULL, STATE}),  # a cache of its own class
+    "mamba2": (_TWO, {STATE}),  # no attention
+    "deepseek_v32": (_TWO, set()),  # an index of tokens
+    "minimax_m3_vl_text": ({}, set()),  # an index of blocks
+    "deepseek_v4": ({}, set()),  # entries made of several tokens
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def checkpoint(request, tmp_path_factory) -> Checkpoint:
-    return Checkpoint.tiny(tmp_path_factory.mktemp("through"), request.param)
+    changes, _ = FAMILIES[request.param]
+    return Checkpoint.tiny(tmp_path_factory.mktemp("through"), request.param, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +52,12 @@ def test_logits_whole_in_chunks_and_after_a_shared_prefix(checkpoint, runner) ->
     assert_logits_are_the_same(checkpoint, runner)
 
 
-@pytest.mark.parametrize("checkpoint", ["falcon_h1", "falcon_mamba", "deepseek_v32"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["falcon_h1", "mamba2", "deepseek_v32"], indirect=True)
 def test_engine_in_chunks_with_prefix_hits_and_preemption(checkpoint, runner) -> None:
     assert_engine_decodes_the_same(checkpoint, runner)
 
 
-@pytest.mark.parametrize("checkpoint", ["jamba", "falcon_mamba", "deepseek_v4"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["jamba", "mamba2", "deepseek_v4"], indirect=True)
 def test_prefill_here_and_decode_there(checkpoint, runner) -> None:
     assert_handed_over_decodes_the_same(checkpoint, runner, ThroughRunner.load(checkpoint.folder))
 
@@ -66,15 +68,18 @@ def test_bfloat16_and_float8_pages(checkpoint) -> None:
     tokens = tokens_of(5, 60)
     exact = checkpoint.logits(tokens)
 
-    def error(**options: str) -> float:
+    def error(logits: torch.Tensor) -> float:
+        """Of the last 29 tokens: the typical one's, for rounding sends some to other experts."""
+        return float((logits - exact)[-29:].abs().mean(-1).median() / exact.std())
+
+    def in_steps(**options: str) -> torch.Tensor:
         model, row = PagedModel(ThroughRunner.load(checkpoint.folder, **options), pages=60), Row(list(tokens))
-        got = torch.cat([model.step([(row, n)], all_logits=True) for n in (30, 1, 29)])
-        return float((got - exact).abs().mean() / exact.std())
+        return torch.cat([model.step([(row, n)], all_logits=True) for n in (30, 1, 29)])
 
     with torch.inference_mode():
         theirs = checkpoint.half(torch.tensor([tokens])).logits[0].float()
-    assert error(dtype="bfloat16") < 1.3 * float((theirs - exact).abs().mean() / exact.std())
-    assert 1e-4 < error(kv_dtype=FLOAT8) < 0.3
+    assert error(in_steps(dtype="bfloat16")) < 1.3 * error(theirs)
+    assert 1e-4 < error(in_steps(kv_dtype=FLOAT8)) < 0.3
 
 
 @pytest.mark.parametrize("checkpoint", ["qwen4_exp_text", "deepseek_v32"], indirect=True)

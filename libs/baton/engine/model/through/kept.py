@@ -6,8 +6,8 @@ them), and *states*, tensors of constant size that every token changes. Some lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -55,39 +55,53 @@ class KeptLayer:
         return max((track.end for track in self.tracks.values()), default=0)
 
 
-@dataclass
 class Notes:
-    """A keeper (baton.engine.model.through.row_cache) for one pass over some first tokens, which takes notes.
+    """A keeper (baton.engine.model.through.row_cache) of one text in plain memory, which takes notes of its first pass.
 
     `own`: the cache that the model makes for itself.
     """
 
-    own: object
-    device: torch.device
-    cached_tokens: int = 0
-    tracks: dict[int, dict[str, Track]] = field(default_factory=dict)
+    def __init__(self, own: object, device: torch.device) -> None:
+        self.device = device
+        self.cached_tokens = 0
+        self._own_layers = own.layers if isinstance(own, Cache) else []
+        self._tracks: dict[int, dict[str, Track]] = {}
+        self._parts: dict[tuple[int, str], torch.Tensor] = {}
+        self._states: list[dict[StateName, torch.Tensor]] = []
 
     def extend(self, layer: int, name: str, part: torch.Tensor) -> torch.Tensor:
-        mine = self.tracks.setdefault(layer, {})
+        if self.cached_tokens:
+            return torch.cat((self._parts[layer, name], part), dim=-2)
+        mine = self._tracks.setdefault(layer, {})
         if name in mine:
             raise CheckpointError(f"it gives {name} to layer {layer} twice")
         start = max((track.end for track in mine.values()), default=0)
         mine[name] = Track(tuple(part.shape[1:-2]), part.shape[-1], start)
+        self._parts[layer, name] = part
         return part
 
     def states_of(self, layer: int) -> Mapping[StateName, torch.Tensor]:
-        return {}
+        return {name: state.clone() for name, state in self._states[layer].items()}
 
     def pooled(self, layer: int) -> int:
-        layers = self.own.layers if isinstance(self.own, Cache) else []
-        return int(getattr(layers[layer], "compress_rate", 0)) if layer < len(layers) else 0
+        return int(getattr(self._own_layers[layer], "compress_rate", 0)) if layer < len(self._own_layers) else 0
 
-    def kept(self, cache: RowCache) -> tuple[KeptLayer, ...]:
-        """Of all layers, after the pass. Raises CheckpointError when there is nothing."""
+    def kept(self, cache: RowCache, tokens: int) -> tuple[KeptLayer, ...]:
+        """What all layers keep, after a first pass over so many tokens. Raises CheckpointError when it is nothing."""
+        self._states, self.cached_tokens = [layer.states for layer in cache.layers], tokens
         found = []
-        for index, layer in enumerate(cache.layers):
-            parts = {name: StatePart(tuple(x.shape[1:]), x.dtype) for name, x in layer.states.items()}
-            found.append(KeptLayer(self.tracks.get(index, {}), parts, self.pooled(index)))
+        for index, states in enumerate(self._states):
+            parts = {name: StatePart(tuple(x.shape[1:]), x.dtype) for name, x in states.items()}
+            found.append(KeptLayer(self._tracks.get(index, {}), parts, self.pooled(index)))
         if not any(layer.tracks or layer.states for layer in found):
             raise CheckpointError(NOTHING_KEPT)
         return tuple(found)
+
+    def forgotten(self, next_logits: Callable[[], torch.Tensor]) -> StateName | None:
+        """A state on which the logits of what follows the first pass do not hang, if there is one."""
+        before, as_they_are = self._states, next_logits()
+        for name in dict.fromkeys(name for states in before for name in states):
+            self._states = [{each: x + 1 if each == name else x for each, x in states.items()} for states in before]
+            if torch.equal(next_logits(), as_they_are):
+                return name
+        return None

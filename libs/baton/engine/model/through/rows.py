@@ -52,7 +52,7 @@ class RowsPlan:
     ) -> RowsPlan:
         """Run the model, to see what cache it makes for itself, and what it keeps there. Without positions it counts
         them itself, from the length of its cache; if not `in_chunks`, it gets tokens after the first ones one by one.
-        Raises CheckpointError when it keeps nothing, or something that has no place in pages."""
+        Raises CheckpointError when it keeps nothing, or something that has no place in pages, or forgets it."""
         model.set_attn_implementation("eager")
         known = inspect.signature(model.forward).parameters
         taken = frozenset(known) & {"position_ids", "attention_mask", "logits_to_keep"}
@@ -62,19 +62,27 @@ class RowsPlan:
         if cache is None:
             raise CheckpointError(NOTHING_KEPT)
         device = next(model.parameters()).device
-        inputs = _inputs(taken, torch.zeros(_PROBED_TOKENS, dtype=torch.int64, device=device), 0)
+        tokens = torch.zeros(_PROBED_TOKENS, dtype=torch.int64, device=device)
         try:
-            own = model(**inputs, use_cache=True).get(cache)
+            own = model(**_inputs(taken, tokens, 0), use_cache=True).get(cache)
             cache_class, notes = row_cache_like(own), Notes(own, device)
             noted = cache_class(notes)
-            out = model(**inputs, **{cache: noted}, use_cache=True)
+            out = model(**_inputs(taken, tokens, 0), **{cache: noted}, use_cache=True)
         except MODEL_ERRORS as error:
             raise CheckpointError(f"what it keeps between tokens is of its own kind ({error})") from error
-        kept = notes.kept(noted)
+        kept = notes.kept(noted, _PROBED_TOKENS)
         if not any(layer.tracks for layer in kept):
             taken -= {"attention_mask"}  # of so many tokens as it has before it, but for attention
         if not in_chunks and not any(layer.states for layer in kept):
             raise CheckpointError("one token at a time is no better, for it keeps no states")
+
+        def following() -> torch.Tensor:
+            inputs = {**_inputs(taken, tokens, _PROBED_TOKENS), cache: cache_class(notes, len(kept))}
+            logits: torch.Tensor = model(**inputs, use_cache=True).logits
+            return logits
+
+        if in_chunks and (forgotten := notes.forgotten(following)) is not None:
+            raise CheckpointError(f"several tokens at once do not heed its {forgotten[0]} states")
         return cls(model, kept, cache, cache_class, taken, in_chunks, out.logits.shape[-1])
 
     @property
