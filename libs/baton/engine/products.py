@@ -27,7 +27,7 @@ def on_cpu(kernels: Kernels | None, quantization: str, dtype: str, deterministic
     if quantization != "none":
         return Products(quantized.maker(kernels, quantization))
     other = steady if deterministic and dtype in cpu_attention.DTYPES else packed
-    return Products(panels.maker(kernels, other), quantized.keeper(kernels, getattr(torch, dtype)))
+    return Products(panels.maker(kernels, other), quantized.keeper(kernels, getattr(torch, dtype), deterministic))
 
 
 def on_gpu(can: Arithmetic, quantization: str, device: torch.device) -> Products:
