@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from family_checkpoints import Checkpoint
@@ -21,6 +22,7 @@ from baton.engine.model.through.linears import replace_linears, watched
 from baton.engine.model.through.passes import Passes
 from baton.engine.model.through.runner import ThroughRunner
 from baton.engine.runner import TorchModelRunner
+from baton.kv.reshard import Plan
 
 torch.set_num_threads(1)
 
@@ -167,3 +169,21 @@ def test_longrope_contexts_end_where_its_frequencies_change(tmp_path) -> None:
     runner = load_runner(tmp_path, model_backend="transformers")
     assert runner.max_context_tokens == 32
     close(PagedModel(runner, pages=20).step([(Row(list(tokens)), 32)], all_logits=True), made.logits(tokens))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "bloom", "deepseek_v32"])
+def test_pages_become_pages_of_another_size(tmp_path, model_type: str) -> None:
+    """As a handoff between workers of different page sizes moves them: what each token keeps stays together."""
+    made, tokens = Checkpoint.tiny(tmp_path, model_type), tokens_of(1, 50)
+    here, there = (PagedModel(ThroughRunner.load(tmp_path, page_size=size), pages=20) for size in (16, 8))
+    row = Row(list(tokens))
+    here.step([(row, 45)])
+    pages = [*range(3, 10)]
+    source, own = here.runner.layout, there.runner.layout
+    runs = Plan(source, own, 0, 45).direct_runs(
+        range(source.layers), 0, np.array(row.pages), here.pool.shape[1], np.array(pages), there.pool.shape[1]
+    )
+    sent, landed = (model.pool.view(torch.uint8).view(-1).numpy() for model in (here, there))
+    for to, size, at in runs:
+        landed[to : to + size] = sent[at : at + size]
+    close(there.step([(Row(list(tokens), cached=45, pages=pages), 5)], all_logits=True), made.logits(tokens)[45:])

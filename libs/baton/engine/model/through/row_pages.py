@@ -16,7 +16,7 @@ from baton.core.errors import InternalError
 from baton.core.layout import KvLayout
 from baton.engine.batch import StepBatch
 from baton.engine.elements import Elements
-from baton.engine.model.through.kept import KeptLayer
+from baton.engine.model.through.kept import KeptLayer, Track
 from baton.engine.model.through.row_cache import RowCache, StateName
 from baton.engine.state_store import StateStore
 
@@ -49,7 +49,7 @@ class RowPages:
 
     def bind_pool(self, pool: torch.Tensor) -> None:
         layers, pages, planes, page_size, heads, head_dim = pool.shape
-        self._pool = self._elements.of(pool).view(layers, pages, page_size, planes * heads * head_dim)
+        self._pool = self._elements.of(pool).view(layers, pages, planes, page_size, heads * head_dim)
         if self._store is not None:
             self._store.bind_pool(pool)
 
@@ -79,15 +79,18 @@ class RowPages:
         if track is None or name in self._extended[layer]:
             raise InternalError(f"a step gave {name} to layer {layer} as it did not at start")
         slot, slots, page_size = self._slots[layer], self._row.slots, self._page_size
-        elements = slice(track.start, track.end)
-        self._pool[slot][slots // page_size, slots % page_size, elements] = self._elements.stored(track.flat(part))
+        stored = self._elements.stored(track.flat(part))
+        places = self._places_of(track)
+        for plane, within, own in places:
+            self._pool[slot][slots // page_size, plane, slots % page_size, within] = stored[:, own]
         self._extended[layer].add(name)
         if len(self._extended[layer]) == len(self._kept[layer].tracks):
             self._tell(slot)
         if not self.cached_tokens:
             return part
         table = self._row.page_table[0, : -(-self.cached_tokens // page_size)].long()
-        held = self._elements.numbers(self._pool[slot][table, :, elements])  # [pages, page_size, elements]
+        parts = [self._pool[slot][table, plane, :, within] for plane, within, _ in places]
+        held = self._elements.numbers(torch.cat(parts, dim=-1))  # [pages, page_size, elements]
         return torch.cat((track.shaped(held.flatten(0, 1)[: self.cached_tokens]), part), dim=-2)
 
     def states_of(self, layer: int) -> Mapping[StateName, torch.Tensor]:
@@ -97,6 +100,16 @@ class RowPages:
 
     def pooled(self, layer: int) -> int:
         return self._kept[layer].pooled
+
+    def _places_of(self, track: Track) -> list[tuple[int, slice, slice]]:
+        """Where a token's part is: planes, which elements of them, and of the part. A token keeps to its own place in
+        both planes, so that pages can become pages of another size."""
+        size, found = self._pool.shape[-1], []
+        for plane in range(track.start // size, -(-track.end // size)):
+            start, end = max(track.start, plane * size), min(track.end, (plane + 1) * size)
+            within = slice(start - plane * size, end - plane * size)
+            found.append((plane, within, slice(start - track.start, end - track.start)))
+        return found
 
     def _tell(self, slot: int) -> None:
         if self._on_layer is not None:
