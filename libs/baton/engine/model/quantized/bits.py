@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 # OCP Microscaling Formats (MX) v1.0, E2M1, doubled: whole numbers.
-_E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12)
+_E2M1_DOUBLED = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 E2M1_UNIT = 0.5
 
 
@@ -25,7 +25,6 @@ def centred(octets: torch.Tensor) -> torch.Tensor:
     return (octets ^ 0x80).view(torch.int8)
 
 
-def e2m1_doubled(codes: torch.Tensor) -> torch.Tensor:
-    """int8: what 4-bit floats mean, in units of E2M1_UNIT."""
-    table = torch.tensor([*_E2M1_DOUBLED, *(-each for each in _E2M1_DOUBLED)], dtype=torch.int8)
-    return table[codes.int()]
+def e2m1_table() -> torch.Tensor:
+    """float32 [16]: what 4-bit floats mean, in units of E2M1_UNIT."""
+    return torch.tensor([*_E2M1_DOUBLED, *(-each for each in _E2M1_DOUBLED)])

@@ -1,7 +1,7 @@
 """bitsandbytes: nf4 and fp4 in blocks of the flattened matrix, whose scales may be quantized again; and int8.
 
-4 bits (QLoRA, Dettmers et al. 2023) name places in a table that the checkpoint brings along, so that they lie on no
-even steps: such matrices are spread out when they are read. 8 bits have a scale per output.
+4 bits (QLoRA, Dettmers et al. 2023) name places in a table that the checkpoint brings along. Matrices whose rows are no
+whole blocks are spread out when they are read. 8 bits have a scale per output.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def matrix(reader: TensorReader, name: str, shape: tuple[int, int]) -> Quantized
     packed = reader.raw(f"{name}.weight", (-(-count // 2), 1), _BYTES).flatten()
     codes = torch.stack((packed >> 4, packed & 0x0F), dim=1).flatten()[:count]
     table = reader.raw(f"{name}.weight.quant_map", (16,), _FLOATS)
-    spread = table[codes.int()]
     scales = _scales(reader, name, state, -(-count // block))
+    if shape[1] % block == 0:
+        return QuantizedMatrix(codes.view(shape), scales.reshape(shape[0], -1).clone(), table=table.clone())
+    spread = table[codes.int()]
     spread *= scales.repeat_interleave(block)[:count]
     return spread.view(shape).to(reader.dtype).to(reader.device)
 
