@@ -101,6 +101,56 @@ def test_mimo(tmp_path) -> None:
     close(got, made.logits(tokens))
 
 
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "gates after norms": ("falcon h1", {"mamba_rms_norm": True}),
+    "gates before norms": ("falcon h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": False}),
+    "expanded": ("falcon h1", {"mamba_d_ssm": None, "mamba_n_heads": 4, "attention_bias": True, "mlp_bias": True}),
+    "biases": ("falcon h1", {"mamba_proj_bias": True, "projectors_bias": True, "mamba_conv_bias": False}),
+    "no experts": ("jamba", {"num_experts": 1}),
+    "narrow sums": ("mamba", {"residual_in_fp32": False, "time_step_rank": 7}),
+    "biases of Mamba2": ("mamba 2", {"use_bias": True, "use_conv_bias": False}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_config_json_may_say_of_mixers(tmp_path, variant: str) -> None:
+    family, told = VARIANTS[variant]
+    made = Checkpoint(tmp_path, family, **told)
+    tokens = tokens_of(1, 40)
+    got = PagedModel(TorchModelRunner.load(tmp_path), pages=40).step([(Row(tokens), 40)], all_logits=True)
+    close(got, made.logits(tokens))
+
+
+def test_mamba_as_first_published(tmp_path) -> None:
+    made = Checkpoint(tmp_path, "mamba")
+    embedding = "backbone.embedding"
+    made.change_tensors(lambda tensors: tensors.update({f"{embedding}.weight": tensors.pop(f"{embedding}s.weight")}))
+    tokens = tokens_of(1, 40)
+    got = PagedModel(TorchModelRunner.load(tmp_path), pages=40).step([(Row(tokens), 40)], all_logits=True)
+    close(got, made.logits(tokens))
+
+
+def test_what_layers_make_is_added_up_in_float32(tmp_path) -> None:
+    """Where config.json says so: many small results are lost in bfloat16."""
+    made = Checkpoint(tmp_path, "mamba 2", num_hidden_layers=32, use_bias=True)
+
+    def little(tensors: dict[str, torch.Tensor]) -> None:
+        for name, weight in made.model.named_parameters():
+            if ".out_proj." in name:
+                weight.copy_(weight * 0.003 if weight.ndim > 1 else torch.linspace(-1, 1, 64) * 0.003)
+                tensors[name] = weight
+
+    with torch.inference_mode():
+        made.change_tensors(little)
+    tokens, errors = tokens_of(5, 20), {}
+    for wide in (True, False):
+        made.change_config({"residual_in_fp32": wide})
+        model = PagedModel(TorchModelRunner.load(tmp_path, dtype="bfloat16"), pages=20)
+        got = model.step([(Row(tokens), 20)], all_logits=True)
+        errors[wide] = float((got - made.logits(tokens)).abs().mean())
+    assert errors[True] < 0.7 * errors[False]
+
+
 @pytest.mark.parametrize("limit", [32, None])
 def test_longrope_goes_by_how_long_requests_may_get(tmp_path, limit: int | None) -> None:
     made = Checkpoint(tmp_path, "phi 4 mini")

@@ -48,7 +48,7 @@ def moe_of(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig | None:
     """None where there are no experts."""
     named = [key for key in mixture.experts_keys if key in fields.raw]
     experts_key = (named or mixture.experts_keys)[0]
-    if fields.raw.get(experts_key) == 0:
+    if fields.raw.get(experts_key) in ((0, 1) if mixture.layers == "period" else (0,)):
         return None
     experts, size = fields.size(experts_key), fields.size(mixture.size_key)
     grouped = mixture.group_judges and fields.get("topk_method") != "greedy"

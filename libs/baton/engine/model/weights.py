@@ -117,8 +117,11 @@ def read_tensors(
 
 
 def _named_as_causal(entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """Tensors by their names in a causal model: of one that was saved without its head (`layers.0. ...`), and of the
-    text part of one that sees as well (`language_model.model.layers.0. ...`, `model.language_model.layers.0. ...`)."""
+    """Tensors by their names in a causal model: of one that was saved without its head (`layers.0. ...`), of the text
+    part of one that sees as well (`language_model.model.layers.0. ...`, `model.language_model.layers.0. ...`), and of
+    Mamba as it was first published."""
+    if "backbone.embedding.weight" in entries:
+        return {_renamed(name, "backbone.embedding.", "backbone.embeddings."): each for name, each in entries.items()}
     if "embed_tokens.weight" in entries:
         return {name if name.startswith("lm_head") else f"model.{name}": entry for name, entry in entries.items()}
     for prefix, causal in _TEXT_PREFIXES.items():
