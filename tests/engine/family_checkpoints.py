@@ -206,6 +206,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80,
         },
     ),
+    "nemotron h": (
+        "nemotron_h",
+        {
+            "layers_block_type": ["linear_attention", "moe", "linear_attention", "full_attention", "mlp"],
+            "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16, "n_routed_experts": 8,
+            "num_experts_per_tok": 3, "moe_intermediate_size": 48, "moe_shared_expert_intermediate_size": 80,
+            "n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5,
+            "time_step_min": 1e-30,  # by which transformers bounds steps of prompts, and not those of single tokens
+        },
+    ),
     "olmo hybrid": (
         "olmo_hybrid",
         {

@@ -33,6 +33,7 @@ LLAMA3 = {
 }
 QWEN_MOE = {"num_experts": 16, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
 DELTA = {"architectures": ["Qwen3_5ForCausalLM"], "layer_types": ["linear_attention", "attention", "mamba"]}
+BLOCKS = {"architectures": ["NemotronHForCausalLM"]}
 ROPES = {
     "theta": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 3.0},
@@ -51,6 +52,17 @@ def write(folder, generation: object = None, **fields: object) -> object:
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
+
+
+def test_blocks(tmp_path) -> None:
+    """A layer is a block that mixes tokens with the MLP after it, if there is one."""
+    pattern = load_config(write(tmp_path, **BLOCKS, hybrid_override_pattern="M-M*EM", n_groups=2))
+    assert pattern.blocks == ((0, 1), (2, None), (3, 4), (5, None))
+    assert (pattern.stateful, pattern.attending) == ((0, 1, 3), (2,))
+    assert pattern.moe is not None
+    assert pattern.moe.layers == {2}
+    kinds = ["mamba", "mlp", "mamba", "attention", "moe", "mamba"]
+    assert load_config(write(tmp_path, **BLOCKS, layers_block_type=kinds, n_groups=2)) == pattern
 
 
 def test_what_is_absent_means_what_the_family_says(tmp_path) -> None:
@@ -109,7 +121,12 @@ def test_eos(tmp_path, generation, config, expected) -> None:
             "kv_lora_rank is 31, qk_rope_head_dim 64; both must be even",
         ),
         (
-            {"architectures": ["DeepseekV3ForCausalLM"], "n_routed_experts": 12, **QWEN_MOE},
+            {
+                "architectures": ["DeepseekV3ForCausalLM"],
+                "n_routed_experts": 12,
+                "first_k_dense_replace": 1,
+                **QWEN_MOE,
+            },
             "n_group is 8, topk_group 4",
         ),
         ({"rope_scaling": {"type": "spiral", "factor": 2}}, "rope type 'spiral' is not supported; supported are"),
@@ -144,6 +161,9 @@ def test_eos(tmp_path, generation, config, expected) -> None:
         ({**DELTA, "hidden_act": "gelu"}, "hidden_act is 'gelu'; gated deltas are supported with silu"),
         ({**DELTA, "layer_types": ["conv"] * 3}, "must name full_attention or linear_attention for each of the 3"),
         ({"architectures": ["Qwen3_5ForCausalLM"]}, "no layer attends"),
+        ({**BLOCKS, "hybrid_override_pattern": "M-*--"}, "block 4 is an MLP after none that mixes tokens"),
+        ({**BLOCKS, "hybrid_override_pattern": "M*X"}, "blocks of the kind 'X' are not supported"),
+        ({**BLOCKS, "moe_latent_size": 8}, "moe_latent_size is 8, which is not supported for NemotronH"),
         ({"architectures": ["Lfm2MoeForCausalLM"], **QWEN_MOE}, "layer_types is missing"),
     ],
 )

@@ -74,7 +74,8 @@ def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -
         assert ours.kv_heads == (theirs.num_key_value_heads or 32)
         assert ours.head_dim == (getattr(theirs, "head_dim", None) or 256 // 32)
     assert ours.qkv_bias == getattr(theirs, "attention_bias", getattr(theirs, str(family.qkv_bias), family.qkv_bias))
-    kinds = kinds_of(theirs) or ["full_attention"] * LAYERS
+    named = kinds_of(theirs) or ["full_attention"] * LAYERS
+    kinds = [named[block] for block, _ in ours.blocks]
     assert ours.stateful == tuple(layer for layer, kind in enumerate(kinds) if kind in (*MIXING, BOTH))
     assert ours.attending == tuple(layer for layer, kind in enumerate(kinds) if kind not in MIXING)
     delta = ours.gated_delta
@@ -85,7 +86,7 @@ def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -
     assert_mixers_are_the_same(family.mamba_keys, ours, theirs)
     if not ours.attending:
         return
-    assert ours.windows == tuple(window_of(theirs, layer) for layer in range(LAYERS))
+    assert ours.windows == tuple(window_of(theirs, layer) for layer in range(ours.layers))
     for layer, rope in enumerate(ours.ropes if family.rope_layers != "none" else ()):
         expected = theirs.rope_parameters
         if "full_attention" in expected:

@@ -13,6 +13,7 @@ from typing import Any
 
 from baton.core.errors import CheckpointError
 from baton.engine.attention import Window
+from baton.engine.model.block_config import Blocks, in_layers
 from baton.engine.model.delta_config import GatedDeltaConfig, gated_delta_of
 from baton.engine.model.families import FAMILIES
 from baton.engine.model.family import Family, Names, NormKind
@@ -61,11 +62,11 @@ class LatentConfig:
 class DecoderConfig:
     """Shape and variant of a decoder-only transformer. Sizes are counts of elements, `context_tokens` of positions.
 
-    `ropes`, `windows` and `query_scalings` have one entry per layer. `qk_norm` is none, head (each head by itself),
-    heads (so, with weights of its own), all (a token's heads together), or unit (as head, without weights, in layers
-    that rotate). `kv_heads` and `head_dim` are those of the cache: with `latent` one head, of half a latent. Heads are
-    0 where no layer attends, and `intermediate_size` is where none has an MLP. Without a head for tokens the model
-    embeds or classifies. `dtype` is what the checkpoint says it is stored in, if it does.
+    `ropes`, `windows`, `query_scalings` and `blocks` have one entry per layer. `qk_norm` is none, head (each head by
+    itself), heads (so, with weights of its own), all (a token's heads together), or unit (as head, without weights, in
+    layers that rotate). `kv_heads` and `head_dim` are those of the cache: with `latent` one head, of half a latent.
+    Heads are 0 where no layer attends, and `intermediate_size` is where none has an MLP. Without a head for tokens the
+    model embeds or classifies. `dtype` is what the checkpoint says it is stored in, if it does.
     """
 
     architecture: str
@@ -83,6 +84,7 @@ class DecoderConfig:
     interleaved: bool
     windows: tuple[Window, ...]
     query_scalings: tuple[QueryScaling | None, ...]
+    blocks: Blocks
     context_tokens: int
     eos_token_ids: frozenset[int]
     attention_scale: float
@@ -174,6 +176,9 @@ def load_config(path: str | Path) -> DecoderConfig:
 
 def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
     architecture, family = _family(raw)
+    blocks = None
+    if family.blocks:
+        raw, blocks = in_layers(raw)
     fields = Fields(raw, family)
     for key in family.refused:
         if raw.get(key):
@@ -203,6 +208,7 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
         interleaved=fields.told(family.interleaved),
         windows=windows,
         query_scalings=tuple(query_scaling_of(fields, rope) for rope in ropes),
+        blocks=blocks or tuple((layer, layer if family.has_mlp else None) for layer in range(layers)),
         context_tokens=max(rope.context_tokens for rope in ropes),
         eos_token_ids=_default_eos(fields) if eos is None else eos,
         attention_scale=_attention_scale(fields, head_dim) if latent is None else _latent_scale(latent, ropes[0]),

@@ -54,7 +54,8 @@ class ExpertLoader:
         into, out = names.gate_up, names.down
         if whole is not None:
             read, into, out = self._whole_parts, whole[:1], whole[1]
-        gate_up = read([self._named(name) for name in into], 2 * moe.size, hidden)
+        width = 2 * moe.size if self._config.gated else moe.size
+        gate_up = read([self._named(name) for name in into], width, hidden)
         if moe.mixture.interleaved:
             for each in gate_up:
                 _gates_first(each)

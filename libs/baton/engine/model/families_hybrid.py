@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from baton.engine.model.families_dense import DENSE
-from baton.engine.model.family import ExpertNames, Family, Mixture, Names
+from baton.engine.model.family import ExpertNames, Family, MambaKeys, Mixture, Names
 
 LFM2 = Family(
     model_type="lfm2",
@@ -110,9 +110,72 @@ GRANITE_HYBRID = replace(
         normalized=True,
     ),
 )  # fmt: skip
+NEMOTRON_H = Family(
+    model_type="nemotron_h",
+    names=Names(
+        embedding="backbone.embeddings",
+        final_norm="backbone.norm_f",
+        layer="backbone.layers.{}",
+        qkv=("mixer.q_proj", "mixer.k_proj", "mixer.v_proj"),
+        output="mixer.o_proj",
+        gate_up=("mixer.up_proj",),
+        down="mixer.down_proj",
+        mixer="mixer",
+        conv_in="mixer.in_proj",
+        conv="mixer.conv1d",
+        conv_out="mixer.out_proj",
+        attention_norm="norm",
+        mlp_norm="norm",
+    ),
+    defaults={
+        "max_position_embeddings": 4096, "num_key_value_heads": 8, "head_dim": 128, "eos_token_id": 2,
+        "layer_norm_epsilon": 1e-5, "mlp_hidden_act": "relu2", "layer_types": None,
+        "mlp_layer_types": None, "mamba_hidden_act": "silu", "mamba_num_heads": 128, "mamba_head_dim": 64,
+        "n_groups": 8, "ssm_state_size": 128, "conv_kernel": 4, "use_conv_bias": True, "use_bias": False,
+        "time_step_limit": None, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 7688,
+        "moe_shared_expert_intermediate_size": 7688, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+    },
+    qkv_bias=False,
+    output_bias=False,
+    eps_key="layer_norm_epsilon",
+    activation_key="mlp_hidden_act",
+    gated=False,
+    rope_layers="none",
+    mamba2=True,
+    mamba_keys=MambaKeys(
+        heads="mamba_num_heads",
+        head_dim="mamba_head_dim",
+        groups="n_groups",
+        state="ssm_state_size",
+        width="conv_kernel",
+        expand=None,
+        conv_bias="use_conv_bias",
+        bias="use_bias",
+        output_bias="use_bias",
+    ),
+    blocks=True,
+    mixture=Mixture(
+        names=ExpertNames(
+            router="mixer.gate",
+            correction="mixer.gate.e_score_correction_bias",
+            gate_up=("mixer.experts.{}.up_proj",),
+            down="mixer.experts.{}.down_proj",
+            shared_gate_up=("mixer.shared_experts.up_proj",),
+            shared_down="mixer.shared_experts.down_proj",
+        ),
+        experts_keys=("n_routed_experts",),
+        shared_size_key="moe_shared_expert_intermediate_size",
+        layers="typed",
+        sigmoid=True,
+        group_judges=2,
+    ),
+    refused=("moe_latent_size", "mlp_bias"),
+)  # fmt: skip
 HYBRID: Mapping[str, Family] = {
     "Lfm2ForCausalLM": LFM2,
     "Lfm2MoeForCausalLM": LFM2_MOE,
     "BambaForCausalLM": BAMBA,
     "GraniteMoeHybridForCausalLM": GRANITE_HYBRID,
+    "NemotronHForCausalLM": NEMOTRON_H,
 }

@@ -108,7 +108,7 @@ class MambaKeys:
     groups: str = "mamba_n_groups"
     state: str = "mamba_d_state"
     width: str = "mamba_d_conv"
-    expand: str = "mamba_expand"
+    expand: str | None = "mamba_expand"  # None: heads say how wide they are
     inner: str | None = None  # where it may say what it is expanded to
     rank: str = "mamba_dt_rank"
     conv_bias: str = "mamba_conv_bias"
@@ -180,6 +180,7 @@ class Family:
     gated_delta: bool = False  # layers that `layer_types` calls linear_attention: gated deltas
     gated_attention: bool = False  # queries come with gates for what is attended to, head by head
     stateful_names: Names | None = None  # of layers that keep a state, where these call things otherwise
+    blocks: bool = False  # what config.json calls layers are blocks, of which each mixes tokens or is an MLP
     adjusts_mlp: bool = False  # the intermediate size is two thirds of what it says, if `block_auto_adjust_ff_dim`
     mixture: Mixture | None = None
     refused: tuple[str, ...] = ()  # keys for what this decoder does not do: they must be absent, null or false

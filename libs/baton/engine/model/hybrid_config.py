@@ -8,7 +8,7 @@ from baton.core.errors import CheckpointError
 from baton.engine.model.fields import Fields
 
 FULL, LINEAR = "full_attention", "linear_attention"
-_OLD_KINDS = {"attention": FULL, "mamba": LINEAR}  # as transformers 4 called them
+OLD_KINDS = {"attention": FULL, "mamba": LINEAR}  # as transformers 4 called them
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def layer_kinds(fields: Fields, layers: int, stateful: str) -> list[str] | None:
     kinds = fields.get("layer_types")
     if kinds is None:
         return None
-    kinds = [_OLD_KINDS.get(kind, kind) for kind in kinds]
+    kinds = [OLD_KINDS.get(kind, kind) for kind in kinds]
     if len(kinds) != layers or not set(kinds) <= {FULL, stateful}:
         raise CheckpointError(
             f"layer_types must name {FULL} or {stateful} for each of the {layers} layers; it is {kinds}"

@@ -139,14 +139,17 @@ def multipliers_of(fields: Fields) -> Multipliers:
 
 def _inner(keys: MambaKeys, fields: Fields, hidden_size: int) -> tuple[str, int]:
     """What says how wide mixers are, and how wide."""
+    if keys.expand is None:
+        return f"{keys.heads} * {keys.head_dim}", fields.size(keys.heads) * fields.size(keys.head_dim)
     if keys.inner is not None and fields.get(keys.inner) is not None:
         return keys.inner, fields.size(keys.inner)
     return f"{keys.expand} * hidden_size", fields.size(keys.expand) * hidden_size
 
 
 def _mixing_layers(family: Family, fields: Fields, layers: int) -> tuple[int, ...]:
-    if fields.get("hidden_act") != "silu":
-        raise CheckpointError(f"hidden_act is {fields.get('hidden_act')!r}; Mamba's mixers are supported with silu")
+    key = "mamba_hidden_act" if fields.listens("mamba_hidden_act") else "hidden_act"
+    if fields.get(key) != "silu":
+        raise CheckpointError(f"{key} is {fields.get(key)!r}; Mamba's mixers are supported with silu")
     if family.mixes in ("alone", "beside"):
         return tuple(range(layers))
     attending = _attending_layers(family, fields, layers)

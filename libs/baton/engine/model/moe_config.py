@@ -45,10 +45,11 @@ class MoeConfig:
 
 
 def moe_of(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig | None:
-    """None where there are no experts."""
+    """None where there are no experts, or no layer has any."""
     named = [key for key in mixture.experts_keys if key in fields.raw]
     experts_key = (named or mixture.experts_keys)[0]
-    if fields.raw.get(experts_key) in ((0, 1) if mixture.layers == "period" else (0,)):
+    moe_layers = _moe_layers(mixture, fields, layers)
+    if fields.raw.get(experts_key) in ((0, 1) if mixture.layers == "period" else (0,)) or not moe_layers:
         return None
     experts, size = fields.size(experts_key), fields.size(mixture.size_key)
     grouped = mixture.group_judges and fields.get("topk_method") != "greedy"
@@ -75,7 +76,7 @@ def moe_of(mixture: Mixture, fields: Fields, layers: int) -> MoeConfig | None:
         shared_size = size * fields.size(mixture.shared_count_key)
     return MoeConfig(
         mixture=mixture,
-        layers=_moe_layers(mixture, fields, layers),
+        layers=moe_layers,
         experts=experts,
         size=size,
         shared_size=shared_size,

@@ -193,33 +193,33 @@ class _Loader:
 
     @torch.inference_mode()
     def _layer(self, layer: int) -> LayerWeights:
-        config, names, hidden = self._config, self._config.names_of(layer), self._config.hidden_size
-        prefix = names.layer.format(layer)
+        config, names = self._config, self._config.names_of(layer)
+        prefix, mlp_prefix = (None if block is None else names.layer.format(block) for block in config.blocks[layer])
+        assert prefix is not None
         sinks = None
         if config.sinks is not None:
             sinks = self._reader.one(f"{prefix}.{config.sinks}", (config.heads,)).float()
-        attention_norm, attention_post_norm, mlp_norm, mlp_post_norm = (
-            None if name is None else self._norm(f"{prefix}.{name}", (hidden,))
-            for name in (names.attention_norm, names.attention_post_norm, names.mlp_norm, names.mlp_post_norm)
-        )
         heads, output = self._heads(layer, prefix)
         return LayerWeights(
-            attention_norm=attention_norm,
+            attention_norm=self._layer_norm(prefix, names.attention_norm),
             heads=heads,
             sinks_H=sinks,
             output=output,
-            attention_post_norm=attention_post_norm,
-            mlp_norm=mlp_norm,
-            mlp=self._mlp(layer, prefix),
-            mlp_post_norm=mlp_post_norm,
+            attention_post_norm=self._layer_norm(prefix, names.attention_post_norm),
+            mlp_norm=self._layer_norm(mlp_prefix, names.mlp_norm),
+            mlp=None if mlp_prefix is None else self._mlp(layer, mlp_prefix),
+            mlp_post_norm=self._layer_norm(mlp_prefix, names.mlp_post_norm),
         )
 
-    def _mlp(self, layer: int, prefix: str) -> Mlp | Experts | None:
+    def _layer_norm(self, prefix: str | None, name: str | None) -> Norm | None:
+        if prefix is None or name is None:
+            return None
+        return self._norm(f"{prefix}.{name}", (self._config.hidden_size,))
+
+    def _mlp(self, layer: int, prefix: str) -> Mlp | Experts:
         config, names = self._config, self._config.names_of(layer)
         if config.moe is not None and layer in config.moe.layers:
             return ExpertLoader(config, config.moe, self._matrices, prefix).experts()
-        if not config.intermediate_size:
-            return None
         gate_up, down = [f"{prefix}.{name}" for name in names.gate_up], f"{prefix}.{names.down}"
         mlp = self._matrices.mlp(config, gate_up, down, config.intermediate_size, config.mlp_bias)
         if config.multipliers is None:
