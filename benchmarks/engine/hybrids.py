@@ -71,6 +71,14 @@ SHAPES = {
             "mamba_d_state": 128, "mamba_chunk_size": 256,
         },
     ),
+    "qwen3.5": Shape(
+        "Qwen3.5, Qwen3-Next (gated deltas)",
+        "qwen3_5_text",
+        {
+            "num_hidden_layers": 8, "head_dim": 64, "linear_num_key_heads": 6, "linear_num_value_heads": 12,
+            "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+        },
+    ),
 }  # fmt: skip
 
 
