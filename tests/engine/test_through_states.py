@@ -21,17 +21,19 @@ from baton.engine.model.through.runner import ThroughRunner
 torch.set_num_threads(1)
 
 _TWO = {"num_hidden_layers": 2}
+_KINDS = ["sliding_attention", "heavily_compressed_attention", "compressed_sparse_attention"]
+_COMPRESSED = {"num_hidden_layers": 3, "layer_types": _KINDS, "compress_rates": {_KINDS[1]: 16, _KINDS[2]: 4}}
 # What each has beside the sizes of any tiny model, the kinds of groups that its layers are in, and what is special.
 FAMILIES = {
     "jamba": (_TWO, {FULL, STATE}),  # tokens after the first ones come one by one
     "falcon_h1": (_TWO, {FULL, STATE}),  # keys, values and states in each layer
-    "inkling_text": (_TWO, {FULL, STATE}),  # several states in a layer, windows
+    "inkling_text": ({**_TWO, "layer_types": ["hybrid_sliding", "hybrid"]}, {FULL, STATE}),  # several states, windows
     "qwen4_exp_text": ({}, {FULL, STATE}),  # states of several sizes, an index, ids of tokens as a state
-    "minimax": (_TWO, {FULL, STATE}),  # a cache of its own class
+    "minimax": ({**_TWO, "block_size": 16}, {FULL, STATE}),  # a cache of its own class
     "mamba2": (_TWO, {STATE}),  # no attention
     "deepseek_v32": (_TWO, set()),  # an index of tokens
     "minimax_m3_vl_text": ({}, set()),  # an index of blocks
-    "deepseek_v4": ({}, set()),  # entries made of several tokens
+    "deepseek_v4": (_COMPRESSED, set()),  # entries made of several tokens
 }
 
 
