@@ -19,9 +19,11 @@ from baton.engine.cpu.mixers import knows
 from baton.engine.cpu.states import CpuStates
 from baton.engine.model.delta_config import GatedDeltaConfig
 from baton.engine.model.gated_delta import GatedDelta, gated_delta_state
+from baton.engine.model.mamba1 import Mamba1, mamba1_state
 from baton.engine.model.mamba2 import Mamba2, mamba2_state
-from baton.engine.model.mamba_config import NO_NORM, NORM_FIRST, NORM_LAST, Mamba2Config
+from baton.engine.model.mamba_config import NO_NORM, NORM_FIRST, NORM_LAST, Mamba1Config, Mamba2Config
 from baton.engine.model.pointwise import Norm
+from baton.engine.model.projection import Linear
 from baton.engine.model.short_conv import ShortConv, conv_state
 from baton.engine.state_store import Mixer, StatePart, States, StateStore, state_bytes
 from baton.runtime import environ
@@ -33,7 +35,19 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 # New tokens of each row, and tokens that it has before them.
 ROWS = [(1, 0), (1, 7), (5, 0), (1, 1), (37, 33), (2, 1), (1, 50)]
 # Mixers with small sizes, odd ones, and with more than a vector has lanes.
-SHAPES = ["conv 2", "conv 3", "conv 4", "mamba2", "mamba2 odd", "mamba2 wide", "delta", "delta odd", "delta wide"]
+SHAPES = [
+    "conv 2",
+    "conv 3",
+    "conv 4",
+    "mamba1",
+    "mamba1 odd",
+    "mamba2",
+    "mamba2 odd",
+    "mamba2 wide",
+    "delta",
+    "delta odd",
+    "delta wide",
+]
 
 
 @pytest.fixture(scope="module", params=runnable_variants())
@@ -50,6 +64,24 @@ def randn(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def conv(dtype: torch.dtype, width: int) -> tuple[Mixer, tuple[StatePart, ...], int]:
     mixer = ShortConv(lambda x: x, randn(width, 144, dtype=dtype), randn(144, dtype=dtype) if width == 3 else None)
     return mixer, (conv_state(144, width, dtype),), 3 * 144
+
+
+def mamba1(dtype: torch.dtype, inner: int, state: int) -> tuple[Mixer, tuple[StatePart, ...], int]:
+    config = Mamba1Config(inner, state, 8, 4, True, False, 1e-5, True, (0,))
+    selected, step = randn(8 + 2 * state, inner, dtype=dtype) / 16, randn(inner, 8, dtype=dtype) / 4
+    mixer = Mamba1(
+        config=config,
+        input=lambda x: x,
+        conv_WI=randn(4, inner, dtype=dtype),
+        conv_bias_I=randn(inner, dtype=dtype),
+        selected=Linear(selected),
+        norms=tuple(Norm(randn(size, dtype=dtype)) for size in (8, state, state)) if state == 16 else None,
+        step=Linear(step),
+        step_bias_I=randn(inner),
+        a_IN=-torch.rand(inner, state) - 0.1,
+        d_I=randn(inner),
+    )
+    return mixer, mamba1_state(config, dtype), 2 * inner
 
 
 def mamba2(dtype: torch.dtype, sizes: tuple[int, int, int, int, int]) -> tuple[Mixer, tuple[StatePart, ...], int]:
@@ -92,6 +124,8 @@ def mixer_of(shape: str, dtype: torch.dtype) -> tuple[Mixer, tuple[StatePart, ..
     torch.manual_seed(sum(map(ord, shape)))
     if kind == "conv":
         return conv(dtype, int(which))
+    if kind == "mamba1":
+        return mamba1(dtype, *((48, 16) if not which else (80, 48)))
     if kind == "mamba2":
         return mamba2(dtype, {"": (4, 16, 2, 16, 2), "odd": (3, 48, 1, 112, 3), "wide": (2, 64, 1, 256, 4)}[which])
     return delta(dtype, {"": (2, 4, 16, 16, 4), "odd": (1, 3, 48, 80, 2), "wide": (1, 2, 128, 128, 4)}[which])
@@ -155,7 +189,7 @@ def test_like_torch(kernels, shape: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", ["conv 3", "mamba2 odd", "delta odd"])
+@pytest.mark.parametrize("shape", ["conv 3", "mamba1 odd", "mamba2 odd", "delta odd"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_cuts_companions_and_threads_change_no_bit(kernels, shape: str, dtype: torch.dtype, threads: int) -> None:
     bench = Bench(kernels, shape, dtype, head_dim=12)
@@ -174,7 +208,7 @@ def test_cuts_companions_and_threads_change_no_bit(kernels, shape: str, dtype: t
     assert all(torch.equal(ours[0], alone[0]) for ours, alone in zip(after, whole[1:], strict=True))
 
 
-@pytest.mark.parametrize("shape", SHAPES[2:3] + SHAPES[3:4] + SHAPES[6:7])
+@pytest.mark.parametrize("shape", ["conv 4", "mamba1", "mamba2", "delta"])
 def test_saved_states_come_back(kernels, shape: str) -> None:
     bench = Bench(kernels, shape, torch.float32)
     pool, batch = bench.pool.clone(), bench.batch([(1, 7), (1, 8)], seed=3)

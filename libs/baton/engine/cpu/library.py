@@ -145,6 +145,7 @@ class Kernels:
         self.multiply_panels = self._kernel("multiply_panels")
         self.convolve = self._kernel("convolve")
         self.scan = self._kernel("scan")
+        self.select = self._kernel("select")
         self.delta = self._kernel("delta")
         self.gated_norm = self._kernel("gated_norm")
         library.baton_multiplies_pairs.restype = c_int64

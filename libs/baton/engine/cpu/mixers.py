@@ -16,8 +16,9 @@ import torch
 
 from baton.engine.cpu.library import ALIGNMENT, Kernels
 from baton.engine.cpu.panels import PanelLinear, fits
-from baton.engine.cpu.state_calls import ConvolveCall, DeltaCall, GatedNormCall, ScanCall
+from baton.engine.cpu.state_calls import ConvolveCall, DeltaCall, GatedNormCall, ScanCall, SelectCall
 from baton.engine.model.gated_delta import GatedDelta
+from baton.engine.model.mamba1 import Mamba1
 from baton.engine.model.mamba2 import Mamba2
 from baton.engine.model.mamba_config import NORM_FIRST
 from baton.engine.model.pointwise import Norm
@@ -61,6 +62,8 @@ def knows(mixer: Mixer, dtype: torch.dtype) -> bool:
         return False
     if isinstance(mixer, ShortConv):
         return _convolves(mixer.weight_WE)
+    if isinstance(mixer, Mamba1):
+        return _convolves(mixer.conv_WI) and _aligned(mixer.config.state)
     if isinstance(mixer, Mamba2):
         mamba2 = mixer.config
         return _convolves(mixer.conv_WC) and _aligned(mamba2.head_dim, mamba2.state, mamba2.inner // mamba2.groups)
@@ -73,6 +76,8 @@ def by_kernels(kernels: Kernels, mixer: Mixer, place: Place, dtype: torch.dtype)
     """What computes a mixer that the kernels know."""
     if isinstance(mixer, ShortConv):
         return CpuShortConv(kernels, mixer, place, dtype)
+    if isinstance(mixer, Mamba1):
+        return CpuMamba1(kernels, mixer, place, dtype)
     if isinstance(mixer, Mamba2):
         return CpuMamba2(kernels, mixer, place, dtype)
     assert isinstance(mixer, GatedDelta)
@@ -162,6 +167,34 @@ class CpuShortConv:
     def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
         b_TE, c_TE, inner_TE = self._input(x_TE).chunk(3, dim=-1)
         return self._convolve(inner_TE, b_TE, c_TE)
+
+
+class CpuMamba1:
+    """`Mamba1`."""
+
+    def __init__(self, kernels: Kernels, mixer: Mamba1, place: Place, dtype: torch.dtype) -> None:
+        self._kernels = kernels
+        self._mixer = mixer
+        self._convolve = _Convolution(kernels, place, mixer.conv_WI, mixer.conv_bias_I, dtype, silu=True)
+        self._rates = mixer.a_IN.contiguous()
+        self._call = SelectCall(
+            **place.part(1), a=self._rates.data_ptr(), skip=mixer.d_I.data_ptr(), dt_bias=mixer.step_bias_I.data_ptr(),
+            channels=mixer.config.inner, size=mixer.config.state, bits=8 * dtype.itemsize,
+        )  # fmt: skip
+
+    def __call__(self, x_TE: torch.Tensor) -> torch.Tensor:
+        mixer, call = self._mixer, self._call
+        x_TI, gate_TI = mixer.input(x_TE).chunk(2, dim=-1)
+        x_TI = self._convolve(x_TI)
+        rate_TX, b_TN, c_TN = mixer.select(x_TI)
+        dt_TI = mixer.step(rate_TX)
+        out_TI = torch.empty_like(x_TI)
+        call.x, call.dt, call.out = x_TI.data_ptr(), dt_TI.data_ptr(), out_TI.data_ptr()
+        call.gate, call.gate_stride = _address(gate_TI), gate_TI.stride(0)
+        call.b, call.b_stride, call.c, call.c_stride = _address(b_TN), b_TN.stride(0), _address(c_TN), c_TN.stride(0)
+        call.threads = _threads()
+        self._kernels.select(call)
+        return out_TI
 
 
 class CpuMamba2:

@@ -45,6 +45,15 @@ class ScanCall(PartCall):
     ]
 
 
+class SelectCall(PartCall):
+    """Arguments of `select`: `Mamba1` of source/mamba1.h, then what `Select` adds."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "gate", "dt", "b", "c", "a", "skip", "dt_bias", "out")),
+        *((name, c_int64) for name in ("gate_stride", "b_stride", "c_stride", "channels", "size", "threads", "bits")),
+    ]
+
+
 class DeltaCall(PartCall):
     """Arguments of `delta`: `Delta` of source/recurrences.h, then what `Correct` adds."""
 

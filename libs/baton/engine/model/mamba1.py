@@ -52,7 +52,7 @@ class Mamba1:
         conv_RPI, state_RIN = states.read(layer)
         x_TI, conv_RPI = convolve(x_TI, conv_RPI, self.conv_WI, states)
         x_TI = F.silu(x_TI if self.conv_bias_I is None else x_TI + self.conv_bias_I)
-        rate_TX, b_TN, c_TN = self._selected(x_TI)
+        rate_TX, b_TN, c_TN = self.select(x_TI)
         inputs = Mamba1Inputs(
             x_TI=x_TI.float(),
             b_TN=b_TN.float(),
@@ -64,7 +64,7 @@ class Mamba1:
         states.write(layer, (conv_RPI, state_RIN))
         return ((y_TI + inputs.x_TI * self.d_I) * F.silu(gate_TI.float())).to(x_TE.dtype)
 
-    def _selected(self, x_TI: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def select(self, x_TI: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """r, b and c."""
         config = self.config
         parts = self.selected(x_TI).split((config.rank, config.state, config.state), dim=-1)

@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "convolution.h"
 #include "elementwise.h"
+#include "mamba1.h"
 #include "panels.h"
 #include "quantized.h"
 #include "recurrences.h"
@@ -110,6 +111,11 @@ struct Convolve {
 
 struct Scan {
     Mamba2 mamba2;
+    int64_t bits;
+};
+
+struct Select {
+    Mamba1 mamba1;
     int64_t bits;
 };
 
@@ -225,6 +231,11 @@ void baton_convolve(const void* with) {
 void baton_scan(const void* with) {
     const Scan& c = *static_cast<const Scan*>(with);
     FOR_ELEMENT(c.bits, scan<E>(c.mamba2);)
+}
+
+void baton_select(const void* with) {
+    const Select& c = *static_cast<const Select*>(with);
+    FOR_ELEMENT(c.bits, select<E>(c.mamba1);)
 }
 
 void baton_delta(const void* with) {

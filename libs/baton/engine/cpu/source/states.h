@@ -109,7 +109,15 @@ class RowState {
 
 static inline vf silu(vf x) { return x * sigmoid(x); }
 
-static inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+// log(1 + e^x) = larger(x, 0) + log(1 + z) with z = e^-|x|, which is 2 atanh(w) with w = z / (2 + z), a third at most.
+static inline vf softplus(vf x) {
+    const vf z = exponential(x > vf{} ? -x : x), w = z / (z + 2.0f), square = w * w;
+    vf series = splat(1.0f / 15.0f);
+    for (int odd = 13; odd > 0; odd -= 2) series = series * square + 1.0f / (float)odd;
+    return larger(x, vf{}) + 2.0f * w * series;
+}
+
+static inline float softplus(float x) { return softplus(splat(x))[0]; }
 
 static inline float wide(float x) { return x; }
 static inline float wide(bf16 x) {
