@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from transformers import Cache
+from transformers import DynamicCache
 
 from baton.core.errors import CheckpointError
 from baton.engine.model.through.row_cache import RowCache, StateName
@@ -64,7 +64,7 @@ class Notes:
     def __init__(self, own: object, device: torch.device) -> None:
         self.device = device
         self.cached_tokens = 0
-        self._own_layers = own.layers if isinstance(own, Cache) else []
+        self._own_layers = own.layers if isinstance(own, DynamicCache) else []
         self._tracks: dict[int, dict[str, Track]] = {}
         self._parts: dict[tuple[int, str], torch.Tensor] = {}
         self._states: list[dict[StateName, torch.Tensor]] = []
