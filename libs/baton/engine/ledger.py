@@ -187,7 +187,8 @@ class PageLedger:
         may_replace, end = unlease or not request.announced, request.computed_len // self.page_size
         if request.held_blocks < end and request.node is not None:
             self._insert(request, request.node, end, may_replace)
-        self._free(self.bounded.share(request, min(request.held_blocks, end), replace=may_replace))
+        if self.bounded:
+            self._free(self.bounded.share(request, min(request.held_blocks, end), replace=may_replace))
 
     def _insert(self, request: RequestState, node: Node, end: int, may_replace: bool) -> None:
         """Hand blocks before `end` to the radix cache, whose pages replace those that are there already."""
