@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's bindings of its C API, on a GGUF file next to the checkpoint."""
+"""llama.cpp through llama-cpp-python's bindings of its C API: on a GGUF file, or one next to a checkpoint's folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ class LlamaCppRunner:
     """One context at a time, made to measure: each sequence has a KV cache of its own."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        file = Path(options["model"]) / "model-bf16.gguf"
-        if not file.exists():
-            write_gguf(Path(options["model"]), file)
+        file = Path(options["model"])
+        if file.is_dir():
+            folder, file = file, file / "model-bf16.gguf"
+            if not file.exists():
+                write_gguf(folder, file)
         # A warm-up load would only repeat what the first prompt does anyway.
         self._log = llama_cpp.llama_log_callback(lambda level, text, user: None)
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
@@ -35,7 +37,7 @@ class LlamaCppRunner:
         self._shape = (0, 0)
         self._batch = llama_cpp.llama_batch_init(_BATCH_TOKENS, 0, 1)
         self._rows: list[list[int]] = []  # of each sequence: its last token, and how many are in its cache
-        self.about = f"llama-cpp-python {llama_cpp.__version__}, bf16 weights, f16 KV cache, {self._threads} threads"
+        self.about = f"llama-cpp-python {llama_cpp.__version__}, {file.stem}, f16 KV cache, {self._threads} threads"
 
     def prefill(self, prompt: list[int]) -> float:
         self._fit(1, len(prompt) + 1)

@@ -39,6 +39,7 @@ constexpr int WORD_BYTES = 4;
 constexpr int PANEL = 256;  // inputs widened at a time; a multiple of groups, none of which is larger
 constexpr int FEW_ROWS = PAIRED == 2 ? 16 : 2;
 constexpr int FEW_AT_ONCE = PAIRED == 2 ? 4 : 1;
+constexpr int FEW_AHEAD = 8192;  // bytes between asking for weights and multiplying them
 constexpr int64_t ROWS_AT_ONCE = 512;
 
 // Rows of x: as units, in the order in which codes are widened, and by group what sums begin with, and sums of x.
@@ -116,6 +117,7 @@ class QuantizedProduct {
             each<M>([&](auto m) { each<V>([&](auto v) { part[m][v] = splat(x.starts[m * x.groups + group]); }); });
             const char* word = at + out * WORD_BYTES;
             for (int64_t k = 0; k < words; k++, word += OUTS * WORD_BYTES, units += Widened::UNITS) {
+                each<V>([&](auto v) { __builtin_prefetch(word + FEW_AHEAD + v * sizeof(vi), 0, 3); });
                 each<Widened::UNITS>([&](auto n) {
                     vi right[V];
                     each<V>([&](auto v) { right[v] = codes_.template unit<n>(load_words(word + v * sizeof(vi))); });
