@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 VOCAB = 160
 CONTEXT_TOKENS = 512
@@ -15,7 +20,8 @@ _MOST_WEIGHTS = 200_000_000
 # Config keys and what they are set to. A key that a config has not is left out.
 _VALUES: tuple[tuple[int, str], ...] = (
     (64, "hidden_size d_model n_embd emb_dim dim_model embedding_dim embedding_size word_embed_proj_dim "
-         "input_embedding_size output_embedding_size attention_hidden_size lru_width d_embed"),
+         "input_embedding_size output_embedding_size attention_hidden_size lru_width d_embed hidden_size_global "
+         "adapter_in_dim adapter_out_dim"),
     (96, "intermediate_size ffn_dim ffn_hidden_size n_inner dff d_inner dim_ff feed_forward_size encoder_ffn_dim "
          "decoder_ffn_dim intermediate_size_mlp dense_intermediate_size"),
     (48, "moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size shared_intermediate_size "
@@ -58,12 +64,15 @@ _ANY_STEP = {"time_step_min": 1e-9}  # a least step is heeded for several tokens
 _SPECIAL: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
+    "blt": {"encoder_hash_byte_group_vocab": 500},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "rope_parameters": {
         kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
              "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2}},
     "deepseek_v3": {"first_k_dense_replace": 1},
     "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 1},
+    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense"] * 4},
+    "dots3_note_audio_encoder": {"adapter_input_size": 64},
     "dots3_note_text": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "gemma3_text": {"num_hidden_layers": 6},
     "gemma3n_text": _SHARING,
@@ -90,6 +99,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Numbers in a checkpoint that are no weights, but follow from the config, and from each other.
 _COMPUTED = ("embed_scale", "slope_rate", "query_decay", "key_decay", "diagonal_decay")
+# Types whose own classes need packages that are not here, and the types of their text parts.
+_TEXT_PARTS = {"gemma3n": "gemma3n_text"}
 # Keys that are not shrunk there, by the class's own rules.
 _KEPT = {
     "zamba": ("attention_hidden_size", "attention_head_dim", "head_dim"),
@@ -121,8 +132,9 @@ def _tiny_fields(plain: PretrainedConfig, model_type: str) -> dict[str, Any]:
 
 
 def tiny_model(model_type: str, **changes: Any) -> PreTrainedModel:
-    """A model of that type in float32 with random weights, the same each time. Raises ValueError if it is not tiny."""
-    config = tiny_config(model_type, **changes)
+    """A model of that type, or its text part, in float32 with random weights, the same each time. Raises ValueError if
+    it is not tiny."""
+    config = tiny_config(_TEXT_PARTS.get(model_type, model_type), **changes)
     config._attn_implementation = "eager"
     with torch.device("meta"):
         size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
@@ -132,6 +144,19 @@ def tiny_model(model_type: str, **changes: Any) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
     randomize(model)
     return model
+
+
+def save(model: PreTrainedModel, folder: Path, model_type: str) -> None:
+    """A checkpoint of that type in the folder, of whose text part `model` is, where that is in _TEXT_PARTS."""
+    model.save_pretrained(folder)
+    if model_type not in _TEXT_PARTS:
+        return
+    file = folder / "model.safetensors"
+    tensors = {re.sub(r"^model\.", "model.language_model.", name): x for name, x in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    config = AutoConfig.for_model(model_type, text_config=model.config.to_dict()).to_dict()
+    architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
 
 
 def randomize(model: torch.nn.Module) -> None:

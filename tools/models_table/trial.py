@@ -7,6 +7,7 @@ import random
 import tempfile
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -17,7 +18,7 @@ from baton.engine.model.through.passes import Passes
 from baton.engine.model.through.runner import ThroughRunner
 from baton.engine.model.through.selfcheck import pages_needed, run_in_steps
 from baton.engine.pool import KvPool
-from tools.models_table.tiny import VOCAB, tiny_model
+from tools.models_table.tiny import VOCAB, save, tiny_model
 
 LENGTHS = (90, 71)
 STEPS = ((37, 30), (1, 1), (1, 1), (51, 39))
@@ -33,6 +34,14 @@ class Way(enum.Enum):
 
 
 _WAYS = {Passes.TOGETHER: Way.THROUGH, Passes.APART: Way.APART, Passes.RECOMPUTED: Way.RECOMPUTED}
+_DRAFTS = "it drafts for another model, whose keys and values it reads"
+_SOUNDS = "it goes on with codes of sound, not text"
+_NO_TEXT_ALONE = {
+    "gemma4_assistant": _DRAFTS,
+    "gemma4_unified_assistant": _DRAFTS,
+    "musicgen": _SOUNDS,
+    "musicgen_melody": _SOUNDS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +56,10 @@ def tried(model_type: str, architecture: str) -> Verdict:
         model = tiny_model(model_type)
         own = [own_logits(model, tokens) for tokens in texts()]
     except Exception as error:  # whatever its modelling code raises
-        return Verdict(Way.NOT, f"no tiny model of it that takes text alone could be made ({type(error).__name__})")
+        unknown = f"no tiny model of it that takes text alone could be made ({type(error).__name__})"
+        return Verdict(Way.NOT, _NO_TEXT_ALONE.get(model_type, unknown))
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        save(model, Path(folder), model_type)
         try:
             runner = load_runner(folder)
         except CheckpointError as error:

@@ -1,34 +1,24 @@
 """A checkpoint as a model of `transformers`, with every tensor that it needs, and nothing made up.
 
-`transformers` fills what a checkpoint lacks with random numbers and warns; here that is an error. Code that comes with
-a checkpoint runs only where that is allowed.
+`transformers` fills what a checkpoint lacks with random numbers and warns; here that is an error.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
 import transformers
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from baton.core.architecture import classifies, lacks_head
 from baton.core.errors import CheckpointError
 from baton.engine.model.files import read_config, tensor_entries
 from baton.engine.model.quantized.scheme import scheme_of
+from baton.engine.model.through.architecture import Architecture, Loaded, brief
 from baton.engine.model.through.quantized import QuantizedTensors
 from baton.models.gguf.config import METHOD as GGUF
 
@@ -49,84 +39,36 @@ def load_transformers(
     Raises CheckpointError: what architecture is not known, which tensors are missing or of another shape.
     """
     tensor_entries(folder)  # a file that is missing or truncated is named here
-    config = load_transformers_config(folder, trust_remote_code)
+    architecture = Architecture.of(folder, trust_remote_code)
     scheme = scheme_of(folder, read_config(folder))
     if scheme is not None and scheme.method == GGUF:
         raise CheckpointError(f"{folder}: GGUF files run for native families only, by native code")
     stored = QuantizedTensors(folder, scheme, dtype) if scheme is not None else None
-    options: dict[str, Any] = {
-        "dtype": dtype, "attn_implementation": "eager", "output_loading_info": True, "ignore_mismatched_sizes": True,
-    }  # fmt: skip
     transformers_logging.disable_progress_bar()
     try:
         with _LOADING:
-            model, told = _load(folder, config, trust_remote_code, stored, options)
+            model, told = _load(folder, architecture, dtype, stored)
     except (ValueError, ImportError, RuntimeError, TypeError, AttributeError, KeyError, OSError) as error:
         raise CheckpointError(
-            f"{folder}: transformers {transformers.__version__} cannot load it: {_brief(error)}"
+            f"{folder}: transformers {transformers.__version__} cannot load it: {brief(error)}"
         ) from error
     _check(folder, told)
     return model.eval().requires_grad_(False).to(device), stored
 
 
-def _load(
-    folder: Path,
-    config: PretrainedConfig,
-    trust_remote_code: bool,
-    stored: QuantizedTensors | None,
-    options: Mapping[str, Any],
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    loaded: tuple[PreTrainedModel, dict[str, Any]]
-    auto = _auto_class(read_config(folder), config)
-    if stored is None:
-        loaded = auto.from_pretrained(
-            folder, config=config, trust_remote_code=trust_remote_code, local_files_only=True, **options
-        )
-        return loaded
-    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
-        if hasattr(part, "quantization_config"):  # or transformers would do it, by packages that need a GPU
-            del part.quantization_config
-    with torch.device("meta"):
-        empty = auto.from_config(config, trust_remote_code=trust_remote_code)
-    state = stored.state_dict(empty)
-    loaded = type(empty).from_pretrained(None, config=config, state_dict=state, **options)
-    return loaded
-
-
-def load_transformers_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a causal model, with a head for tokens or labels or without. Raises CheckpointError when
-    `transformers` knows no such model."""
-    raw = read_config(folder)
-    named = ", ".join(map(str, raw.get("architectures") or ())) or f"of model_type {raw.get('model_type')!r}"
-    where = folder / "config.json"
-    if raw.get("auto_map") and not trust_remote_code and raw.get("model_type") not in transformers.CONFIG_MAPPING:
-        raise CheckpointError(
-            f"{where}: architecture {named} comes with code of its own, which runs only with trust_remote_code = true"
-        )
+def _load(folder: Path, architecture: Architecture, dtype: torch.dtype, stored: QuantizedTensors | None) -> Loaded:
+    """All of the model, or the part that generates text where the rest needs packages that are not there."""
+    options: dict[str, Any] = {
+        "dtype": dtype, "attn_implementation": "eager", "output_loading_info": True, "ignore_mismatched_sizes": True,
+    }  # fmt: skip
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # whatever a config class, or code of the checkpoint, raises
-        if raw.get("model_type") in transformers.CONFIG_MAPPING:
-            raise CheckpointError(f"{where}: {_brief(error)}") from error
-        raise CheckpointError(
-            f"{where}: architecture {named} is not supported: neither Baton nor transformers "
-            f"{transformers.__version__} knows it"
-        ) from None
-    auto = _auto_class(raw, config)
-    if type(config) not in auto._model_mapping and auto.__name__ not in (raw.get("auto_map") or {}):
-        raise CheckpointError(f"{where}: architecture {named} is no causal language model to transformers")
-    return config
-
-
-def is_headless(raw: Mapping[str, Any], config: PretrainedConfig) -> bool:
-    """Whether a checkpoint has neither a head nor an embedding that could be one."""
-    return lacks_head(raw) and not config.get_text_config(decoder=True).tie_word_embeddings
-
-
-def _auto_class(raw: Mapping[str, Any], config: PretrainedConfig) -> type[_BaseAutoModelClass]:
-    if classifies(raw):
-        return AutoModelForSequenceClassification
-    return AutoModel if is_headless(raw, config) else AutoModelForCausalLM
+        return architecture.load(folder, options) if stored is None else stored.load(architecture, options)
+    except ImportError as error:
+        alone = architecture.text_alone()
+        if alone is None:
+            raise
+        log.info("the model's text part is loaded alone", why=brief(error))
+        return alone.load(folder, options) if stored is None else stored.load(alone, options)
 
 
 def context_tokens(model: PreTrainedModel) -> int:
@@ -177,8 +119,3 @@ def _check(folder: Path, told: dict[str, Any]) -> None:
 def _first(names: list[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _brief(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

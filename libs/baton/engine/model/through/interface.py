@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "baton"
 # What modelling code raises when it is asked for what it does not do.
-MODEL_ERRORS = (TypeError, ValueError, IndexError, RuntimeError, AttributeError, KeyError)
+MODEL_ERRORS = (TypeError, ValueError, IndexError, RuntimeError, AttributeError, KeyError, AssertionError)
 NOT_ASKED = "its attention does not go through the interface of transformers"
 # (batch, head, query position, key position), int64 tensors that broadcast -> whether the query attends to the key
 MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

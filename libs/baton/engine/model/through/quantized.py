@@ -6,6 +6,7 @@ layers that have one of these matrices unchanged are then multiplied by as the c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from baton.engine.model.files import tensor_entries
 from baton.engine.model.quantized.matrix import QuantizedMatrix
 from baton.engine.model.quantized.scheme import Scheme
 from baton.engine.model.tensors import STORED_DTYPES, TensorReader
+from baton.engine.model.through.architecture import Architecture, Loaded
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +50,18 @@ class QuantizedTensors:
             if entry.dtype not in _PLAIN:
                 raise CheckpointError(f"tensor {name} in {entry.file} is stored as {entry.dtype}, in no way known here")
 
-    def state_dict(self, model: PreTrainedModel) -> dict[str, Any]:
+    def load(self, architecture: Architecture, options: Mapping[str, Any]) -> Loaded:
+        """The model, its matrices spread out."""
+        config = architecture.config
+        for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+            if hasattr(part, "quantization_config"):  # or transformers would do it, by packages that need a GPU
+                del part.quantization_config
+        empty = architecture.empty()
+        options = {**options, "config": config, "key_mapping": dict(architecture.names) or None}
+        loaded: Loaded = type(empty).from_pretrained(None, state_dict=self._state_dict(empty), **options)
+        return loaded
+
+    def _state_dict(self, model: PreTrainedModel) -> dict[str, Any]:
         """What to load `model`, which may have no memory yet, from: by name, what gives its tensor for `[...]`."""
         modules, self._prefix = dict(model.named_modules()), model.base_model_prefix
         for name in self._names:

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from baton.core.architecture import classifies
 from baton.core.errors import CheckpointError, InternalError
 from baton.engine.model.files import read_config
+from baton.engine.model.through.architecture import is_headless
 from baton.engine.model.through.body import Body, Head, head_of
-from baton.engine.model.through.checkpoint import is_headless
 from baton.engine.model.through.interface import MODEL_ERRORS
 from baton.engine.model.through.plans import Plan, Trial, find_plan
 from baton.engine.model.through.selfcheck import Expected, made_up_texts
