@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80,
         },
     ),
+    "kimi linear": (
+        "kimi_linear",
+        {
+            **_LATENT, "q_lora_rank": None, "num_hidden_layers": 3, "linear_num_heads": 2, "linear_head_dim": 16,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_experts": 8,
+            "num_experts_per_token": 3, "moe_intermediate_size": 48, "num_expert_group": 4, "topk_group": 2,
+        },
+    ),
     "nemotron h": (
         "nemotron_h",
         {
@@ -260,6 +269,15 @@ def _olmo_hybrid_as_released(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"{layer}post_attention_layernorm.weight"] = tensors.pop(f"{layer}feedforward_layer_norm.weight")
 
 
+def _kimi_linear_as_released(tensors: dict[str, torch.Tensor]) -> None:
+    """transformers writes dense MLPs as if they were mixtures."""
+    for name in [name for name in tensors if re.search(r"block_sparse_moe\.(gate|up|down)_proj", name)]:
+        tensors[name.replace("block_sparse_moe", "mlp")] = tensors.pop(name)
+
+
+_AS_RELEASED = {"olmo_hybrid": _olmo_hybrid_as_released, "kimi_linear": _kimi_linear_as_released}
+
+
 class Checkpoint:
     """One checkpoint of a family in `folder`, and the model of `transformers` that it is of, in float32."""
 
@@ -274,8 +292,8 @@ class Checkpoint:
             if weight_name.endswith("A_log"):
                 weight -= 3.0  # else states are forgotten within a few tokens
         self._save(folder, model)
-        if model_type == "olmo_hybrid":
-            self.change_tensors(_olmo_hybrid_as_released)
+        if model_type in _AS_RELEASED:
+            self.change_tensors(_AS_RELEASED[model_type])
 
     @classmethod
     def tiny(cls, folder: Path, model_type: str, **config: Any) -> Checkpoint:
@@ -297,6 +315,10 @@ class Checkpoint:
     @cached_property
     def half(self) -> torch.nn.Module:
         return copy.deepcopy(self.model).bfloat16()
+
+    def greedy_along(self, prompt: tuple[int, ...], drawn: list[int]) -> list[int]:
+        """What greedy decoding draws after `prompt` and each beginning of `drawn`: `drawn`, if that is greedy."""
+        return self.logits([*prompt, *drawn[:-1]])[len(prompt) - 1 :].argmax(-1).tolist()
 
     def greedy(self, prompt: tuple[int, ...], n: int) -> list[int]:
         made = self.model.generate(torch.tensor([prompt]), max_new_tokens=n, do_sample=False, pad_token_id=2)

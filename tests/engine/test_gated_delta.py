@@ -10,7 +10,7 @@ from baton.engine.model.gated_delta import DeltaInputs, gated_delta
 torch.set_num_threads(1)
 
 
-def inputs_of(tokens: int, heads: int, decay: float) -> DeltaInputs:
+def inputs_of(tokens: int, heads: int, decay: float, channels: int) -> DeltaInputs:
     draw = torch.Generator().manual_seed(tokens)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -21,7 +21,7 @@ def inputs_of(tokens: int, heads: int, decay: float) -> DeltaInputs:
         k_THK=torch.nn.functional.normalize(normal(tokens, heads, 8) + 0.7, dim=-1),
         v_THV=normal(tokens, heads, 6),
         written_TH=2 * torch.rand((tokens, heads), generator=draw),
-        decay_TH=-decay * torch.rand((tokens, heads), generator=draw),
+        decay_THX=-decay * torch.rand((tokens, heads, channels), generator=draw),
     )
 
 
@@ -29,17 +29,19 @@ def one_by_one(inputs: DeltaInputs, state_HKV: torch.Tensor) -> tuple[torch.Tens
     """The definition: forget, then correct what the state has for the key, then read."""
     state, read = state_HKV.double(), []
     for q, k, v, written, decay in zip(*(getattr(inputs, name).double() for name in inputs.__slots__), strict=True):
-        state = state * decay.exp()[:, None, None]
+        state = state * decay.exp()[:, :, None]
         error = v - torch.einsum("hkv,hk->hv", state, k)
         state = state + torch.einsum("hk,hv->hkv", k, written[:, None] * error)
         read.append(torch.einsum("hkv,hk->hv", state, q))
     return torch.stack(read), state
 
 
+@pytest.mark.parametrize("channels", [1, 8])
 @pytest.mark.parametrize("decay", [0.0, 0.1, 30.0])
-def test_rows_of_different_lengths(decay: float) -> None:
+def test_rows_of_different_lengths(decay: float, channels: int) -> None:
+    """Of heads whose channels decay together, and one by one."""
     q_lens = [1, 150, 2, 1, 64]
-    inputs = inputs_of(sum(q_lens), 3, decay)
+    inputs = inputs_of(sum(q_lens), 3, decay, channels)
     states = torch.randn((len(q_lens), 3, 8, 6), generator=torch.Generator().manual_seed(1))
     before = states.clone()
     got = gated_delta(inputs, states, q_lens)

@@ -65,6 +65,18 @@ def test_blocks(tmp_path) -> None:
     assert load_config(write(tmp_path, **BLOCKS, layers_block_type=kinds, n_groups=2)) == pattern
 
 
+def test_kimi_linear_counts_layers_from_one(tmp_path) -> None:
+    own = {"full_attn_layers": [2], "kda_layers": [1, 3], "num_heads": 4, "head_dim": 24, "short_conv_kernel_size": 3}
+    raw = {"architectures": ["KimiLinearForCausalLM"], "linear_attn_config": own, "num_expert_group": 2, **QWEN_MOE}
+    sizes = {"num_experts_per_token": 3, "model_max_length": 4096, "first_k_dense_replace": 2}
+    kimi = load_config(write(tmp_path, **raw, **sizes))
+    assert (kimi.stateful, kimi.attending, kimi.context_tokens) == ((0, 2), (1,), 4096)
+    assert kimi.gated_delta is not None
+    assert (kimi.gated_delta.key_heads, kimi.gated_delta.value_dim, kimi.gated_delta.width) == (4, 24, 3)
+    assert kimi.moe is not None
+    assert (kimi.moe.layers, kimi.moe.routing.active, kimi.moe.routing.groups) == ({2}, 3, 2)
+
+
 def test_what_is_absent_means_what_the_family_says(tmp_path) -> None:
     llama = load_config(write(tmp_path, num_key_value_heads="absent"))
     assert (llama.kv_heads, llama.head_dim, llama.context_tokens, llama.ropes[0].theta) == (8, 8, 2048, 10000.0)

@@ -211,6 +211,7 @@ BROKEN = {
     "granite 4": ("model.layers.1.block_sparse_moe.input_linear.weight", [6, 192, 64]),
     "qwen3 next": ("model.layers.0.linear_attn.in_proj_qkvz.weight", [256, 64]),
     "qwen 3.5 moe": ("model.layers.1.self_attn.q_proj.weight", [128, 64]),
+    "kimi linear": ("model.layers.2.self_attn.dt_bias", [32]),
     "nemotron h": ("backbone.layers.4.mixer.up_proj.weight", [96, 64]),
 }
 

@@ -80,8 +80,11 @@ def test_what_is_not_said(tmp_path, architecture: str, fields: dict[str, Any]) -
     assert ours.attending == tuple(layer for layer, kind in enumerate(kinds) if kind not in MIXING)
     delta = ours.gated_delta
     if delta is not None:
-        assert (delta.key_heads, delta.value_heads) == (theirs.linear_num_key_heads, theirs.linear_num_value_heads)
-        assert (delta.key_dim, delta.value_dim) == (theirs.linear_key_head_dim, theirs.linear_value_head_dim)
+        names = ("num_heads", "num_heads", "head_dim", "head_dim")
+        if not family.kimi_delta:
+            names = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
+        sizes = tuple(getattr(theirs, f"linear_{name}") for name in names)
+        assert (delta.key_heads, delta.value_heads, delta.key_dim, delta.value_dim) == sizes
         assert delta.width == theirs.linear_conv_kernel_dim
     assert_mixers_are_the_same(family.mamba_keys, ours, theirs)
     if not ours.attending:

@@ -14,7 +14,7 @@ from typing import Any
 from baton.core.errors import CheckpointError
 from baton.engine.attention import Window
 from baton.engine.model.block_config import Blocks, in_layers
-from baton.engine.model.delta_config import GatedDeltaConfig, gated_delta_of
+from baton.engine.model.delta_config import GatedDeltaConfig, gated_delta_of, kimi_keys
 from baton.engine.model.families import FAMILIES
 from baton.engine.model.family import Family, Names, NormKind
 from baton.engine.model.fields import Fields
@@ -113,6 +113,7 @@ class DecoderConfig:
     multipliers: Multipliers | None = None
     wide_residual: bool = False
     gated_delta: GatedDeltaConfig | None = None
+    kimi_delta: bool = False  # the channels of gated deltas decay one by one
     gated_attention: bool = False
     stateful_names: Names | None = None  # of layers that keep a state, where these call things otherwise
     dtype: str | None = None
@@ -179,6 +180,8 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
     blocks = None
     if family.blocks:
         raw, blocks = in_layers(raw)
+    if family.kimi_delta:
+        raw = kimi_keys(raw)
     fields = Fields(raw, family)
     for key in family.refused:
         if raw.get(key):
@@ -237,6 +240,7 @@ def _parse(raw: Mapping[str, Any], eos: frozenset[int] | None) -> DecoderConfig:
         multipliers=multipliers_of(fields) if family.multiplied else None,
         wide_residual=fields.told(family.wide_residual),
         gated_delta=gated_delta_of(fields, layers, heads, hidden_size) if family.gated_delta else None,
+        kimi_delta=family.kimi_delta,
         gated_attention=family.gated_attention,
         stateful_names=family.stateful_names,
         dtype=str(dtype).removeprefix("torch.") if dtype else None,

@@ -3,7 +3,9 @@ as config.json says."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from baton.core.errors import CheckpointError
 from baton.engine.model.fields import Fields
@@ -63,6 +65,24 @@ def gated_delta_of(fields: Fields, layers: int, heads: int, hidden_size: int) ->
         layers=linear,
     )
     return config if linear else None
+
+
+def kimi_keys(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config.json of Kimi Linear, with the keys that others have: it counts layers from 1, in an object."""
+    own, layers = raw.get("linear_attn_config") or {}, raw.get("num_hidden_layers") or 0
+    heads = own.get("num_heads", raw.get("linear_num_heads", 32))
+    head_dim = own.get("head_dim", raw.get("linear_head_dim", 128))
+    kinds, attending = raw.get("layer_types"), own.get("full_attn_layers")
+    if kinds is None:
+        attends = [layer + 1 in attending if attending else layer and layer % 4 == 0 for layer in range(layers)]
+        kinds = [FULL if each else LINEAR for each in attends]
+    dense = raw.get("first_k_dense_replace", 1)
+    mlps = raw.get("mlp_layer_types") or ["dense" if layer < dense else "sparse" for layer in range(layers)]
+    return {
+        **raw, "linear_num_key_heads": heads, "linear_num_value_heads": heads, "linear_key_head_dim": head_dim,
+        "linear_value_head_dim": head_dim, "layer_types": kinds, "mlp_layer_types": mlps,
+        "linear_conv_kernel_dim": own.get("short_conv_kernel_size", raw.get("linear_conv_kernel_dim", 4)),
+    }  # fmt: skip
 
 
 def _linear_layers(fields: Fields, layers: int) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from baton.engine.model.families_dense import DENSE
-from baton.engine.model.families_mixed import SHARED_QWEN_MOE
-from baton.engine.model.family import Family, Names, NormKind
+from baton.engine.model.families_mixed import DEEPSEEK_DEFAULTS, DEEPSEEK_MOE, SHARED_QWEN_MOE
+from baton.engine.model.family import ExpertNames, Family, Names, NormKind
 
 _QWEN3_5 = Family(
     model_type="qwen3_5_text",
@@ -51,6 +51,46 @@ DELTA: Mapping[str, Family] = {
         },
         rope_layers="based",
         gated_delta=True,
+    ),
+    "KimiLinearForCausalLM": Family(
+        model_type="kimi_linear",
+        names=Names(
+            mixer="self_attn",
+            delta_in=tuple(f"self_attn.{each}_proj" for each in "qkv"),
+            delta_conv=tuple(f"self_attn.{each}_conv1d" for each in "qkv"),
+            delta_norm="self_attn.o_norm",
+            delta_out="self_attn.o_proj",
+        ),
+        defaults={
+            **DEEPSEEK_DEFAULTS, "max_position_embeddings": 1_048_576,
+            "eos_token_id": 163_586, "rms_norm_eps": 1e-5, "q_lora_rank": None, "num_experts_per_tok": 8,
+            "norm_topk_prob": True, "routed_scaling_factor": 2.446, "n_shared_experts": 1, "n_group": 1,
+            "topk_group": 1, "layer_types": None, "mlp_layer_types": None, "num_experts": 256,
+        },
+        renamed={
+            "max_position_embeddings": "model_max_length", "norm_topk_prob": "moe_renormalize",
+            "n_group": "num_expert_group", "num_experts_per_tok": "num_experts_per_token",
+            "n_shared_experts": "num_shared_experts",
+        },
+        latent=True,
+        rope_layers="none",
+        gated_delta=True,
+        kimi_delta=True,
+        mixture=replace(
+            DEEPSEEK_MOE,
+            names=ExpertNames(
+                router="block_sparse_moe.gate",
+                correction="block_sparse_moe.gate.e_score_correction_bias",
+                gate_up=("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3"),
+                down="block_sparse_moe.experts.{}.w2",
+                shared_gate_up=(
+                    "block_sparse_moe.shared_experts.gate_proj", "block_sparse_moe.shared_experts.up_proj",
+                ),
+                shared_down="block_sparse_moe.shared_experts.down_proj",
+            ),
+            experts_keys=("num_experts", "num_local_experts"),
+            layers="typed",
+        ),
     ),
     "Qwen3_5ForCausalLM": _QWEN3_5,
     "Qwen3_5MoeForCausalLM": replace(

@@ -18,7 +18,7 @@ _SHARED_EXPERTS = ExpertNames(
     shared_gate_up=("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
     shared_down="mlp.shared_experts.down_proj",
 )
-_DEEPSEEK_MOE = Mixture(
+DEEPSEEK_MOE = Mixture(
     names=replace(_SHARED_EXPERTS, correction="mlp.gate.e_score_correction_bias"),
     experts_keys=("n_routed_experts",),
     shared_count_key="n_shared_experts",
@@ -27,7 +27,7 @@ _DEEPSEEK_MOE = Mixture(
     group_judges=2,
 )
 
-_DEEPSEEK_DEFAULTS = {
+DEEPSEEK_DEFAULTS = {
     "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "first_k_dense_replace": 0, "n_shared_experts": 2, "n_group": None, "topk_group": None,
     "routed_scaling_factor": 1.0,
@@ -107,7 +107,7 @@ MIXED: Mapping[str, Family] = {
         },
         output_bias=False,
         qk_norm="head",
-        mixture=_DEEPSEEK_MOE,
+        mixture=DEEPSEEK_MOE,
     ),
     "Llama4ForCausalLM": Family(
         model_type="llama4_text",
@@ -142,7 +142,7 @@ MIXED: Mapping[str, Family] = {
     ),
     "DeepseekV2ForCausalLM": Family(
         model_type="deepseek_v2",
-        defaults={**_DEEPSEEK_DEFAULTS, "max_position_embeddings": 2048, "eos_token_id": 2, "topk_method": "greedy"},
+        defaults={**DEEPSEEK_DEFAULTS, "max_position_embeddings": 2048, "eos_token_id": 2, "topk_method": "greedy"},
         qkv_bias="attention_bias",
         interleaved=True,
         latent=True,
@@ -158,13 +158,13 @@ MIXED: Mapping[str, Family] = {
     "DeepseekV3ForCausalLM": Family(
         model_type="deepseek_v3",
         defaults={
-            **_DEEPSEEK_DEFAULTS, "max_position_embeddings": 4096, "eos_token_id": 1, "num_experts_per_tok": 8,
+            **DEEPSEEK_DEFAULTS, "max_position_embeddings": 4096, "eos_token_id": 1, "num_experts_per_tok": 8,
             "rope_interleave": True, "norm_topk_prob": True, "routed_scaling_factor": 2.5, "first_k_dense_replace": 3,
             "n_shared_experts": 1, "n_group": 8, "topk_group": 4,
         },
         interleaved="rope_interleave",
         latent=True,
-        mixture=_DEEPSEEK_MOE,
+        mixture=DEEPSEEK_MOE,
     ),
     "OlmoeForCausalLM": Family(
         model_type="olmoe",
@@ -179,19 +179,19 @@ MIXED: Mapping[str, Family] = {
     "Glm4MoeLiteForCausalLM": Family(
         model_type="glm4_moe_lite",
         defaults={
-            **_DEEPSEEK_DEFAULTS, "max_position_embeddings": 202_752, "eos_token_id": 1, "rms_norm_eps": 1e-5,
+            **DEEPSEEK_DEFAULTS, "max_position_embeddings": 202_752, "eos_token_id": 1, "rms_norm_eps": 1e-5,
             "q_lora_rank": 768, "qk_nope_head_dim": 192, "v_head_dim": 256, "num_experts_per_tok": 4,
             "rope_interleave": True, "norm_topk_prob": True, "routed_scaling_factor": 1.8, "n_shared_experts": 1,
             "mlp_layer_types": None,
         },
         interleaved="rope_interleave",
         latent=True,
-        mixture=replace(_DEEPSEEK_MOE, layers="typed"),
+        mixture=replace(DEEPSEEK_MOE, layers="typed"),
     ),
     "YoutuForCausalLM": Family(
         model_type="youtu",
         defaults={
-            **_DEEPSEEK_DEFAULTS, "max_position_embeddings": 131_072, "eos_token_id": 128_001,
+            **DEEPSEEK_DEFAULTS, "max_position_embeddings": 131_072, "eos_token_id": 128_001,
             "tie_word_embeddings": True, "rope_interleave": True,
         },
         interleaved="rope_interleave",

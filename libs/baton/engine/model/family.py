@@ -140,6 +140,7 @@ class Family:
     model_type: str
     names: Names = Names()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)  # keys by the names that others give them, and by its own
     qkv_bias: bool | str = "attention_bias"
     output_bias: bool | str = "attention_bias"
     mlp_bias: bool | str = False
@@ -177,6 +178,7 @@ class Family:
     mixer_eps_key: str | None = None  # what Mamba's mixers select is normalized
     mixer_norm_weights: bool = False
     multiplied: bool = False  # what goes into matrices and comes out of them (baton.engine.model.mamba_config)
+    kimi_delta: bool = False  # gated deltas whose channels decay one by one, and keys of a config.json of their own
     gated_delta: bool = False  # layers that `layer_types` calls linear_attention: gated deltas
     gated_attention: bool = False  # queries come with gates for what is attended to, head by head
     stateful_names: Names | None = None  # of layers that keep a state, where these call things otherwise

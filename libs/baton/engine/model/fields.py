@@ -15,7 +15,7 @@ class Fields:
     """A config.json over the defaults of its family. Keys that the family does not listen to are not there."""
 
     def __init__(self, raw: Mapping[str, Any], family: Family) -> None:
-        self.raw = raw
+        self.raw = {**raw, **{ours: raw[theirs] for ours, theirs in family.renamed.items() if theirs in raw}}
         self._defaults = {**COMMON, **family.defaults}
 
     def get(self, key: str) -> Any:

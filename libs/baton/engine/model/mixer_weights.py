@@ -10,6 +10,7 @@ from baton.engine.model.config import DecoderConfig
 from baton.engine.model.delta_config import GatedDeltaConfig
 from baton.engine.model.gated_delta import GatedDelta
 from baton.engine.model.hybrid_config import ConvConfig
+from baton.engine.model.kimi_delta import KimiDelta
 from baton.engine.model.mamba1 import Mamba1
 from baton.engine.model.mamba2 import Mamba2
 from baton.engine.model.mamba_config import NO_NORM, Mamba1Config, Mamba2Config
@@ -42,7 +43,8 @@ class MixerLoader:
                 output = Scaled(output, after=config.multipliers.mixer_out)
             return self._mamba2(config.mamba2), output
         assert config.gated_delta is not None, "a layer with a state has a mixer"
-        return self._gated_delta(config.gated_delta), self._output(names.delta_out, config.gated_delta.values, False)
+        mixer = (self._kimi_delta if config.kimi_delta else self._gated_delta)(config.gated_delta)
+        return mixer, self._output(names.delta_out, config.gated_delta.values, False)
 
     def _output(self, name: str, fan_in: int, bias: bool) -> Projection:
         return self._matrices.linear([f"{self._prefix}.{name}"], [self._config.hidden_size], fan_in, bias)
@@ -137,6 +139,30 @@ class MixerLoader:
             a_H=-a_log.exp(),
             bias_H=dt_bias,
             norm=Norm(self._reader.one(f"{self._prefix}.{names.delta_norm}.weight", (delta.value_dim,))),
+        )
+
+    def _kimi_delta(self, delta: GatedDeltaConfig) -> KimiDelta:
+        names, hidden, heads, size = self._names, self._config.hidden_size, delta.key_heads, delta.key_dim
+        under = f"{self._prefix}.{names.mixer}"
+
+        def dense(name: str, outs: int, fan_in: int) -> Projection:
+            return Linear(self._matrices.dense_parts([f"{under}.{name}"], [outs], fan_in, False)[0])
+
+        return KimiDelta(
+            config=delta,
+            input=self._matrices.linear(
+                [f"{self._prefix}.{name}" for name in names.delta_in], [delta.keys] * 3, hidden, False
+            ),
+            written=dense("b_proj", heads, hidden),
+            left=(dense("f_a_proj", size, hidden), dense("f_b_proj", delta.keys, size)),
+            gate=(
+                self._matrices.linear([f"{under}.g_a_proj"], [size], hidden, False),
+                self._matrices.linear([f"{under}.g_b_proj"], [delta.keys], size, False),
+            ),
+            conv_WC=self._taps([f"{self._prefix}.{name}" for name in names.delta_conv], [delta.keys] * 3, delta.width),
+            a_H1=-self._reader.one(f"{under}.A_log", (1, 1, heads, 1)).float().exp().view(heads, 1),
+            bias_HK=self._reader.one(f"{under}.dt_bias", (delta.keys,)).float().view(heads, size),
+            norm=Norm(self._reader.one(f"{self._prefix}.{names.delta_norm}.weight", (size,)).float()),
         )
 
     def _by_head(self, name: str, heads: int) -> torch.Tensor:

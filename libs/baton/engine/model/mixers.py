@@ -9,12 +9,13 @@ import torch
 from baton.engine.model.config import DecoderConfig
 from baton.engine.model.gated_delta import GatedDelta, gated_delta_state
 from baton.engine.model.heads import AttentionHeads
+from baton.engine.model.kimi_delta import KimiDelta
 from baton.engine.model.mamba1 import Mamba1, mamba1_state
 from baton.engine.model.mamba2 import Mamba2, mamba2_state
 from baton.engine.model.short_conv import ShortConv, conv_state
 from baton.engine.state_store import StatePart
 
-StateMixer = ShortConv | Mamba1 | Mamba2 | GatedDelta
+StateMixer = ShortConv | Mamba1 | Mamba2 | GatedDelta | KimiDelta
 
 
 @dataclass(frozen=True, slots=True)
