@@ -17,6 +17,7 @@ from baton.engine.cuda.support import Arithmetic
 from baton.engine.model import expert_weights
 from baton.engine.model.experts import GroupedMlps, LoopedMlps
 from baton.engine.model.quantized.matrix import FLOAT8, QuantizedMatrix, to_float8
+from baton.engine.model.through.runner import ThroughRunner
 from baton.engine.runner import TorchModelRunner
 from baton.testing.checkpoints import make_checkpoint
 from baton.testing.quantized_formats import FORMATS, requantize
@@ -190,3 +191,22 @@ def test_a_quantization_that_the_gpu_lacks() -> None:
         products.on_gpu(Arithmetic.of((8, 0), "13.0"), "fp8", CPU)
     with pytest.raises(ConfigError, match="int4 needs a GPU of compute capability"):
         products.on_gpu(Arithmetic.of((7, 5), None), "int4", CPU)
+
+
+@torch.inference_mode()
+def test_models_through_transformers(plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "on_cpu", lambda own, quantization, *_: products.on_gpu(HOPPER, quantization, CPU))
+    runners = [ThroughRunner.load(plain, quantization=quantization) for quantization in ("none", "int8")]
+    exact, ours = (PagedModel(each).step([(Row(list(TOKENS)), 40)], all_logits=True) for each in runners)
+    assert 0 < (ours - exact).square().mean().sqrt() / exact.std() < 0.05
+
+
+@torch.inference_mode()
+def test_whole_matrices_at_load() -> None:
+    """As encoders have them: in few bits where there is a product, else as they are."""
+    by = products.on_gpu(HOPPER, "fp8", CPU)
+    for outs, fits in ((32, True), (24, False)):
+        weight = torch.randn(outs, 64, generator=torch.Generator().manual_seed(0))
+        made, x = by.make(weight, None), torch.randn(3, 64)
+        assert isinstance(made, quantized.Float8Linear) == fits
+        torch.testing.assert_close(made(x), F.linear(x, weight), atol=2.0 if fits else 1e-5, rtol=0)

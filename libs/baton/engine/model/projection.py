@@ -37,6 +37,14 @@ class Products:
     keep_experts: KeepGrouped | None = None
     quantize: Quantize | None = None
 
+    def make(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
+        """A product of a matrix that is whole."""
+        if self.quantize is not None and self.keep is not None:
+            kept = self.keep(self.quantize(weight), bias)
+            if kept is not None:
+                return kept
+        return self.whole(weight, bias)
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:

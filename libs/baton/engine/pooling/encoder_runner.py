@@ -13,9 +13,10 @@ import torch
 from baton.core.architecture import encoder_family
 from baton.core.errors import ConfigError
 from baton.core.layout import KvLayout
+from baton.engine import products
 from baton.engine.batch import StepBatch
 from baton.engine.cpu.linear import QUANTIZATIONS
-from baton.engine.cuda.support import pick_device
+from baton.engine.cuda.support import arithmetic, pick_device
 from baton.engine.model.config import load_config
 from baton.engine.model.decoder import Decoder
 from baton.engine.model.encoder import Encoder, load_encoder_weights
@@ -23,7 +24,7 @@ from baton.engine.model.encoder_config import load_encoder_config
 from baton.engine.model.files import model_revision, read_config
 from baton.engine.model.packed import PackedAttention, PackedBatch
 from baton.engine.model.pointwise import TorchPointwise
-from baton.engine.model.projection import Linear, MakeProjection, Products
+from baton.engine.model.projection import MakeProjection, Products
 from baton.engine.model.weights import computed_dtype, load_weights
 from baton.engine.pooling.load import load_causal_pooler, load_encoder_pooler
 from baton.engine.pooling.pooler import Pooler
@@ -93,9 +94,7 @@ def _projection(quantization: str, device: torch.device) -> MakeProjection:
         raise ConfigError(f"quantization is {quantization!r}; it must be {', '.join(QUANTIZATIONS)}")
     if device.type == "cpu":
         return QUANTIZATIONS[quantization]
-    if quantization != "none":
-        raise ConfigError(f"quantization = {quantization} runs on a CPU only; the device is {device.type}")
-    return Linear
+    return products.on_gpu(arithmetic(device), quantization, device).make
 
 
 def _encoder(folder: Path, dtype: torch.dtype, device: torch.device, projection: MakeProjection) -> _Loaded:

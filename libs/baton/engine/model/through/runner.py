@@ -19,7 +19,7 @@ from baton.engine import products
 from baton.engine.batch import StepBatch
 from baton.engine.cpu.library import kernels
 from baton.engine.cpu.linear import QUANTIZATIONS
-from baton.engine.cuda.support import pick_device
+from baton.engine.cuda.support import arithmetic, pick_device
 from baton.engine.model.cache_scale import cache_scale
 from baton.engine.model.config import read_eos_token_ids
 from baton.engine.model.files import model_revision, read_config
@@ -81,8 +81,6 @@ class ThroughRunner:
         folder, place = Path(path), torch.device(pick_device(device))
         if quantization not in QUANTIZATIONS:
             raise ConfigError(f"quantization is {quantization!r}; it must be {', '.join(QUANTIZATIONS)}")
-        if quantization != "none" and place.type != "cpu":
-            raise ConfigError(f"quantization = {quantization} runs on a CPU only; the device is {device}")
         dtype = computed_dtype(folder, dtype, place)
         if progress is not None:
             progress(0, 1)
@@ -99,10 +97,14 @@ class ThroughRunner:
             except CheckpointError as error:
                 raise CheckpointError(f"{folder}: {error.message}") from error
         kept = 0
-        if place.type == "cpu" and (own_kernels or quantization != "none"):
-            by = products.on_cpu(kernels() if own_kernels else None, quantization, dtype, False)
+        on_cpu = place.type == "cpu"
+        if quantization != "none" or (on_cpu and own_kernels):
+            if on_cpu:
+                by = products.on_cpu(kernels() if own_kernels else None, quantization, dtype, False)
+            else:
+                by = products.on_gpu(arithmetic(place), quantization, place)
             matrices = Matrices(TensorReader({}, getattr(torch, dtype), place), by)
-            matrix_of = stored.matrix_of if stored is not None and by.keep is not None else None
+            matrix_of = stored.matrix_of if stored is not None and by.keep is not None and on_cpu else None
             replace_linears(model, untouched, matrices.product, matrix_of)
             kept = matrices.tally.kept
         if stored is not None:
