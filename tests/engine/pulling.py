@@ -35,15 +35,20 @@ def pull(source: Harness, reader: Harness, attempt: Attempt) -> int:
 
 
 def run_random_pulls(
-    engines: Sequence[Harness], reference: Callable[[list[int], int], list[int]], seed: int, *, in_part: bool
+    engines: Sequence[Harness],
+    reference: Callable[[list[int], int], list[int]],
+    seed: int,
+    *,
+    in_part: bool,
+    requests: int = 100,
 ) -> int:
     """Small pools, shared prefixes, pulls that come whole, late, not at all, or `in_part`: tokens stay the reference's.
-    Returns how many tokens were pulled."""
+    Returns how many tokens were pulled. `requests`: how many there are."""
     choose = random.Random(seed)
     stems = [prompt(length, seed=7 + length) for length in range(12, 32)]
     expected: dict[tuple[int, Attempt], list[int]] = {}
     loans: list[tuple[int, Attempt]] = []
-    for n in range(100):
+    for n in range(requests):
         at = choose.randrange(3)
         tokens = stems[(n + choose.randrange(3)) // 6] + prompt(choose.randint(1, 12), seed=n)
         wanted = choose.randint(8, len(tokens))

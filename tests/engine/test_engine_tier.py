@@ -6,12 +6,13 @@ import random
 
 import pytest
 import torch
-from engine_harness import ROOT, Harness, prompt
+from engine_harness import ROOT, SMALL, Harness, prompt
 
 from baton.core.attempt import Attempt
 from baton.core.hashing import block_hashes
 from baton.core.tiers import Tier
 from baton.engine.api import StepOutput
+from baton.engine.batch import ModelRunner
 from baton.engine.radix import RadixCache
 from baton.testing.toy_model import TOY_LAYOUT, toy_reference
 
@@ -23,8 +24,8 @@ PAGE = TOY_LAYOUT.page_size
 class Tiered(Harness):
     """An engine, and its agent's tier by hand: at most `blocks` blocks, the first ones in are the first ones out."""
 
-    def __init__(self, pages: int, free_pages: int, blocks: int = 1000) -> None:
-        super().__init__(pages)
+    def __init__(self, pages: int, free_pages: int, blocks: int = 1000, runner: ModelRunner | None = None) -> None:
+        super().__init__(pages, SMALL, runner)
         self.kept: dict[bytes, torch.Tensor] = {}
         self.room = blocks
         self.restored = 0
@@ -52,7 +53,10 @@ class Tiered(Harness):
             self.pool.tensor[:, page] = self.kept[block_hash]
             came += 1
         self.restored += came
-        self.engine.pulled(attempt, (reserved.first_page + came) * PAGE if came else 0)
+        if self.pool.layout.groups:
+            self.engine.pulled(attempt, reserved.tokens if came == len(reserved.page_ids) else 0)
+        else:
+            self.engine.pulled(attempt, (reserved.first_page + came) * PAGE if came else 0)
 
     def run_all(self) -> None:
         """Run and restore until there is nothing to do."""
@@ -167,7 +171,8 @@ def test_announcements_follow_blocks_that_are_here_or_elsewhere(seed: int) -> No
             page += end - held
             cache.release(insertion.node)
         elif action < 0.6:
-            cache.move_out(choose.randint(1, 5))
+            gone = [cache.evict_one() for _ in range(choose.randint(1, 5))]
+            cache.place([block[0] for block in gone if block is not None], Tier.HOST)
         elif action < 0.75:
             cache.evict(choose.randint(1, 3))
         elif cache.elsewhere:

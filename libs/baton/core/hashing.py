@@ -4,7 +4,8 @@
     hash(b_i) = H(hash(b_{i-1}), token ids of block i as little-endian uint32)
 
 H is SHA-256 truncated to 128 bits: tenants share the index, so names must be collision resistant, not only fast.
-Only full blocks have a name. `tests/core/block_hash_vectors.json` holds vectors for other implementations.
+Only full blocks have a name. Where a block has several pages, the first one has its name, others one of their own.
+`tests/core/block_hash_vectors.json` holds vectors for other implementations.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ def root_hash(
         digest.update(len(part).to_bytes(4, "little"))
         digest.update(part)
     return digest.digest()[:HASH_BYTES]
+
+
+def page_name(block_hash: bytes, page: int) -> bytes:
+    """The name of one of the pages of a block."""
+    return (
+        sha256(b"baton-page-v1" + block_hash + page.to_bytes(4, "little")).digest()[:HASH_BYTES] if page else block_hash
+    )
 
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:

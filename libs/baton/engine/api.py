@@ -104,8 +104,9 @@ class Reserved:
     models whose layers are in groups, these are the pages of a handoff (`KvLayout.tails`).
 
     `block_hashes` name what goes into them when it is a pull, of the first `tokens`: the blocks that are not held, one
-    after another; empty: it is a handoff. `tiers`: where the own agent should have each of them; empty: they are
-    elsewhere.
+    after another; empty: it is a handoff. `tiers`: where the own agent should have them, by page; empty: they are
+    elsewhere. What is brought from there has a name for each page, and if there are other pages than those of blocks,
+    it comes as a whole or not at all. Without it, `usable_tokens` could be used.
     """
 
     attempt: Attempt
@@ -114,6 +115,7 @@ class Reserved:
     block_hashes: list[bytes] = field(default_factory=list)
     tiers: list[Tier] = field(default_factory=list)
     tokens: int = 0
+    usable_tokens: int = 0
 
     @property
     def from_tier(self) -> bool:

@@ -14,12 +14,18 @@ Not thread-safe. Knows no requests, no tensors and no allocator.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
 
 from baton.core.errors import InternalError
+from baton.core.hashing import page_name
+from baton.core.tiers import Tier
 
 Pages = tuple[int, ...]  # one of each group
-Prefix = tuple[Sequence[bytes], int]  # names of blocks, and how many of them
+T = TypeVar("T")
+Elsewhere = Mapping[bytes, Tier]  # pages that are in the tiers below the pool, by name
 # Bounds the search in a prefix whose windows are gone: what was gone past earlier went earlier, as a rule.
 MOST_SKIPPED = 512
 
@@ -32,6 +38,7 @@ class BandCache:
         self._note = note
         self._pages: dict[bytes, Pages] = {}
         self._locks: dict[bytes, int] = {}  # of blocks that somebody uses
+        self._reused: set[bytes] = set()  # blocks that somebody went on from, or was lent
         self._passed: OrderedDict[bytes, None] = OrderedDict()
         self._ends: OrderedDict[bytes, None] = OrderedDict()
         self.doubled = 0  # locks on blocks beyond the first: as many blocks less than their users count are in use
@@ -48,14 +55,21 @@ class BandCache:
         """The pages of a block; none if it is not here."""
         return self._pages.get(block_hash, ())
 
-    def usable(self, hashes: Sequence[bytes], blocks: int, first_block: Callable[[int], int]) -> int:
+    def usable(
+        self,
+        hashes: Sequence[bytes],
+        blocks: int,
+        first_block: Callable[[int], int],
+        elsewhere: Callable[[bytes], bool] = lambda block_hash: False,
+    ) -> int:
         """The most of the first `blocks` blocks after which a request can go on: `first_block(n)` is the first that
-        the token after n blocks attends to. 0 when it would be more than MOST_SKIPPED blocks fewer."""
+        the token after n blocks attends to. 0 when it would be more than MOST_SKIPPED blocks fewer. Blocks that are
+        `elsewhere` count as being here."""
         end = at = blocks
         first = first_block(end)
         while at > first:
             at -= 1
-            if hashes[at] not in self._pages:
+            if hashes[at] not in self._pages and not elsewhere(hashes[at]):
                 end = at
                 if blocks - end > MOST_SKIPPED:
                     return 0
@@ -66,6 +80,7 @@ class BandCache:
         """Use a block that is here. Its pages stay until `unlock`."""
         locks = self._locks.get(block_hash, 0)
         self._locks[block_hash] = locks + 1
+        self._reused.add(block_hash)
         if locks:
             self.doubled += 1
         else:
@@ -102,9 +117,27 @@ class BandCache:
             raise InternalError("band cache: a block that is used cannot go")
         if block_hash in self._pages:
             self._note(block_hash)
+        self._reused.discard(block_hash)
         self._passed.pop(block_hash, None)
         self._ends.pop(block_hash, None)
         return self._pages.pop(block_hash, ())
+
+    @property
+    def oldest_passed(self) -> bytes | None:
+        """What `evict_passed` would evict."""
+        return next(iter(self._passed), None)
+
+    def is_used(self, block_hash: bytes) -> bool:
+        return block_hash in self._locks
+
+    def is_reused(self, block_hash: bytes) -> bool:
+        """Whether a block has been used by others than who computed it."""
+        return block_hash in self._reused
+
+    @property
+    def oldest_end(self) -> bytes | None:
+        """What `evict_end` would evict."""
+        return next(iter(self._ends), None)
 
     def evict_passed(self) -> Pages:
         """The pages of the oldest block that was gone past; none when there is none."""
@@ -123,3 +156,57 @@ class BandCache:
         if self._passed.keys() & self._ends.keys():
             raise InternalError("band cache: a block waits in both lines")
         return list(self._pages.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """What a cache has of a block, or could have: `width` pages, of all those that the block has anywhere the
+    `first`-th and the next ones."""
+
+    cache: BandCache
+    block_hash: bytes
+    first: int
+    width: int
+
+    @property
+    def is_here(self) -> bool:
+        return self.block_hash in self.cache
+
+    @property
+    def names(self) -> list[bytes]:
+        """Of the pages."""
+        return [page_name(self.block_hash, self.first + index) for index in range(self.width)]
+
+    def lock(self) -> Pages:
+        return self.cache.lock(self.block_hash)
+
+    def unlock(self) -> None:
+        self.cache.unlock(self.block_hash, passed=False)
+
+    def take_in(self, pages: Pages) -> Pages:
+        """Cache pages that came from elsewhere. Returns them if the block is here already."""
+        if self.is_here:
+            return pages
+        self.cache.add(self.block_hash, pages)
+        self.unlock()
+        return ()
+
+
+def held_elsewhere(elsewhere: Elsewhere | None, first: int, width: int) -> Callable[[bytes], bool]:
+    """Whether all pages of a block's `Entry` are there."""
+    if not elsewhere:
+        return lambda block_hash: False
+    return lambda block_hash: all(page_name(block_hash, first + index) in elsewhere for index in range(width))
+
+
+def of_caches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Those of each cache together, as they are given."""
+    for _, of_cache in groupby(entries, lambda entry: entry.cache):
+        yield list(of_cache)
+
+
+def in_order(entries: Iterable[Entry], values: Callable[[Entry], Sequence[T]]) -> Iterator[T]:
+    """What `values` says of each entry's pages, in the order of a handoff's pages: group after group."""
+    for of_cache in of_caches(entries):
+        for of_group in zip(*map(values, of_cache), strict=True):
+            yield from of_group

@@ -18,7 +18,7 @@ The ledger (baton.engine.ledger) is the only user; it evicts, and says what is f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from baton.core.errors import InternalError
 from baton.core.layout import FULL, STATE, CacheGroup, KvLayout
-from baton.engine.band_cache import BandCache, Pages, Prefix
+from baton.engine.band_cache import BandCache, Elsewhere, Entry, Pages, held_elsewhere
 
 
 class LivePages:
@@ -65,7 +65,8 @@ class LivePages:
 class BandTable:
     """A request's pages in one band; see the module's docstring. Blocks count from the request's first.
 
-    Pages are promised for up to `most_blocks` at once, and up to block `until`.
+    Pages are promised for up to `most_blocks` at once, and up to block `until`. `behind`: the block that it went past
+    last, if one needs it who goes on after the request's last whole block.
     """
 
     pages: LivePages
@@ -73,6 +74,7 @@ class BandTable:
     shared: int
     until: int
     most_blocks: int
+    behind: bytes = b""
     table_revision: int = 0  # changes when an entry does, or `first`; not when some are added
 
     @property
@@ -131,9 +133,6 @@ class Bands:
         self._take = take
         self._promised = 0
 
-    def __contains__(self, block_hash: bytes) -> bool:
-        return all(block_hash in cache for cache in self._caches)
-
     @property
     def block_pages(self) -> int:
         """Pages of a block in all bands."""
@@ -148,13 +147,16 @@ class Bands:
         """Pages that requests may still take, or would have to if those that they share were not there."""
         return self._promised + sum(band.width * cache.doubled for band, cache in self._each())
 
-    def usable(self, hashes: Sequence[bytes], blocks: int) -> int:
-        """The most of the first `blocks` blocks after which a request can go on."""
+    def usable(self, hashes: Sequence[bytes], blocks: int, elsewhere: Elsewhere | None = None, first: int = 0) -> int:
+        """The most of the first `blocks` blocks after which a request can go on. Pages that are `elsewhere` count as
+        being here; `first`: as with `entries`."""
         found = -1
         while found != blocks:
-            found = blocks
+            found, at = blocks, first
             for band, cache in self._each():
-                blocks = cache.usable(hashes, blocks, lambda n, rule=band.rule: self._first(rule, n))  # type: ignore[misc]
+                has = held_elsewhere(elsewhere, at, band.width)
+                blocks = cache.usable(hashes, blocks, lambda n, rule=band.rule: self._first(rule, n), has)  # type: ignore[misc]
+                at += band.width
         return blocks
 
     def open(self, hashes: Sequence[bytes], blocks: int, until_tokens: int) -> list[BandTable]:
@@ -220,9 +222,11 @@ class Bands:
             first = min(band.rule.first_block(tokens, self._page_size), table.end)
             if first <= table.first:
                 continue
-            promised = table.promised_blocks
-            for name in hashes[table.first : min(first, table.shared)]:
-                cache.unlock(name, passed=True)
+            promised, needed = table.promised_blocks, self._first(band.rule, tokens // self._page_size)
+            cache.pass_by(table.behind)
+            for block in range(table.first, min(first, table.shared)):
+                cache.unlock(hashes[block], passed=block < needed)
+                table.behind = hashes[block]
             freed += table.pages.view[:, table.shared - table.first : first - table.first].ravel().tolist()
             table.pages.drop(first - table.first)
             table.first, table.shared = first, max(first, table.shared)
@@ -241,34 +245,30 @@ class Bands:
         tables.clear()
         return freed
 
-    def lend(self, hashes: Sequence[bytes], blocks: int) -> list[int]:
-        """Lock what the token after `blocks` cached blocks attends to, for somebody who reads it. Its pages, in the
-        order of a handoff's."""
-        pages: list[int] = []
+    def entries(self, hashes: Sequence[bytes], blocks: int, first: int) -> Iterator[Entry]:
+        """Of what the token after `blocks` blocks attends to, in the order of a handoff's pages. `first`: pages that a
+        block has beside those here and before them."""
         for band, cache in self._each():
-            held = [cache.lock(name) for name in self._tail(band, hashes, blocks)]
-            pages += [page for of_group in zip(*held, strict=True) for page in of_group]
-        return pages
+            for name in hashes[self._first(band.rule, blocks) : blocks]:
+                yield Entry(cache, name, first, band.width)
+            first += band.width
 
-    def take_back(self, hashes: Sequence[bytes], blocks: int) -> None:
-        """The end of `lend`."""
+    def of_block(self, block_hash: bytes, first: int) -> Iterator[Entry]:
+        """Entries of a block in all bands."""
         for band, cache in self._each():
-            for name in self._tail(band, hashes, blocks):
-                cache.unlock(name, passed=False)
+            yield Entry(cache, block_hash, first, band.width)
+            first += band.width
 
-    def take_in(self, hashes: Sequence[bytes], blocks: int, pages: Iterator[int]) -> list[int]:
-        """The reverse of `lend`: cache the pages of what came from elsewhere. Returns those that are here already."""
-        doubled: list[int] = []
+    def passed(self, first: int) -> Iterator[Entry]:
+        """Of blocks that requests went past, oldest first, as long as the caller discards them."""
         for band, cache in self._each():
-            names = self._tail(band, hashes, blocks)
-            of_groups = [[next(pages) for _ in names] for _ in range(band.width)]
-            for name, own in zip(names, zip(*of_groups, strict=True), strict=True):
-                if name in cache:
-                    doubled += own
-                else:
-                    cache.add(name, own)
-                    cache.unlock(name, passed=False)
-        return doubled
+            while (block_hash := cache.oldest_passed) is not None:
+                yield Entry(cache, block_hash, first, band.width)
+            first += band.width
+
+    def oldest_end(self) -> bytes | None:
+        """Of the blocks that nobody uses, nor has gone past, that which waits longest."""
+        return next((end for cache in self._caches if (end := cache.oldest_end) is not None), None)
 
     def discard(self, block_hash: bytes) -> Pages:
         """The pages of a block that leaves the radix cache, which nobody uses then."""
@@ -283,14 +283,14 @@ class Bands:
         return _until(count, self._caches, BandCache.evict_end)
 
     def audit(
-        self, holders: Iterable[tuple[list[BandTable], Sequence[bytes]]], lent: Iterable[Prefix] = ()
+        self, holders: Iterable[tuple[list[BandTable], Sequence[bytes]]], locked: Collection[Entry] = ()
     ) -> Iterator[tuple[int, str]]:
-        """Check promises and locks against the tables of all requests, and all that is lent; all pages, each with its
-        owner's name."""
+        """Check promises and locks against the tables of all requests, and what is `locked` besides; all pages, each
+        with its owner's name."""
         held = [each for each in holders if each[0]]
         promised = 0
         for at, (band, cache) in enumerate(self._each()):
-            locks = Counter(name for hashes, blocks in lent for name in self._tail(band, hashes, blocks))
+            locks = Counter(entry.block_hash for entry in locked if entry.cache is cache)
             for tables, hashes in held:
                 table = tables[at]
                 locks.update(hashes[table.first : table.shared])
@@ -306,10 +306,6 @@ class Bands:
 
     def _each(self) -> Iterator[tuple[Band, BandCache]]:
         return zip(self._bands, self._caches, strict=True)
-
-    def _tail(self, band: Band, hashes: Sequence[bytes], blocks: int) -> Sequence[bytes]:
-        """Names of the blocks that the token after `blocks` blocks attends to."""
-        return hashes[self._first(band.rule, blocks) : blocks]
 
     def _first(self, rule: CacheGroup, blocks: int) -> int:
         return rule.first_block(blocks * self._page_size, self._page_size)

@@ -14,8 +14,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from baton.core.layout import KvLayout
+from baton.core.tiers import Tier
 from baton.engine.api import Stage
-from baton.engine.band_cache import Prefix
+from baton.engine.band_cache import Elsewhere, Entry
 from baton.engine.bands import Bands, bands_of
 from baton.engine.request import RequestState
 from baton.engine.states import SnapshotCounts, States, state_pages
@@ -105,30 +106,63 @@ class BoundedPages:
         if self._states is not None:
             request.state = self._states.open(request.hashes, 0 if fetches else blocks)
 
-    def has(self, block_hash: bytes) -> bool:
-        """Whether all cached pages are here that a block can have."""
-        return all(block_hash in part for part in self._parts)
-
     def pages_after(self, blocks: int) -> int:
         """Pages that the token after so many blocks needs."""
         if self._layout is None:
             return 0
         return self._layout.pages_for(blocks * self._layout.page_size) - blocks * self.has_full
 
-    def lend(self, hashes: Sequence[bytes], blocks: int) -> list[int]:
-        """Lock what the token after `blocks` cached blocks needs, for somebody who reads it: its pages, in the order of
-        a handoff's."""
-        return [page for part in self._parts for page in part.lend(hashes, blocks)]
+    def restorable(self, hashes: Sequence[bytes], blocks: int, elsewhere: Elsewhere) -> int:
+        """As `usable`, with what is elsewhere."""
+        found = -1
+        while found != blocks:
+            found = blocks
+            for part, first in self._each():
+                blocks = part.usable(hashes, blocks, elsewhere, first)
+        return blocks
 
-    def take_back(self, hashes: Sequence[bytes], blocks: int) -> None:
-        """The end of `lend`."""
-        for part in self._parts:
-            part.take_back(hashes, blocks)
+    def entries(self, hashes: Sequence[bytes], blocks: int) -> list[Entry]:
+        """Of what the token after `blocks` blocks needs, in the order of a handoff's pages."""
+        return [entry for part, first in self._each() for entry in part.entries(hashes, blocks, first)]
 
-    def take_in(self, hashes: Sequence[bytes], blocks: int, pages: Iterator[int]) -> list[int]:
-        """The reverse of `lend`: cache the pages of what came from elsewhere, of blocks that are in the radix cache.
-        Returns those of what is here already."""
-        return [page for part in self._parts for page in part.take_in(hashes, blocks, pages)]
+    def tier(self, block_hash: bytes, elsewhere: Elsewhere) -> Tier | None:
+        """The farthest place that some of a block's pages must be brought from. None: one is nowhere."""
+        farthest: Tier | None = Tier.POOL
+        for entry in self._of_block(block_hash):
+            tiers = [Tier.POOL] if entry.is_here else [elsewhere.get(name) for name in entry.names]
+            if None in tiers:
+                return None
+            farthest = max(farthest, *tiers)
+        return farthest
+
+    def leave(self, block_hash: bytes) -> list[tuple[bytes, int]]:
+        """As `discard`, with the name of each page; what somebody uses stays, which may be where blocks have no other
+        pages."""
+        named: list[tuple[bytes, int]] = []
+        for entry in self._of_block(block_hash):
+            if entry.is_here and not entry.cache.is_used(block_hash):
+                named += zip(entry.names, entry.cache.discard(block_hash), strict=True)
+        return named
+
+    def leave_passed(self, count: int) -> tuple[list[tuple[bytes, int]], list[int]]:
+        """As `evict_passed`: of what others have gone on from the pages with their names, and the other pages."""
+        named: list[tuple[bytes, int]] = []
+        rest: list[int] = []
+        for part, first in self._each():
+            for entry in part.passed(first):
+                if len(named) + len(rest) >= count:
+                    break
+                is_reused, names = entry.cache.is_reused(entry.block_hash), entry.names
+                pages = entry.cache.discard(entry.block_hash)
+                if is_reused:
+                    named += zip(names, pages, strict=True)
+                else:
+                    rest += pages
+        return named, rest
+
+    def oldest_end(self) -> bytes | None:
+        """A block to evict when there are no others; see Bands.oldest_end."""
+        return next((end for part in self._parts if (end := part.oldest_end()) is not None), None)
 
     def receive(self, request: RequestState) -> None:
         """Own pages for what comes from elsewhere: all that a FETCH needs after its tokens."""
@@ -202,13 +236,24 @@ class BoundedPages:
         """Up to about `count` pages of other blocks that nobody uses."""
         return self._evict(count, [part.evict_ends for part in self._parts])
 
-    def audit(self, requests: Sequence[RequestState], lent: Sequence[Prefix]) -> Iterator[tuple[int, str]]:
+    def audit(self, requests: Sequence[RequestState], lent: Iterable[Entry]) -> Iterator[tuple[int, str]]:
         """Check against all requests, and all that is lent; all pages, each with its owner's name."""
+        locked = [*lent, *(entry for request in requests for entry in request.kept)]
         if self._bands is not None:
-            yield from self._bands.audit(((request.bands, request.hashes) for request in requests), lent)
+            yield from self._bands.audit(((request.bands, request.hashes) for request in requests), locked)
         if self._states is not None:
             held = [(request.state, request.hashes) for request in requests if request.state is not None]
-            yield from self._states.audit(held, lent)
+            yield from self._states.audit(held, locked)
+
+    def _each(self) -> Iterator[tuple[Bands | States, int]]:
+        """With the number of pages that a block has before those of the part."""
+        first = int(self.has_full)
+        for part in self._parts:
+            yield part, first
+            first += part.block_pages if isinstance(part, Bands) else part.width
+
+    def _of_block(self, block_hash: bytes) -> Iterator[Entry]:
+        return (entry for part, first in self._each() for entry in part.of_block(block_hash, first))
 
     def _evict(self, count: int, ways: Iterable[Callable[[int], list[int]]]) -> list[int]:
         pages: list[int] = []

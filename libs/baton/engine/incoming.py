@@ -1,25 +1,28 @@
 """Prefixes that come from elsewhere, into pages of the request that wants them: reserved, filled by somebody, cached.
 
-While a request waits for a pull it has pages that stand for nothing yet (`RequestState.pages` after the cached ones,
-and `arriving`), which are filled in the order of a handoff's pages: all of full attention, then what the next token
-needs of layers with windows and states. How far the source got is known only then, and so is which page is what.
+While a request waits for that it has pages which stand for nothing yet: those of `RequestState.pages` after the cached
+ones, and `arriving`. From another worker comes all of a prefix that is not held, in the order of a handoff's pages: of
+full attention, then what the next token needs of layers with windows and states. How far the source got is known only
+then, and so is which page is what. The tiers of the own agent have pages by name: only those are brought that are
+lacking, of windows and states first, and the others are locked meanwhile.
 
-The ledger (baton.engine.ledger) takes and frees the pages.
+The ledger (baton.engine.ledger) takes the pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from baton.core.layout import CANARY_PAGE
+from baton.engine.band_cache import Entry, in_order, of_caches
 from baton.engine.bounded import BoundedPages
 from baton.engine.radix import RadixCache
 from baton.engine.request import RequestState
 
 
 class Incoming:
-    """What requests pull. Not thread-safe."""
+    """What requests pull and restore. Not thread-safe."""
 
     def __init__(self, cache: RadixCache, bounded: BoundedPages, free: Callable[[list[int]], None]) -> None:
         """`bounded`: what blocks have beside their pages in `cache`. `free` takes pages that nobody needs any more."""
@@ -27,34 +30,70 @@ class Incoming:
         self._bounded = bounded
         self._free = free
 
+    def restorable(self, request: RequestState, usable: int) -> int:
+        """Leading blocks, `usable` at least, after which the request could go on with what is here and in the tiers."""
+        if not self._cache.elsewhere:
+            return usable
+        end = min(request.cacheable_blocks, len(request.hashes))
+        if self._bounded.has_full:
+            end = self._cache.match_elsewhere(request.hashes, request.hint_blocks, end)
+        return max(usable, self._bounded.restorable(request.hashes, end, self._cache.elsewhere))
+
     def extra_pages(self, held: int, blocks: int, fresh: int) -> int:
         """Pages for a pull of blocks `held:blocks`, beside those of the `fresh` blocks that the request lacks."""
-        return max(0, self._pages(held, blocks) - fresh * self._bounded.has_full)
+        return max(0, (blocks - held - fresh) * self._bounded.has_full + self._bounded.pages_after(blocks))
 
     def to_fill(self, request: RequestState) -> list[int]:
         """The pages of what the request pulls, in their order."""
-        return self.own(request)[: self._pages(request.held_blocks, request.pull_blocks)]
+        held, blocks = request.held_blocks, request.pull_blocks
+        beside = len(request.arriving) if request.from_tier else self._bounded.pages_after(blocks)
+        return self.own(request)[: (blocks - held) * self._bounded.has_full + beside]
+
+    def names(self, request: RequestState) -> list[bytes]:
+        """Of the blocks that the request pulls, or of the pages that it has brought from the tiers."""
+        blocks = request.hashes[request.held_blocks : request.pull_blocks]
+        if not request.from_tier:
+            return blocks
+        return [*in_order(request.lacking, lambda entry: entry.names), *(blocks if self._bounded.has_full else [])]
 
     def own(self, request: RequestState) -> list[int]:
         """All pages of the request itself but those of windows and states."""
         full = request.pages.view[request.held_blocks :].tolist() if self._bounded.has_full else []
-        return [*full, *request.arriving]
+        return [*request.arriving, *full] if request.from_tier else [*full, *request.arriving]
 
     def arrived(self, request: RequestState, blocks: int) -> None:
         """So many leading blocks are there, and nobody writes into the request's pages any more: what came belongs to
         the cache, under the request's lock, and the other pages to nobody."""
-        pages, held = iter(self.own(request)), request.held_blocks
+        pages = iter(self.own(request))
+        if request.from_tier and blocks == request.pull_blocks:
+            self._take_in(request.lacking, pages)
+        if request.held_blocks < blocks:
+            self._insert(request, blocks, pages)
+            if not request.from_tier:
+                self._take_in(self._bounded.entries(request.hashes, blocks), pages)
         request.pages.clear()
         request.arriving = []
-        if held < blocks and request.node is not None:
-            count = blocks - held
-            own = list(islice(pages, count)) if self._bounded.has_full else [CANARY_PAGE] * count
-            insertion = self._cache.insert(request.node, request.hashes[held:blocks], own)
-            request.node, request.held_blocks = insertion.node, blocks
-            if self._bounded.has_full:
-                self._free([own[index] for index, _ in insertion.duplicates])
-            self._free(self._bounded.take_in(request.hashes, blocks, pages))
+        self.let_go(request)
         self._free(list(pages))
 
-    def _pages(self, held: int, blocks: int) -> int:
-        return (blocks - held) * self._bounded.has_full + self._bounded.pages_after(blocks)
+    def let_go(self, request: RequestState) -> None:
+        """Nothing comes any more."""
+        for entry in request.kept:
+            entry.unlock()
+        request.lacking, request.kept = [], []
+
+    def _insert(self, request: RequestState, blocks: int, pages: Iterator[int]) -> None:
+        if request.node is None:
+            return
+        has_full, count = self._bounded.has_full, blocks - request.held_blocks
+        own = list(islice(pages, count)) if has_full else [CANARY_PAGE] * count
+        insertion = self._cache.insert(request.node, request.hashes[request.held_blocks : blocks], own)
+        request.node, request.held_blocks = insertion.node, blocks
+        if has_full:
+            self._free([own[index] for index, _ in insertion.duplicates])
+
+    def _take_in(self, entries: list[Entry], pages: Iterator[int]) -> None:
+        for of_cache in of_caches(entries):
+            of_groups = [[next(pages) for _ in of_cache] for _ in range(of_cache[0].width)]
+            for entry, own in zip(of_cache, zip(*of_groups, strict=True), strict=True):
+                self._free(list(entry.take_in(own)))

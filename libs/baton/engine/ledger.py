@@ -40,7 +40,7 @@ class PageLedger:
         """`layout`: of models with groups of layers. `step_tokens`: tokens of one prompt that are planned or under way
         at the same time, at most. `most_blocks` are those of the longest request that the pool is enough for."""
         self.allocator = allocator
-        self.cache = RadixCache(lambda block_hash: self.bounded.has(block_hash))
+        self.cache = RadixCache(lambda *block: self.bounded.tier(*block))
         self.page_size = page_size
         self.bounded = BoundedPages(layout, step_tokens, self._take, lambda: self.available_pages, self.cache.note)
         self.most_blocks = allocator.usable if layout is None else most_blocks(layout, allocator.usable, step_tokens)
@@ -79,11 +79,6 @@ class PageLedger:
         return self._has_full + self.bounded.block_pages
 
     @property
-    def lends_blocks(self) -> bool:
-        """Whether blocks can leave for tiers: where all layers of one are in one page."""
-        return not self.bounded
-
-    @property
     def keeps_states(self) -> bool:
         """Whether a prefix can be reused after some of its blocks only: where a step has ended."""
         return self.bounded.keeps_states
@@ -114,9 +109,7 @@ class PageLedger:
 
     def restorable_blocks(self, request: RequestState) -> int:
         """Leading blocks that the request would find in the cache and the host tier together, as far as is known."""
-        if not self.lends_blocks:
-            return self.cached_blocks(request)
-        return self.cache.match_elsewhere(request.hashes, self.cached_blocks(request), request.cacheable_blocks)
+        return self.incoming.restorable(request, self.cached_blocks(request))
 
     def tiers(self, block_hashes: Sequence[bytes]) -> list[Tier]:
         """Where the agent should have each of the blocks."""
@@ -127,17 +120,26 @@ class PageLedger:
 
         False, and nothing changed, when that would leave fewer than `headroom` pages available to others.
         """
-        blocks, pulls = self.cached_blocks(request), self.lacking_blocks(request)
+        usable, pulls = self.cached_blocks(request), self.lacking_blocks(request)
+        from_tier = pulls > 0 and self.restorable_blocks(request) >= pulls
+        blocks = min(request.hint_blocks, pulls) if from_tier else usable
+        entries = self.bounded.entries(request.hashes, pulls) if from_tier else []
+        lacking = [entry for entry in entries if not entry.is_here]
         fresh = self.pages_for(len(request.tokens)) - blocks
-        extra = self.incoming.extra_pages(blocks, pulls, fresh) if pulls else 0
+        extra = self.incoming.extra_pages(blocks, pulls, fresh) if pulls and not from_tier else 0
+        extra += sum(entry.width for entry in lacking)
         wanted = fresh * self._has_full + extra + headroom * self.block_pages
         if wanted > self.available_pages:
             return False
         node, cached = self.cache.acquire(request.hashes, blocks)
+        request.kept = [entry for entry in entries if entry.is_here]
+        for entry in request.kept:
+            entry.lock()
         if not pulls:
             self.bounded.open(request, blocks)
         if wanted > self.available_pages:  # the prefix itself was part of what seemed available
             self._free(self.bounded.close(request))
+            self.incoming.let_go(request)
             self.cache.release(node)
             return False
         request.node = node
@@ -145,6 +147,7 @@ class PageLedger:
         request.pages.extend(cached)
         request.pages.extend(self._take_full(fresh))
         request.arriving, request.pull_blocks = self._take(extra), pulls
+        request.from_tier, request.lacking, request.usable_blocks = from_tier, lacking, usable
         if request.stage is Stage.FETCH and not pulls:
             self.bounded.receive(request)
         return True
@@ -213,6 +216,7 @@ class PageLedger:
             return
         self._free(self.bounded.close(request))
         self._free(self.incoming.own(request))
+        self.incoming.let_go(request)
         self.cache.release(request.node)
         request.pages.clear()
         request.arriving = []

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from baton.core.attempt import Attempt
+from baton.core.tiers import Tier
 from baton.engine.api import Loan, MovedOut
-from baton.engine.band_cache import Prefix
+from baton.engine.band_cache import Entry, in_order
 from baton.engine.bounded import BoundedPages
 from baton.engine.pool import PageAllocator
 from baton.engine.radix import Node, RadixCache
@@ -36,7 +37,7 @@ class Outgoing:
         self._moving: dict[int, list[int]] = {}  # pages by batch, which are being copied to the host tier
         self._batches = 0
         self._free_target = 0  # pages to keep free by moving cached blocks to the host tier; 0 = there is none
-        self._loans: dict[Attempt, tuple[Node, Prefix]] = {}  # cached prefixes that other workers read
+        self._loans: dict[Attempt, tuple[Node, list[Entry]]] = {}  # cached prefixes that other workers read
 
     @property
     def locked(self) -> list[Node]:
@@ -44,9 +45,9 @@ class Outgoing:
         return [node for node, _ in self._loans.values()]
 
     @property
-    def lent(self) -> list[Prefix]:
-        """What is lent, once for each loan."""
-        return [prefix for _, prefix in self._loans.values()]
+    def lent(self) -> Iterator[Entry]:
+        """What loans lock besides."""
+        return (entry for _, entries in self._loans.values() for entry in entries)
 
     @property
     def moving_pages(self) -> Iterator[int]:
@@ -65,8 +66,9 @@ class Outgoing:
         if blocks <= first:
             return Loan([], [])
         node, full = self._cache.acquire(names, blocks)
-        self._loans[attempt] = node, (names, blocks)
-        pages = (full if self._bounded.has_full else []) + self._bounded.lend(names, blocks)
+        entries = self._bounded.entries(names, blocks)
+        self._loans[attempt] = node, entries
+        pages = [*(full if self._bounded.has_full else []), *in_order(entries, Entry.lock)]
         return Loan(pages, self._allocator.generations(pages), blocks * self._page_size)
 
     def _exceeds(self, blocks: int, wanted: int) -> bool:
@@ -77,13 +79,14 @@ class Outgoing:
     def take_back(self, attempt: Attempt) -> None:
         """See StepEngine.take_back."""
         if attempt in self._loans:
-            node, prefix = self._loans.pop(attempt)
-            self._bounded.take_back(*prefix)
+            node, entries = self._loans.pop(attempt)
+            for entry in entries:
+                entry.unlock()
             self._cache.release(node)
 
     def use_tier(self, free_pages: int) -> None:
         """See StepEngine.use_tier."""
-        self._free_target = 0 if self._bounded else free_pages
+        self._free_target = free_pages
         if not free_pages:
             self._cache.place(list(self._cache.elsewhere), None)
 
@@ -92,13 +95,29 @@ class Outgoing:
         lacking = self._free_target - self._allocator.free_pages - sum(map(len, self._moving.values()))
         if lacking <= self._free_target // 4:  # a few larger batches rather than one with every step
             return None
-        moved = self._cache.move_out(lacking)
+        moved = self._choose(lacking)
         if not moved:
             return None
+        self._cache.place([name for name, _ in moved], Tier.HOST)
         self._batches += 1
         batch = MovedOut(self._batches, [name for name, _ in moved], [page for _, page in moved])
         self._moving[batch.number] = batch.page_ids
         return batch
+
+    def _choose(self, count: int) -> list[tuple[bytes, int]]:
+        """Pages, with their names, that nobody uses: least recently used blocks with all that is here of them. Those
+        that moved out before are among them, so that whoever has them knows what was used last. What requests went past
+        goes before these. It is of use only where others branch off: that moves, and the rest is evicted."""
+        moved, evicted = self._bounded.leave_passed(count)
+        self._free(evicted)
+        while len(evicted) + len(moved) < count:
+            if self._bounded.has_full and (block := self._cache.evict_one()) is not None:
+                moved += [block, *self._bounded.leave(block[0])]
+            elif not self._bounded.has_full and (end := self._bounded.oldest_end()) is not None:
+                moved += self._bounded.leave(end)
+            else:
+                break
+        return moved
 
     def moved(self, batch: int) -> None:
         """See StepEngine.moved."""

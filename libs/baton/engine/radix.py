@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 from baton.core.errors import InternalError
 from baton.core.tiers import Tier
+from baton.engine.band_cache import Elsewhere
 
 _ROOT_PAGE = -1
 
@@ -68,12 +69,12 @@ class Insertion:
 class RadixCache:
     """See the module's docstring. Pages handed to `insert` belong to the cache until `evict` returns them.
 
-    `is_whole`: whether a block has all other pages that it needs to be of use, too. Only then it counts as being here
-    in what is told; whoever changes that calls `note` before.
+    `beside`: of blocks that need other pages besides, the farthest place where some of these are, None if they are not
+    all somewhere: what is told of a block is about all of them. Whoever changes that calls `note` before.
     """
 
-    def __init__(self, is_whole: Callable[[bytes], bool] = lambda block_hash: True) -> None:
-        self._is_whole = is_whole
+    def __init__(self, beside: Callable[[bytes, Elsewhere], Tier | None] | None = None) -> None:
+        self._beside = beside
         self.root = Node(b"", _ROOT_PAGE, None)
         self.elsewhere: dict[bytes, Tier] = {}  # blocks that the worker's agent holds, whether they are here or not
         self.host_blocks = 0  # of `elsewhere`: in host memory
@@ -196,16 +197,6 @@ class RadixCache:
         self._remove(node)
         return node.block_hash, node.page
 
-    def move_out(self, count: int) -> list[tuple[bytes, int]]:
-        """As `evict`, but the blocks are held elsewhere from now on: (hash, page) of each. Those that had been there
-        are among them, so that whoever holds them knows what was used last."""
-        moved: list[tuple[bytes, int]] = []
-        while len(moved) < count and (node := self._oldest()) is not None:
-            self.place([node.block_hash], Tier.HOST)
-            self._remove(node)
-            moved.append((node.block_hash, node.page))
-        return moved
-
     def place(self, block_hashes: Iterable[bytes], tier: Tier | None) -> None:
         """These blocks are held elsewhere in `tier`; None: not any more, or never were."""
         for block_hash in block_hashes:
@@ -287,8 +278,11 @@ class RadixCache:
         self._offer(parent)
 
     def _tier(self, block_hash: bytes) -> Tier | None:
-        is_here = block_hash in self._nodes and self._is_whole(block_hash)
-        return Tier.POOL if is_here else self.elsewhere.get(block_hash)
+        tier = Tier.POOL if block_hash in self._nodes else self.elsewhere.get(block_hash)
+        if tier is None or self._beside is None:
+            return tier
+        beside = self._beside(block_hash, self.elsewhere)
+        return None if beside is None else max(tier, beside)
 
     def note(self, block_hash: bytes) -> None:
         """The block's place is about to change."""

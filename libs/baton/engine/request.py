@@ -25,6 +25,7 @@ from baton.core.attempt import Attempt
 from baton.core.hashing import block_hashes
 from baton.core.sampling import SamplingParams
 from baton.engine.api import EngineRequest, Finish, Stage, TokenLogprob
+from baton.engine.band_cache import Entry
 from baton.engine.bands import BandTable
 from baton.engine.grammar.matcher import Matcher
 from baton.engine.pooling.pooler import Pooled
@@ -118,6 +119,10 @@ class RequestState:
     announced: bool = False  # its pages are offered to another worker: they stay as they are until `release`
     sealed: bool = False  # an announced page duplicates a cached one: nothing more is shared before `release`
     arriving: list[int] = field(default_factory=list)  # own pages for a pull, beside those of `pages`
+    from_tier: bool = False  # what it pulls comes from the own agent: `lacking` goes into `arriving`
+    lacking: list[Entry] = field(default_factory=list)
+    kept: list[Entry] = field(default_factory=list)  # what is here of the same prefix, locked until that has come
+    usable_blocks: int = 0  # that it found in the cache when it got its pages
     computed_len: int = 0  # leading tokens whose K and V are in the pages
     planned_len: int = 0  # the same once the steps under way have ended: the next step's cached_len
     pending: int = 0  # tokens that steps under way draw, which follow `tokens`: at most 1 whenever a step is planned

@@ -110,12 +110,11 @@ class Scheduler:
 
     def pulled(self, request: RequestState, tokens: int) -> None:
         """A pull is over: what came goes to the cache, where the request finds it when it is its turn."""
-        before = request.held_blocks
         self._ledger.incoming.arrived(request, tokens // self._ledger.page_size)
         if request.phase is Phase.HELD:
             self.end(request)
             return
-        request.pulled_tokens = (request.held_blocks - before) * self._ledger.page_size
+        request.pulled_tokens = max(0, tokens - request.usable_blocks * self._ledger.page_size)
         request.pull_blocks, request.pull_tried = 0, True
         self._leave(request)
         self._ledger.vacate(request)
@@ -318,7 +317,7 @@ class Scheduler:
         planned."""
         self._waiting.remove(request)
         if request.pull_blocks:
-            self._reserve(plan, request, request.hashes[request.held_blocks : request.pull_blocks])
+            self._reserve(plan, request)
             return 0
         request.pull_tried = True
         cached_tokens = request.held_blocks * self._ledger.page_size
@@ -330,7 +329,7 @@ class Scheduler:
                 Admitted(request.attempt, cached_tokens, now - request.arrived_s, pulled_tokens=pulled_tokens)
             )
         if request.stage is Stage.FETCH:
-            self._reserve(plan, request, [])
+            self._reserve(plan, request)
             return 0
         request.phase = Phase.EXTENDING
         request.computed_len = request.planned_len = cached_tokens
@@ -338,15 +337,15 @@ class Scheduler:
         self._running.add(request)
         return self._plan_chunk(plan, request, budget)
 
-    def _reserve(self, plan: StepPlan, request: RequestState, block_hashes: list[bytes]) -> None:
+    def _reserve(self, plan: StepPlan, request: RequestState) -> None:
         """Somebody fills the request's own pages: all of them, or those of the blocks that are pulled."""
         request.phase = Phase.FETCHING
         self._fetching[request.attempt] = request
         first_page, wanted = self._ledger.reserved(request)
-        from_tier = bool(block_hashes) and self._ledger.restorable_blocks(request) >= request.pull_blocks
-        tiers = self._ledger.tiers(block_hashes) if from_tier else []
-        tokens = request.pull_blocks * self._ledger.page_size
-        plan.reserved.append(Reserved(request.attempt, first_page, wanted, block_hashes, tiers, tokens))
+        names = self._ledger.incoming.names(request) if request.pull_blocks else []
+        tiers = self._ledger.tiers(names) if request.from_tier else []
+        tokens, usable = (blocks * self._ledger.page_size for blocks in (request.pull_blocks, request.usable_blocks))
+        plan.reserved.append(Reserved(request.attempt, first_page, wanted, names, tiers, tokens, usable))
 
     def _enqueue(self, request: RequestState) -> None:
         request.phase = Phase.WAITING

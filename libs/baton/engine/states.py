@@ -22,13 +22,12 @@ The ledger (baton.engine.ledger) is the only user; it evicts, and says what is f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from baton.core.errors import InternalError
 from baton.core.layout import STATE, KvLayout
-from baton.engine.band_cache import BandCache, Pages, Prefix
+from baton.engine.band_cache import BandCache, Elsewhere, Entry, Pages, held_elsewhere
 
 SNAPSHOT_BLOCKS = 16  # between snapshots while tokens are drawn
 
@@ -89,9 +88,6 @@ class States:
         self.width = state_pages(layout)
         self.counts = SnapshotCounts()
 
-    def __contains__(self, block_hash: bytes) -> bool:
-        return block_hash in self._cache
-
     @property
     def evictable_pages(self) -> int:
         return self.width * self._cache.unused
@@ -101,9 +97,10 @@ class States:
         """Pages that requests may still take, or would have to if those that they share were not there."""
         return self.width * (self._promised + self._cache.doubled)
 
-    def usable(self, hashes: Sequence[bytes], blocks: int) -> int:
-        """The most of the first `blocks` blocks after which there is a snapshot."""
-        return self._cache.usable(hashes, blocks, lambda n: max(0, n - 1))
+    def usable(self, hashes: Sequence[bytes], blocks: int, elsewhere: Elsewhere | None = None, first: int = 0) -> int:
+        """The most of the first `blocks` blocks after which there is a snapshot, or one is `elsewhere`. `first`: as
+        with `entries`."""
+        return self._cache.usable(hashes, blocks, lambda n: max(0, n - 1), held_elsewhere(elsewhere, first, self.width))
 
     def open(self, hashes: Sequence[bytes], blocks: int) -> StateTable:
         """The table of a request that goes on after `blocks` cached blocks, the last of which has a snapshot."""
@@ -165,22 +162,23 @@ class States:
         table.versions = []
         return freed
 
-    def lend(self, hashes: Sequence[bytes], blocks: int) -> list[int]:
-        """Lock the snapshot after `blocks` blocks, for somebody who reads it. Its pages, in their order."""
-        return list(self._cache.lock(hashes[blocks - 1]))
+    def entries(self, hashes: Sequence[bytes], blocks: int, first: int) -> Iterator[Entry]:
+        """That of the state after `blocks` blocks. `first`: pages that a block has before those of a state."""
+        if blocks:
+            yield from self.of_block(hashes[blocks - 1], first)
 
-    def take_back(self, hashes: Sequence[bytes], blocks: int) -> None:
-        """The end of `lend`."""
-        self._cache.unlock(hashes[blocks - 1], passed=False)
+    def of_block(self, block_hash: bytes, first: int) -> Iterator[Entry]:
+        """The same, by the last block."""
+        yield Entry(self._cache, block_hash, first, self.width)
 
-    def take_in(self, hashes: Sequence[bytes], blocks: int, pages: Iterator[int]) -> list[int]:
-        """The reverse of `lend`: cache a snapshot that came from elsewhere. Returns its pages if it is here already."""
-        name, own = hashes[blocks - 1], tuple(islice(pages, self.width))
-        if name in self._cache:
-            return list(own)
-        self._cache.add(name, own)
-        self._cache.unlock(name, passed=False)
-        return []
+    def passed(self, first: int) -> Iterator[Entry]:
+        """Of snapshots that requests went past, oldest first, as long as the caller discards them."""
+        while (block_hash := self._cache.oldest_passed) is not None:
+            yield Entry(self._cache, block_hash, first, self.width)
+
+    def oldest_end(self) -> bytes | None:
+        """Of the snapshots that nobody uses, nor has gone past, that which waits longest."""
+        return self._cache.oldest_end
 
     def discard(self, block_hash: bytes) -> Pages:
         """The pages of the snapshot of a block that leaves the radix cache, which nobody uses then."""
@@ -197,11 +195,11 @@ class States:
         return self._until(count, self._cache.evict_end)
 
     def audit(
-        self, holders: Iterable[tuple[StateTable, Sequence[bytes]]], lent: Iterable[Prefix] = ()
+        self, holders: Iterable[tuple[StateTable, Sequence[bytes]]], locked: Collection[Entry] = ()
     ) -> Iterator[tuple[int, str]]:
-        """Check promises and locks against the tables of all requests, and all that is lent; all pages, each with its
-        owner's name."""
-        locks = Counter(hashes[blocks - 1] for hashes, blocks in lent)
+        """Check promises and locks against the tables of all requests, and what is `locked` besides; all pages, each
+        with its owner's name."""
+        locks = Counter(entry.block_hash for entry in locked if entry.cache is self._cache)
         promised = 0
         for table, hashes in holders:
             promised += table.promised

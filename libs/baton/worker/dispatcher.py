@@ -80,7 +80,7 @@ class Dispatcher:
         self._desk: HandoffDesk = make_desk(self)
         self._pulls = Pulls(self, layout, description.worker_id, pull_timeout_s)
         self._loans = Loans(self, layout)
-        self._tiering = Tiering(self, description.pages, lends_blocks=not layout.groups)
+        self._tiering = Tiering(self, description.pages)
         self._gate = GrammarGate(grammars, self._submit, self._refuse)
         engine = make_engine(self._desk.listener)
         self._engine_loop = EngineLoop(engine, self._on_step, on_crash)

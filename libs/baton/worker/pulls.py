@@ -101,8 +101,12 @@ class Pulls:
 
     def _worth(self, reserved: Reserved, extend_tokens_per_s: float) -> int:
         """How many pages the agent's tiers bring sooner than they are computed, as far as that is measured."""
-        block_bytes = self._layout.layers * self._layout.page_bytes
-        pages = self.prices.worth(reserved.tiers, block_bytes, self._layout.page_size, extend_tokens_per_s)
+        page_bytes, whole = self._layout.layers * self._layout.page_bytes, len(reserved.page_ids)
+        if self._layout.groups:
+            saved_tokens = reserved.tokens - reserved.usable_tokens
+            pages = whole * self.prices.worth_all(reserved.tiers, page_bytes, saved_tokens, extend_tokens_per_s)
+        else:
+            pages = self.prices.worth(reserved.tiers, page_bytes, self._layout.page_size, extend_tokens_per_s)
         if pages < len(reserved.page_ids):
             metrics.restores.labels(outcome="slower").inc()
         return pages
@@ -139,9 +143,13 @@ class Pulls:
         if isinstance(message, FetchFailed):
             self._failed(asked, message)
         else:
-            tokens = min(message.tokens, asked.tokens)
+            if isinstance(message, Fetched):
+                tokens = min(message.tokens, asked.tokens)
+                pages = self._layout.pages_for(tokens) - asked.reserved.first_page
+            else:
+                pages = message.tokens // self._layout.page_size - asked.reserved.first_page
+                tokens = self._brought(asked, pages)
             outcome = "fetched" if tokens == asked.tokens else "in_part"
-            pages = self._layout.pages_for(tokens) - asked.reserved.first_page
             if isinstance(message, Fetched):
                 self._pulled(asked, message, outcome, pages)
             else:
@@ -149,6 +157,13 @@ class Pulls:
             log.debug("prefix fetched", request_id=asked.reserved.attempt.request_id, tokens=tokens, outcome=outcome)
         self._over(asked.reserved.attempt, tokens)
         return True
+
+    def _brought(self, asked: _Asked, pages: int) -> int:
+        """How many tokens are there with so many of the pages that were asked for: none, unless all are, of a model
+        whose blocks have pages of several kinds."""
+        if self._layout.groups:
+            return asked.tokens if pages == len(asked.reserved.page_ids) else 0
+        return min((asked.reserved.first_page + pages) * self._layout.page_size, asked.tokens)
 
     def _pulled(self, asked: _Asked, message: Fetched, outcome: str, pages: int) -> None:
         metrics.pulls.labels(outcome=outcome).inc()

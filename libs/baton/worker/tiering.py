@@ -30,10 +30,8 @@ MIN_FREE_PAGES = 8
 class Tiering:
     """What moves out of one worker's pool; all state is touched on the asyncio loop only."""
 
-    def __init__(self, counter: Counter, pages: int, *, lends_blocks: bool = True) -> None:
-        """`lends_blocks`: whether blocks can leave the pool, which they cannot where layers do not share pages."""
+    def __init__(self, counter: Counter, pages: int) -> None:
         self._counter = counter
-        self._lends_blocks = lends_blocks
         self._free_pages = max(MIN_FREE_PAGES, pages // FREE_SHARE)
         self._under_way: set[int] = set()  # batches that the agent may be reading
         self._stranded: set[int] = set()  # the same of an agent that is lost: until the next Welcome
@@ -68,9 +66,7 @@ class Tiering:
         for batch in self._stranded:
             self._over(batch)
         self._stranded.clear()
-        if tier_blocks and not self._lends_blocks:
-            log.info("host tier not used: blocks of this model have pages of several kinds, and some let go of them")
-        elif tier_blocks:
+        if tier_blocks:
             log.info("host tier in use", blocks=tier_blocks, free_pages=self._free_pages)
             free_pages = self._free_pages
             self._counter.post(lambda engine: engine.use_tier(free_pages))
@@ -108,6 +104,11 @@ class RestorePrices:
         parts = [(blocks * block_tokens, self._seconds(tier, blocks * block_bytes)) for tier, blocks in runs]
         chosen, _ = worth_restoring(parts, tokens_per_s)
         return sum(blocks for _, blocks in runs[:chosen])
+
+    def worth_all(self, tiers: Sequence[Tier], page_bytes: int, tokens: int, tokens_per_s: float) -> bool:
+        """Whether pages in `tiers`, of use only together, come sooner than `tokens` are computed."""
+        seconds = sum(self._seconds(tier, tiers.count(tier) * page_bytes) for tier in set(tiers))
+        return worth_restoring([(tokens, seconds)], tokens_per_s)[0] > 0
 
     def _seconds(self, tier: Tier, size_bytes: int) -> float:
         meter = self.meters[tier]

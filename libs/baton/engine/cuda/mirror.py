@@ -172,8 +172,9 @@ class MirroredEngine:
         reserved = self._reserved.pop(attempt, None)
         if reserved is None:
             return
-        pages = self._layout.pages_for(tokens or 0)
-        filled = len(reserved.page_ids) if tokens is None else max(0, pages - reserved.first_page)
+        filled = len(reserved.page_ids)
+        if tokens is not None and tokens != reserved.tokens:
+            filled = max(0, self._layout.pages_for(tokens) - reserved.first_page)
         self._mirror.up(reserved.page_ids[:filled])
 
 

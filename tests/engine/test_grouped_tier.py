@@ -1,0 +1,131 @@
+"""A host tier for models whose blocks have pages of several kinds: each page moves by a name of its own, and a prefix
+comes back with all that one needs to go on after it, or not at all."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from engine_harness import ROOT, Loop, prompt
+from grouped_toys import LAYOUTS, SEARCHED, toy
+from test_engine_tier import Tiered
+from windowed_toy import reference
+
+from baton.core.attempt import Attempt
+from baton.core.hashing import block_hashes, page_name
+from baton.core.layout import KvLayout
+from baton.core.tiers import Tier
+from baton.engine.band_cache import BandCache, Entry, held_elsewhere, in_order
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request) -> KvLayout:
+    return LAYOUTS[request.param]
+
+
+def small(layout: KvLayout, blocks: int = 1000) -> Tiered:
+    """An engine that keeps a few requests' pages."""
+    pages = {"windows": 40, "one window": 24, "states": 12}.get(_name(layout), 150)
+    return Tiered(pages=2 + pages, free_pages=pages // 3, blocks=blocks, runner=toy(layout))
+
+
+def _name(layout: KvLayout) -> str:
+    return next(name for name, each in LAYOUTS.items() if each is layout)
+
+
+def computed(engine: Tiered) -> int:
+    return sum(step.extend_tokens for step in engine.steps)
+
+
+def test_what_leaves_the_pool_comes_back(layout: KvLayout) -> None:
+    """A conversation goes on after others have filled the pool."""
+    engine = small(layout)
+    first = prompt(62)
+    longer = [*first, *reference(layout, first, 1), 1, 2]
+    for name, tokens in (("a", first), *((f"{seed}", prompt(90, seed)) for seed in range(1, 12))):
+        engine.submit(name, tokens, 1)
+        engine.run_all()
+    before = computed(engine)
+    again = engine.submit("again", longer, 6)
+    engine.run_all()
+    assert engine.outputs[again] == reference(layout, longer, 6)
+    assert engine.restored > 0
+    assert (engine.cached[again], computed(engine) - before) == (60, 5)
+    engine.assert_quiet()
+
+
+@pytest.mark.parametrize("length", [61, 62, 64, 67])
+def test_an_end_is_of_use_when_all_that_was_gone_past_is_gone(layout: KvLayout, length: int) -> None:
+    engine, tokens = Tiered(pages=400, free_pages=0, runner=toy(layout)), prompt(length)
+    engine.submit("a", tokens, 1)
+    engine.run()
+    ledger = engine.engine._ledger
+    ledger.allocator.free(ledger.bounded.evict_passed(1000))
+    again = engine.submit("again", [*tokens, 1, 2, 3, 4], 6)
+    engine.run()
+    assert engine.cached[again] == length // 4 * 4
+    assert engine.outputs[again] == reference(layout, [*tokens, 1, 2, 3, 4], 6)
+
+
+def test_what_is_here_of_a_prefix_stays_until_the_rest_has_come() -> None:
+    """Half of a window is in the pool, and locked; the other half is brought."""
+    layout = LAYOUTS["one window"]
+    engine = Tiered(pages=2 + 60, free_pages=8, runner=toy(layout))
+    tokens = prompt(62)
+    engine.submit("a", tokens, 1)
+    engine.run()
+    ledger = engine.engine._ledger
+    names = block_hashes(ROOT, tokens, 4)
+    for name, page in ledger.bounded.leave(names[14]):
+        engine.kept[name] = engine.pool.tensor[:, page].clone()
+        ledger.cache.place([name], Tier.HOST)
+        ledger.allocator.free([page])
+    attempt = engine.submit("b", tokens, 8)
+    engine.run()
+    reserved = engine.reserved[attempt]
+    assert (len(reserved.page_ids), reserved.tokens, reserved.usable_tokens) == (1, 60, 56)
+    ledger.bounded.evict_ends(1000)
+    assert all(name in ledger.bounded._bands._caches[0] for name in names[12:14])
+    engine.run_all()
+    assert engine.outputs[attempt] == reference(layout, tokens, 8)
+    assert engine.cached[attempt] == 60
+    engine.assert_quiet()
+
+
+@pytest.mark.parametrize(("name", "loop_name"), SEARCHED)
+def test_any_order_of_moves_and_restores(name: str, loop_name: str, monkeypatch) -> None:
+    """A small pool, a small tier, restores that come whole or not at all: tokens stay the reference's."""
+    monkeypatch.setattr(Loop, "name", loop_name)
+    choose, layout = random.Random(1), LAYOUTS[name]
+    engine = small(layout, blocks=choose.choice([100, 300]))
+    stems = [prompt(length, seed=7 + length) for length in (16, 24, 32, 36)]
+    expected: dict[Attempt, list[int]] = {}
+    for n in range(60):
+        tokens = stems[n // 4 % 4] + prompt(choose.randint(1, 12), seed=n // 2)
+        expected[engine.submit(f"r{n}", tokens, 6)] = reference(layout, tokens, 6)
+        for _ in range(choose.randint(2, 20)):
+            if engine.engine.has_work and choose.random() < 0.8:
+                engine.step()
+            elif engine.reserved:
+                attempt = choose.choice(list(engine.reserved))
+                if choose.random() < 0.1:
+                    engine.engine.cancel(attempt)
+                    del expected[attempt]
+                engine.restore(attempt, choose.choice([0, 2, 1000, 1000, 1000]))
+    engine.run_all()
+    for attempt, tokens in expected.items():
+        assert engine.outputs[attempt] == tokens
+    assert engine.restored > 5, "the search is not about nothing"
+    assert engine.engine.load().lent_pages == 0
+
+
+def test_names_of_pages_in_their_order() -> None:
+    a, b = BandCache(), BandCache()
+    first, second = bytes(16), bytes([1]) * 16
+    entries = [Entry(a, first, 1, 2), Entry(a, second, 1, 2), Entry(b, second, 3, 1)]
+    named = [(first, 1), (second, 1), (first, 2), (second, 2), (second, 3)]
+    assert list(in_order(entries, lambda entry: entry.names)) == [page_name(*each) for each in named]
+    assert page_name(first, 0) == first
+    assert len({page_name(name, page) for name in (first, second) for page in range(9)}) == 18
+    tier = dict.fromkeys((page_name(first, 1), page_name(first, 2), page_name(second, 1)), Tier.HOST)
+    assert [held_elsewhere(tier, 1, 2)(name) for name in (first, second)] == [True, False]
