@@ -194,8 +194,9 @@ class _Loader:
     @torch.inference_mode()
     def _layer(self, layer: int) -> LayerWeights:
         config, names = self._config, self._config.names_of(layer)
-        prefix, mlp_prefix = (None if block is None else names.layer.format(block) for block in config.blocks[layer])
-        assert prefix is not None
+        block, mlp_block = config.blocks[layer]
+        prefix = names.layer.format(block)
+        mlp_prefix = None if mlp_block is None else names.layer.format(mlp_block)
         sinks = None
         if config.sinks is not None:
             sinks = self._reader.one(f"{prefix}.{config.sinks}", (config.heads,)).float()
