@@ -88,10 +88,11 @@ class RowPages:
             self._tell(slot)
         if not self.cached_tokens:
             return part
-        table = self._row.page_table[0, : -(-self.cached_tokens // page_size)].long()
-        parts = [self._pool[slot][table, plane, :, within] for plane, within, _ in places]
-        held = self._elements.numbers(torch.cat(parts, dim=-1))  # [pages, page_size, elements]
-        return torch.cat((track.shaped(held.flatten(0, 1)[: self.cached_tokens]), part), dim=-2)
+        table = self._row.page_table[0, : -(-self.cached_tokens // page_size)]
+        parts = [self._pool[slot, :, plane, :, within].index_select(0, table) for plane, within, _ in places]
+        held = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)  # [pages, page_size, elements]
+        numbers = self._elements.numbers(held.flatten(0, 1)[: self.cached_tokens])
+        return torch.cat((track.shaped(numbers), part), dim=-2)
 
     def states_of(self, layer: int) -> Mapping[StateName, torch.Tensor]:
         if self._store is None or layer not in self._places:
