@@ -63,6 +63,15 @@ def test_recording_changes_no_bit(folders: dict[str, Path], name: str, monkeypat
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_steps_with_many_bytes_of_states_are_not_recorded(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = load(folders["lfm 2"])
+    monkeypatch.setattr(recorded, "MOST_STATE_BYTES", 2 * runner._states.row_bytes)
+    logits_of(runner, seed=1)
+    assert set(recordings(runner)) == {1, 2}
+
+
 def test_another_pool_is_recorded_anew(folders: dict[str, Path]) -> None:
     runner = load(folders["qwen3"])
     first, second = logits_of(runner, seed=1), logits_of(runner, seed=2)

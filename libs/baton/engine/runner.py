@@ -188,8 +188,8 @@ class TorchModelRunner:
             self._states.bind_pool(pool)
         self._pool, self._graphs = pool, None
         if self._kernels is not None and self._records:
-            saved = _nothing_saved if self._states is None else self._states.saved
-            self._recorded = RecordedSteps(self._kernels, self._decoder.through_layers, saved)
+            saved, size = (_nothing_saved, 0) if self._states is None else (self._states.saved, self._states.row_bytes)
+            self._recorded = RecordedSteps(self._kernels, self._decoder.through_layers, saved, size)
 
     def unbind_pool(self) -> None:
         """Let go of the pool, so that its memory can be given back."""

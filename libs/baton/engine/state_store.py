@@ -54,7 +54,11 @@ class Mixer(Protocol):
 
 
 class States(Protocol):
-    """The layers of a model that keep a state, over a bound pool. One step at a time: plan, then mix layer by layer."""
+    """The layers of a model that keep a state, over a bound pool. One step at a time: plan, then mix layer by layer.
+
+    `row_bytes`: of the pages with the states of one row."""
+
+    row_bytes: int
 
     def bind_pool(self, pool: torch.Tensor) -> None:
         """Use `pool`, of the layout; it stays the caller's."""
@@ -77,6 +81,8 @@ class StateStore:
         """`parts`: what the state of each such layer is made of."""
         self.parts = parts
         self.page_bytes = layout.page_bytes
+        sizes = [group.size for group in layout.groups if group.kind == STATE]
+        self.row_bytes = sum(sizes) * layout.layers * layout.page_bytes
         self.groups = [index for index, group in enumerate(layout.groups) if group.kind == STATE]
         self._places = {
             layer: (index, at) for index in self.groups for at, layer in enumerate(layout.groups[index].layers)

@@ -27,6 +27,7 @@ from baton.engine.cpu.tape import PackedCall, Tape
 from baton.engine.model.decoder import Embedded
 
 MOST_ROWS = 32  # more rows spend little of their time in Python
+MOST_STATE_BYTES = 512 << 20  # of a step's rows, which are kept twice while it is recorded; larger steps gain nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +50,22 @@ class RecordedSteps:
         kernels: Kernels,
         through_layers: Callable[[Embedded, StepBatch], torch.Tensor],
         saved: Callable[[], Callable[[], None]],
+        state_bytes: int,
     ) -> None:
-        """`saved()` brings states that the planned step reads, and may write over, back to what they are."""
+        """`saved()` brings states that the planned step reads, and may write over, back to what they are; a row has so
+        many bytes of them."""
         self._kernels = kernels
         self._through_layers = through_layers
         self._saved = saved
+        self._state_bytes = state_bytes
         self._recordings: dict[int, _Recording] = {}
         self._possible = True
 
     def fits(self, batch: StepBatch) -> bool:
         """Whether `run` may get it: few rows, with one new token each, of which all logits are wanted."""
-        return self._possible and batch.is_decode and len(batch.q_lens_host) <= MOST_ROWS
+        rows = len(batch.q_lens_host)
+        few = rows <= MOST_ROWS and rows * self._state_bytes <= MOST_STATE_BYTES
+        return self._possible and batch.is_decode and few
 
     def run(self, embedded: Embedded, batch: StepBatch) -> torch.Tensor:
         """What `through_layers` returns, for a batch that fits, and that attention has planned. A later call writes to

@@ -23,6 +23,7 @@ class CpuStates:
 
     def __init__(self, kernels: Kernels, store: StateStore, mixers: Mapping[int, Mixer], dtype: torch.dtype) -> None:
         """`mixers`: of the layers that keep a state, of a model that computes in `dtype`."""
+        self.row_bytes = store.row_bytes
         self._kernels = kernels
         self._store = store
         self._dtype = dtype
