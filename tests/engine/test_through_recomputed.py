@@ -86,16 +86,15 @@ def test_nothing_is_computed_for_chunks_whose_logits_nobody_wants(gpt, runner, m
     assert lengths == [100, 101, 102]
 
 
-@pytest.mark.parametrize("model_type", ["xlnet", "xlm"])
-def test_models_that_read_both_ways_give_what_generate_gives(tmp_path, model_type: str) -> None:
+def test_a_model_that_reads_both_ways_gives_what_generate_gives(tmp_path) -> None:
     """A position amid a prompt has the logits of the text up to there, not those that the rest would lead to."""
-    made = Checkpoint.tiny(tmp_path, model_type)
+    made = Checkpoint.tiny(tmp_path, "xlnet", n_layer=2)
     runner = load_runner(tmp_path)
     assert runner.passes is Passes.RECOMPUTED
-    text = tokens_of(1, 30)
+    text = tokens_of(1, 8)
     model, row = PagedModel(runner, pages=20), Row(list(text))
-    got = torch.cat([model.step([(row, n)], all_logits=True) for n in (11, 1, 18)])
-    close(got, torch.stack([next_logits(made, text[: end + 1]) for end in range(30)]))
+    got = torch.cat([model.step([(row, n)], all_logits=True) for n in (3, 1, 4)])
+    close(got, torch.stack([next_logits(made, text[: end + 1]) for end in range(8)]))
 
 
 IDS = torch.tensor([0, 1, 255, 256, 65_535, 65_536, 151_643, 2**31 - 1, 7, 8])

@@ -31,21 +31,16 @@ def shifted(self: GPT2MLP, x: torch.Tensor) -> torch.Tensor:
     return _mlp(self, x + 0.5 * x.roll(1, dims=1))
 
 
-def centred(self: GPT2MLP, x: torch.Tensor) -> torch.Tensor:
-    return _mlp(self, x - 0.5 * x.mean(dim=1, keepdim=True))
-
-
 _mlp = GPT2MLP.forward
 
 
-@pytest.mark.parametrize("mixing", [shifted, centred])
-def test_tokens_that_mix_outside_of_attention_are_found(gpt2, monkeypatch, mixing) -> None:
+def test_tokens_that_mix_outside_of_attention_are_found(gpt2, monkeypatch) -> None:
     """Nothing of such a model can be kept: each position has the logits of the text up to it."""
-    monkeypatch.setattr(GPT2MLP, "forward", mixing)
-    runner, text = load_runner(gpt2.folder), tokens_of(1, 20)
+    monkeypatch.setattr(GPT2MLP, "forward", shifted)
+    runner, text = load_runner(gpt2.folder), tokens_of(1, 8)
     assert runner.passes is Passes.RECOMPUTED
-    got = PagedModel(runner, pages=20).step([(Row(text), 20)], all_logits=True)
-    close(got, torch.stack([gpt2.logits(text[: end + 1])[-1] for end in range(20)]))
+    got = PagedModel(runner, pages=20).step([(Row(text), 8)], all_logits=True)
+    close(got, torch.stack([gpt2.logits(text[: end + 1])[-1] for end in range(8)]))
 
 
 def test_positions_of_its_own_are_found(gpt2, monkeypatch) -> None:
