@@ -15,6 +15,7 @@ from baton.core.attempt import Attempt
 from baton.core.hashing import block_hashes, page_name
 from baton.core.layout import KvLayout
 from baton.core.tiers import Tier
+from baton.engine.api import BoundedCounts
 from baton.engine.band_cache import BandCache, Entry, held_elsewhere, in_order
 
 
@@ -117,6 +118,23 @@ def test_any_order_of_moves_and_restores(name: str, loop_name: str, monkeypatch)
         assert engine.outputs[attempt] == tokens
     assert engine.restored > 5, "the search is not about nothing"
     assert engine.engine.load().lent_pages == 0
+
+
+def test_what_is_counted() -> None:
+    layout = LAYOUTS["all kinds"]
+    engine = Tiered(pages=400, free_pages=0, runner=toy(layout))
+    for name in ("first", "again"):
+        engine.submit(name, prompt(62), 1)
+        engine.run()
+    total = [sum(getattr(step.bounded, name) for step in engine.steps) for name in BoundedCounts.__slots__]
+    chunks = [16, 32, 48, 60]
+    assert total == [14 + 1, len(chunks), 1, 0]
+    load = engine.engine.load()
+    assert load.snapshots == len(chunks)
+    assert load.cached_pages == {"full": 15, "window": 15, "state": 4 * len(chunks)}
+    ledger = engine.engine._ledger
+    ledger.allocator.free(ledger.bounded.evict_passed(16))
+    assert engine.step().bounded == BoundedCounts(snapshots_evicted=1)
 
 
 def test_names_of_pages_in_their_order() -> None:

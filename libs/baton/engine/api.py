@@ -14,7 +14,7 @@ did not come. The other side of a pull is `lend` and `take_back`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -149,6 +149,25 @@ class Failed:
     error: BatonError
 
 
+@dataclass(frozen=True, slots=True)
+class BoundedCounts:
+    """Of layers with windows or states: pages that requests went past, and snapshots of states that were made, that
+    requests went on from, and that were evicted."""
+
+    passed_pages: int = 0
+    snapshots_made: int = 0
+    snapshots_reused: int = 0
+    snapshots_evicted: int = 0
+
+    def since(self, before: BoundedCounts) -> BoundedCounts:
+        return BoundedCounts(
+            self.passed_pages - before.passed_pages,
+            self.snapshots_made - before.snapshots_made,
+            self.snapshots_reused - before.snapshots_reused,
+            self.snapshots_evicted - before.snapshots_evicted,
+        )
+
+
 @dataclass(slots=True)
 class StepOutput:
     """All that one step did, in order of happening within each list."""
@@ -167,6 +186,7 @@ class StepOutput:
     duration_s: float = 0.0
     mask_s: float = 0.0  # spent on masks of grammars, beside the model
     clipped: int = 0  # numbers of K and V that a float8 cache was too narrow for
+    bounded: BoundedCounts = BoundedCounts()  # since the output before
     forced_tokens: int = 0  # of `rows`: those that a grammar left no choice for, and no step was needed to draw
 
 
@@ -182,7 +202,9 @@ class EngineLoad:
     waiting_extend_tokens: int
     extend_tokens_per_s: float
     decode_step_s: float
-    tier_blocks: int = 0  # in the host tier
+    tier_blocks: int = 0  # in the host tier; of models whose blocks have pages of several kinds, those
+    cached_pages: Mapping[str, int] = field(default_factory=dict)  # by kind: full, window (and chunk), state
+    snapshots: int = 0  # of states, that are cached
 
 
 class HandoffListener(Protocol):

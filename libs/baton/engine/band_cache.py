@@ -48,6 +48,9 @@ class BandCache:
         """Blocks that nobody uses."""
         return len(self._passed) + len(self._ends)
 
+    def __len__(self) -> int:
+        return len(self._pages)
+
     def __contains__(self, block_hash: bytes) -> bool:
         return block_hash in self._pages
 

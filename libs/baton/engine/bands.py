@@ -132,6 +132,11 @@ class Bands:
         self._most = [band.most_blocks(step_tokens, layout.page_size) for band in self._bands]
         self._take = take
         self._promised = 0
+        self.passed_pages = 0  # that requests went past, in all
+
+    @property
+    def cached_pages(self) -> int:
+        return sum(band.width * len(cache) for band, cache in self._each())
 
     @property
     def block_pages(self) -> int:
@@ -223,6 +228,7 @@ class Bands:
             if first <= table.first:
                 continue
             promised, needed = table.promised_blocks, self._first(band.rule, tokens // self._page_size)
+            self.passed_pages += band.width * (first - table.first)
             cache.pass_by(table.behind)
             for block in range(table.first, min(first, table.shared)):
                 cache.unlock(hashes[block], passed=block < needed)

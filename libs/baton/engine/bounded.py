@@ -13,9 +13,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from baton.core.layout import KvLayout
+from baton.core.layout import STATE, WINDOW, KvLayout
 from baton.core.tiers import Tier
-from baton.engine.api import Stage
+from baton.engine.api import BoundedCounts, Stage
 from baton.engine.band_cache import Elsewhere, Entry
 from baton.engine.bands import Bands, bands_of
 from baton.engine.request import RequestState
@@ -73,6 +73,22 @@ class BoundedPages:
     def snapshots(self) -> SnapshotCounts | None:
         """None: the model keeps no states."""
         return self._states.counts if self._states is not None else None
+
+    @property
+    def counts(self) -> BoundedCounts:
+        """Since the start."""
+        passed, of = self._bands.passed_pages if self._bands is not None else 0, self.snapshots or SnapshotCounts()
+        return BoundedCounts(passed, of.made, of.reused, of.evicted)
+
+    @property
+    def cached_pages(self) -> dict[str, int]:
+        """By kind of layers."""
+        found = {} if self._bands is None else {WINDOW: self._bands.cached_pages}
+        return found if self._states is None else found | {STATE: self._states.cached * self._states.width}
+
+    @property
+    def cached_snapshots(self) -> int:
+        return self._states.cached if self._states is not None else 0
 
     @property
     def block_pages(self) -> int:

@@ -29,6 +29,7 @@ from baton.core.pooling import Task, check_task
 from baton.core.tiers import Tier
 from baton.engine.announce import Announcer
 from baton.engine.api import (
+    BoundedCounts,
     EngineLoad,
     EngineRequest,
     HandoffListener,
@@ -131,6 +132,7 @@ class EngineCore:
         self._announcer = Announcer(listener, pool.allocator, pool.layout) if listener is not None else None
         self._mask_thread: MaskThread | None = None
         self._meter = LoadMeter()
+        self._counted = BoundedCounts()  # when the last step ended
         self._arrivals = 0
         runner.bind_pool(pool.tensor)
 
@@ -256,6 +258,8 @@ class EngineCore:
         if moved_out := self._ledger.outgoing.move_out():
             output.moved_out.append(moved_out)
         output.stored_blocks, output.removed_blocks, output.tiered_blocks = self._ledger.cache.drain_events()
+        counted, self._counted = self._counted, self._ledger.bounded.counts
+        output.bounded = self._counted.since(counted)
         return output
 
     def _turn(self, last: Flight | None, output: StepOutput) -> Flight | None:
@@ -298,6 +302,8 @@ class EngineCore:
             extend_tokens_per_s=self._meter.extend_tokens_per_s,
             decode_step_s=self._meter.decode_step_s,
             tier_blocks=self._ledger.cache.host_blocks,
+            cached_pages=self._ledger.cached_pages,
+            snapshots=self._ledger.bounded.cached_snapshots,
         )
 
     def audit(self) -> None:

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
 from baton.core.errors import InternalError
-from baton.core.layout import CANARY_PAGE, KvLayout
+from baton.core.layout import CANARY_PAGE, FULL, KvLayout
 from baton.core.tiers import Tier
 from baton.engine.api import Stage
 from baton.engine.bounded import BoundedPages, most_blocks
@@ -72,6 +72,11 @@ class PageLedger:
     def evictable_pages(self) -> int:
         """Cached pages that nobody uses."""
         return self.cache.evictable_pages * self._has_full + self.bounded.evictable_pages
+
+    @property
+    def cached_pages(self) -> dict[str, int]:
+        """Pages of the prefix cache, whether somebody uses them or not, by kind of layers."""
+        return {FULL: self.cache.cached_pages * self._has_full, **self.bounded.cached_pages}
 
     @property
     def block_pages(self) -> int:

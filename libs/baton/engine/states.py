@@ -89,6 +89,11 @@ class States:
         self.counts = SnapshotCounts()
 
     @property
+    def cached(self) -> int:
+        """Snapshots that are cached."""
+        return len(self._cache)
+
+    @property
     def evictable_pages(self) -> int:
         return self.width * self._cache.unused
 

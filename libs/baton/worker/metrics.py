@@ -13,6 +13,19 @@ model_info = metrics.gauge(
     "baton_worker_model_info", "1; labels say whose code runs the model: native or transformers", labels=("backend",)
 )
 pages = metrics.gauge("baton_worker_pages", "Pages of the KV pool by state", labels=("state",))
+cached_pages = metrics.gauge(
+    "baton_worker_cached_pages",
+    "Pages of the prefix cache by the layers that they are of: full, window (chunks too), state",
+    labels=("kind",),
+)
+window_pages_passed = metrics.counter(
+    "baton_worker_window_pages_passed_total",
+    "Pages of layers with windows that requests went past: cached until somebody needs them",
+)
+snapshots = metrics.gauge("baton_worker_snapshots", "States that are kept after a block, where prefixes can be reused")
+snapshot_events = metrics.counter(
+    "baton_worker_snapshot_events_total", "Snapshots of states: made, reused, evicted", labels=("event",)
+)
 step_s = metrics.histogram(
     "baton_worker_step_seconds", "Duration of one engine step", buckets=metrics.LATENCY_BUCKETS_S
 )
@@ -103,6 +116,10 @@ def observe_step(output: StepOutput, load: EngineLoad) -> None:
     vectors.inc(sum(row.vector is not None for row in output.rows))
     preemptions.inc(output.preempted)
     forced_tokens.inc(output.forced_tokens)
+    window_pages_passed.inc(output.bounded.passed_pages)
+    snapshot_events.labels(event="made").inc(output.bounded.snapshots_made)
+    snapshot_events.labels(event="reused").inc(output.bounded.snapshots_reused)
+    snapshot_events.labels(event="evicted").inc(output.bounded.snapshots_evicted)
     clipped.inc(output.clipped)
     if output.mask_s:
         mask_s.observe(output.mask_s)
@@ -119,6 +136,9 @@ def observe_load(load: EngineLoad) -> None:
     pages.labels(state="free").set(load.free_pages)
     pages.labels(state="cached").set(load.evictable_pages)
     pages.labels(state="lent").set(load.lent_pages)
+    for kind, count in load.cached_pages.items():
+        cached_pages.labels(kind=kind).set(count)
+    snapshots.set(load.snapshots)
 
 
 def observe_pool(layout: KvLayout, pool_pages: int) -> None:
