@@ -18,7 +18,7 @@ from tools.models_table.tiny import tiny_model
 NEW_TOKENS = 16
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "falcon"])
+@pytest.mark.parametrize("model_type", ["gpt2", "minimax"])
 async def test_handed_over_cached_and_batched(tmp_path: Path, model_type: str) -> None:
     """Greedy tokens of all prompts at once, and of all again, are those of `transformers`."""
     torch.set_num_threads(1)
@@ -47,4 +47,4 @@ async def test_handed_over_cached_and_batched(tmp_path: Path, model_type: str) -
             assert answer.json()["usage"]["completion_tokens"] == 4, answer.text
             body = {"model": MODEL, "input": "Once upon a time"}
             answer = await client.post("/v1/embeddings", json=body, timeout=30)
-            assert answer.status_code == 400 and "embed" in answer.text
+            assert len(answer.json()["data"][0]["embedding"]) == model.config.hidden_size, answer.text
