@@ -163,3 +163,22 @@ def test_a_match_of_128k_tokens_takes_well_under_a_millisecond() -> None:
         best = min(best, time.perf_counter() - started)
     assert matched == {f"w{worker}": 8192 - worker for worker in range(16)}
     assert best < 0.001
+
+
+@given(
+    st.lists(st.sampled_from([None, *Tier]), min_size=1, max_size=24),
+    st.integers(1, 6),
+)
+def test_blocks_that_have_lost_some_of_their_pages(places: list[Tier | None], window: int) -> None:
+    """Whole blocks are told of alone: a prefix is of use where the last `window` ones are whole."""
+    mirror = PrefixMirror(first_needed=lambda blocks: max(0, blocks - window))
+    hashes = [bytes([n]) * 16 for n in range(len(places))]
+    told = {tier: b"".join(h for h, at in zip(hashes, places, strict=True) if at is tier) for tier in Tier}
+    mirror.apply(BlockBatch("w", 1, 1, told[Tier.POOL], host=told[Tier.HOST], disk=told[Tier.DISK]))
+
+    def most(farthest: Tier) -> int:
+        held = [at is not None and at <= farthest for at in places]
+        return max(n for n in range(len(held) + 1) if all(held[max(0, n - window) : n]))
+
+    assert mirror.match(hashes).get("w", 0) == most(Tier.DISK)
+    assert mirror.reach("w", hashes) == [most(tier) for tier in Tier]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from test_router_policy import LIMITS, in_pools, worker
 
 from baton.core.attempt import Attempt
+from baton.core.layout import CacheGroup, KvLayout
 from baton.core.sampling import SamplingParams
 from baton.router import convert
-from baton.router.policy import Placement, place
+from baton.router.policy import Placement, _decode_s, place
 from baton.router.policy_facts import RequestFacts, WorkerFacts
 from baton.router.policy_pull import Holders, Pull
 from baton.router.ports import AgentInfo, Assignment, Offer, PullFrom
@@ -122,3 +125,33 @@ def test_the_assignment_names_the_source() -> None:
     assert (message.pull.worker_id, message.pull.worker_epoch, message.pull.tokens) == ("d0", 3, 2)
     assert (message.pull.agent.address, message.pull.agent.epoch) == ("h:1", 7)
     assert not convert.assign_message(4, Assignment(*fields)).assign.HasField("pull")
+
+
+WINDOWED = KvLayout(
+    "m", "bfloat16", 4, 16, 8, 128, groups=(CacheGroup("full", 0, (3,)), CacheGroup("window", 64, (0, 1, 2)))
+)
+
+
+def test_bytes_and_pages_of_models_with_windows_and_states() -> None:
+    """What moves is the pages of full attention that are not held, and windows and states whole; so it is with what a
+    request needs in a pool."""
+    page = WINDOWED.pool_bytes(1)
+    facts = worker("w", layout=WINDOWED, kv_bytes_per_token=page // 16)
+    assert (facts.pages(1000), facts.pages(1000, 992), facts.pages(20)) == (63 + 5, 1 + 5, 2 + 2)
+    assert facts.kv_bytes(1000, 992) == 6 * page
+    state = replace(WINDOWED, groups=(CacheGroup("state", 3, (0, 1)),))
+    facts = worker("w", layout=state, kv_bytes_per_token=page // 16)
+    assert (facts.pages(9), facts.pages(100_000, 99_000)) == (3, 3)
+    plain = worker("w", layout=replace(WINDOWED, groups=()), kv_bytes_per_token=100)
+    assert (plain.pages(1000, 992), plain.kv_bytes(1000, 992)) == (1, 800)
+
+
+def test_a_long_prompt_fits_a_worker_whose_windows_are_short() -> None:
+    """Few pages are free; a prompt of the model needs few, however long it is."""
+    short = replace(WINDOWED, groups=(CacheGroup("window", 64, (0, 1, 2)),))
+    few = {"free_pages": 12, "evictable_pages": 0, "token_limit": 100_000}
+    request = RequestFacts("m", 5000, 100)
+    plain, windowed = (
+        _decode_s(worker("d", **few, **layout), request, 0, LIMITS) for layout in ({}, {"layout": short})
+    )
+    assert windowed < plain

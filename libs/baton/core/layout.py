@@ -123,10 +123,12 @@ class KvLayout:
     def first_needed(self, blocks: int) -> int:
         """The first block that must be here with all its pages, for so many leading blocks to be of use: what the next
         token attends to in layers with windows, and the last one in any case. That alone where layers keep states,
-        which few blocks have: it has its pages of windows, and those before it are believed to have theirs."""
+        which few blocks have: it has its pages of windows, and those before it are believed to have theirs. Pages of
+        chunks do not count: what comes after a chunk needs none of it."""
         if any(group.kind == STATE for group in self.groups):
             return max(0, blocks - 1)
-        firsts = [group.first_block(blocks * self.page_size, self.page_size) for group in self.groups[self.has_full :]]
+        windows = [group for group in self.groups if group.kind == WINDOW]
+        firsts = [group.first_block(blocks * self.page_size, self.page_size) for group in windows]
         return max(0, min([blocks - 1, *firsts]))
 
     @property

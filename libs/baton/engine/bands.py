@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baton.core.errors import InternalError
-from baton.core.layout import FULL, STATE, CacheGroup, KvLayout
+from baton.core.layout import CHUNK, FULL, STATE, CacheGroup, KvLayout
 from baton.engine.band_cache import BandCache, Elsewhere, Entry, Pages, held_elsewhere
 
 
@@ -271,6 +271,9 @@ class Bands:
             while (block_hash := cache.oldest_passed) is not None:
                 yield Entry(cache, block_hash, first, band.width)
             first += band.width
+
+    def is_of_chunks(self, entry: Entry) -> bool:
+        return any(entry.cache is cache and band.rule.kind == CHUNK for band, cache in self._each())
 
     def oldest_end(self) -> bytes | None:
         """Of the blocks that nobody uses, nor has gone past, that which waits longest."""

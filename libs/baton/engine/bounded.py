@@ -142,9 +142,12 @@ class BoundedPages:
         return [entry for part, first in self._each() for entry in part.entries(hashes, blocks, first)]
 
     def tier(self, block_hash: bytes, elsewhere: Elsewhere) -> Tier | None:
-        """The farthest place that some of a block's pages must be brought from. None: one is nowhere."""
+        """The farthest place that some of a block's pages must be brought from. None: one is nowhere. Those of chunks
+        do not count, see KvLayout.first_needed."""
         farthest: Tier | None = Tier.POOL
         for entry in self._of_block(block_hash):
+            if self._bands is not None and self._bands.is_of_chunks(entry):
+                continue
             tiers = [Tier.POOL] if entry.is_here else [elsewhere.get(name) for name in entry.names]
             if None in tiers:
                 return None
