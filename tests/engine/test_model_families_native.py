@@ -294,6 +294,8 @@ def test_what_cannot_be_deterministic_says_so(tmp_path, family: str) -> None:
         "bamba",
         "granite 4",
         "qwen3 next",
+        "kimi linear",
+        "nemotron h",
         "falcon h1",
         "jamba",
     ],
@@ -308,7 +310,9 @@ def test_quantized_at_load(tmp_path, family: str) -> None:
     assert (got - exact).abs().median() < 0.1 * exact.std()
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2 moe", "gpt-oss", "llama 4", "deepseek v3", "granite 4"])
+@pytest.mark.parametrize(
+    "family", ["mixtral", "qwen2 moe", "gpt-oss", "llama 4", "deepseek v3", "granite 4", "nemotron h"]
+)
 def test_experts_all_at_once(tmp_path, monkeypatch, family: str) -> None:
     """As on a GPU: by grouped products."""
     made = Checkpoint(tmp_path, family)
