@@ -16,6 +16,7 @@ from baton.core.attempt import Attempt
 from baton.core.errors import ConfigError
 from baton.core.layout import KvLayout
 from baton.core.sampling import SamplingParams
+from baton.engine import ledger as ledger_module
 from baton.engine.api import EngineRequest
 from baton.engine.bounded import UNLIMITED, most_blocks
 from baton.engine.grouping import STATE_PAGE_BYTES, group_layers, in_groups
@@ -174,6 +175,24 @@ def test_where_conversations_go_on_is_evicted_last() -> None:
         harness.run()
         assert harness.cached[attempt] == cached
         assert harness.outputs[attempt] == reference(layout, tokens, 4)
+
+
+def test_blocks_that_are_only_names_do_not_pile_up(monkeypatch) -> None:
+    """Where no layer sees everything the tree has them without pages: the oldest go."""
+    monkeypatch.setattr(ledger_module, "BARE_BLOCKS", 2)
+    monkeypatch.setattr(ledger_module, "LEAST_BARE_BLOCKS", 50)
+    layout = LAYOUTS["states"]
+    harness = harness_of(layout, 30)
+    for seed in range(12):
+        harness.submit(f"{seed}", prompt(100, seed), 1)
+        harness.run()
+    assert 60 <= harness.engine._ledger.cache.cached_pages <= 60 + 2 * 25
+    for name, seed, cached in (("last", 11, 100), ("first", 0, 0)):
+        attempt = harness.submit(name, [*prompt(100, seed), 1, 2], 20)
+        harness.run()
+        assert harness.cached[attempt] == cached
+        assert harness.outputs[attempt] == reference(layout, [*prompt(100, seed), 1, 2], 20)
+    harness.assert_quiet()
 
 
 def test_snapshots_are_counted() -> None:

@@ -20,6 +20,7 @@ from baton.engine.api import Stage
 from baton.engine.bounded import BoundedPages, most_blocks
 from baton.engine.incoming import Incoming
 from baton.engine.outgoing import Outgoing
+from baton.engine.owners import Owners, check_prefix
 from baton.engine.pool import PageAllocator
 from baton.engine.radix import Node, RadixCache
 from baton.engine.request import RequestState
@@ -233,25 +234,21 @@ class PageLedger:
         """Raise InternalError unless every page is accounted for once. Walks everything: for tests."""
         requests = list(requests)
         locks: Counter[Node] = Counter(self.outgoing.locked)
-        owners: dict[int, str] = {}
-        _own(owners, self.bounded.audit(requests, self.outgoing.lent))
+        owners = Owners()
+        owners.add_each(self.bounded.audit(requests, self.outgoing.lent))
         for request in requests:
-            if request.node is None:
-                continue
-            locks[request.node] += 1
-            _audit_prefix(request)
-            _own(owners, ((page, f"attempt {request.attempt}") for page in self.incoming.own(request)))
-        _own(owners, ((page, "a step under way") for pages in self._limbo for page in pages))
-        _own(owners, ((page, "the host tier's copier") for page in self.outgoing.moving_pages))
+            if request.node is not None:
+                locks[request.node] += 1
+                check_prefix(request)
+                owners.add(self.incoming.own(request), f"attempt {request.attempt}")
+        owners.add((page for pages in self._limbo for page in pages), "a step under way")
+        owners.add(self.outgoing.moving_pages, "the host tier's copier")
         cached = self.cache.audit(locks)
-        _own(owners, ((page, "the cache") for page in cached if self._has_full))
-        if set(owners) != self.allocator.lent():
-            raise InternalError(f"pages are lent to nobody: {sorted(self.allocator.lent() ^ set(owners))}")
+        owners.add(cached if self._has_full else (), "the cache")
+        owners.check(self.allocator)
         available = self.available_pages + sum(map(len, self._limbo))
         if available < 0:
             raise InternalError(f"{-available} pages more are promised than there are")
-        if self.allocator.free_pages + len(owners) != self.allocator.usable:
-            raise InternalError(f"{self.allocator.free_pages} free and {len(owners)} owned pages are not all there are")
 
     def _free(self, pages: list[int]) -> None:
         if self._limbo:
@@ -291,21 +288,3 @@ class PageLedger:
         while self.cache.cached_pages > most and (block := self.cache.evict_one()) is not None:
             pages += self.bounded.discard(block[0])
         return pages
-
-
-def _audit_prefix(request: RequestState) -> None:
-    held = request.pages.view[: request.held_blocks].tolist()
-    node = request.node
-    while node is not None and not node.is_root:
-        if not held or held.pop() != node.page:
-            raise InternalError(f"attempt {request.attempt} uses other pages than those it has locked")
-        node = node.parent
-    if held:
-        raise InternalError(f"attempt {request.attempt} uses {len(held)} cached pages without a lock")
-
-
-def _own(owners: dict[int, str], pages: Iterable[tuple[int, str]]) -> None:
-    for page, owner in pages:
-        if page in owners:
-            raise InternalError(f"page {page} belongs to {owners[page]} and to {owner}")
-        owners[page] = owner
