@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from agent_harness import LAYOUT, agent, attempts, expect_failed, expect_pulled, has_ucx, page_range, pair, worker
 
 from baton.core.hashing import HASH_BYTES
-from baton.kv.local import CancelFetch, Released
+from baton.core.layout import CacheGroup
+from baton.kv.local import CancelFetch, Fetch, Hello, Released
+from baton.kv_agent.fetches import what_is_wrong
 
 PAGE_SIZE = LAYOUT.page_size
 
@@ -95,3 +100,43 @@ async def test_impossible_pulls_are_refused(tmp_path, changes):
         wanted = {"tokens": 2 * PAGE_SIZE, "block_hashes": bytes(2 * HASH_BYTES), **changes}
         reader.fetch(attempt, source, wanted.pop("tokens"), page_range(20, 2), **wanted)
         expect_failed(await reader.answer(attempt), "protocol")
+
+
+WINDOW = CacheGroup("window", 2 * PAGE_SIZE, (1,))
+STATE = CacheGroup("state", 2, (2,))
+FULL = CacheGroup("full", 0, (0,))
+
+
+@pytest.mark.parametrize(
+    ("groups", "wanted", "lent", "held"),
+    [((FULL, WINDOW, STATE), 8, 8, 2), ((FULL, WINDOW, STATE), 8, 5, 2), ((WINDOW,), 8, 7, 0), ((STATE,), 8, 3, 0)],
+)
+async def test_pages_of_several_kinds(tmp_path, groups, wanted, lent, held):
+    """What comes is what one needs after as many blocks as the source can lend, in the reader's first pages."""
+    layout = replace(LAYOUT, groups=groups)
+    async with (
+        agent(tmp_path / "s.sock"),
+        agent(tmp_path / "r.sock"),
+        worker(tmp_path / "s.sock", "source", layout) as source,
+        worker(tmp_path / "r.sock", "reader", layout) as reader,
+    ):
+        attempt, first = next(attempts), held * layout.has_full
+        due, come = (layout.pages_for(blocks * PAGE_SIZE) for blocks in (wanted, lent))
+        own = page_range(20, due - first)
+        hashes = bytes(HASH_BYTES * (wanted - held))
+        reader.fetch(attempt, source, wanted * PAGE_SIZE, own, first, block_hashes=hashes)
+        await source.answer(attempt)
+        source.offer(attempt, lent * PAGE_SIZE)
+        source.produce(attempt, range(layout.layers), page_range(40, come))
+        source.commit(attempt, lent * PAGE_SIZE, b"")
+        expect_pulled(await reader.answer(attempt), lent * PAGE_SIZE, come - first)
+        assert reader.holds(own[: come - first], first)
+
+
+@pytest.mark.parametrize(("hashes", "pages", "right"), [(6, 10, True), (5, 10, False), (6, 9, False), (7, 10, False)])
+def test_names_and_pages_add_up(hashes, pages, right):
+    """Eight blocks, two of which are held: six pages of full attention, two of a window, two of a state."""
+    hello = Hello("w", 1, "prefill", replace(LAYOUT, groups=(FULL, WINDOW, STATE)), 100)
+    ids = np.arange(20, 20 + pages, dtype="<u4")
+    fetch = Fetch(next(attempts), "x:1", 1, "w", 2, 8 * PAGE_SIZE, 2, ids.tobytes(), 1.0, bytes(HASH_BYTES * hashes))
+    assert (what_is_wrong(fetch, ids, hello) == "") is right

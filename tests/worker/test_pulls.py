@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from test_desks import A, FakeCounter, FakeEngine, request
 from baton.core.attempt import Attempt
 from baton.core.errors import HandoffFailed
 from baton.core.hashing import HASH_BYTES
-from baton.core.layout import KvLayout
+from baton.core.layout import CacheGroup, KvLayout
 from baton.core.tiers import Tier
 from baton.engine.api import Admitted, Loan, MovedOut, Reserved, Stage, StepOutput
 from baton.kv import local
@@ -279,6 +281,38 @@ class TestRestores:
         assert len(counter.sent) == 1 and counter.engine.calls == []
         pulls.on_agent_message(restored(16))
         assert counter.engine.calls == [("pulled", A, 16)]
+
+
+class TestPagesOfSeveralKinds:
+    """Six pages, without one of which the others are of no use: they save 12 tokens."""
+
+    @pytest.fixture
+    def pulls(self, counter: FakeCounter) -> Pulls:
+        pulls = Pulls(counter, replace(LAYOUT, groups=(CacheGroup("state", 6, (0, 1)),)), "me", timeout_s=1.5)
+        pulls.on_agent_connected()
+        return pulls
+
+    def reserve(self, pulls: Pulls, tokens_per_s: float = 0.0) -> None:
+        reserved = Reserved(
+            A, 0, [5, 9, 6, 7, 8, 4], [bytes([n]) * HASH_BYTES for n in range(6)], [Tier.HOST] * 6, 16, 4
+        )
+        pulls.on_step(StepOutput(reserved=[reserved]), tokens_per_s)
+
+    @pytest.mark.parametrize(("came", "tokens"), [(6, 16), (5, 0), (1, 0)])
+    def test_all_or_nothing(self, pulls, counter, came, tokens):
+        self.reserve(pulls)
+        (sent,) = counter.sent
+        assert len(sent.page_ids) == 6 * 4
+        pulls.on_agent_message(restored(4 * came))
+        assert counter.engine.calls == [("pulled", A, tokens)]
+
+    @pytest.mark.parametrize(("bytes_per_s", "asks"), [(500_000, False), (520_000, True)])
+    def test_only_when_sooner_than_computed(self, pulls, counter, bytes_per_s, asks):
+        """12 tokens take 3 ms, and so do six pages of 256 bytes at 512,000 bytes per second."""
+        pulls.prices.meters[Tier.HOST].came(1000, 0.0, 1000 / bytes_per_s)
+        self.reserve(pulls, 4000.0)
+        assert bool(counter.sent) is asks
+        assert counter.engine.calls == ([] if asks else [("pulled", A, 0)])
 
 
 class TestTiering:
