@@ -15,6 +15,8 @@ from baton.engine import products
 from baton.engine.cuda import quantized
 from baton.engine.cuda.support import Arithmetic
 from baton.engine.model import expert_weights
+from baton.engine.model.config import load_config
+from baton.engine.model.expert_products import spread_out_bytes
 from baton.engine.model.experts import GroupedMlps, LoopedMlps
 from baton.engine.model.quantized.matrix import FLOAT8, QuantizedMatrix, to_float8
 from baton.engine.model.through.runner import ThroughRunner
@@ -116,7 +118,7 @@ TOKENS = torch.randint(6, 150, (40,), generator=torch.Generator().manual_seed(0)
 @pytest.fixture
 def on_hopper(monkeypatch: pytest.MonkeyPatch):
     """Models of the torch backend multiply as on a GPU."""
-    monkeypatch.setattr(products, "plain", lambda quantization: products.on_gpu(HOPPER, quantization, CPU))
+    monkeypatch.setattr(products, "plain", lambda quantization: products.on_gpu(HOPPER, quantization, CPU, False))
     monkeypatch.setattr(expert_weights, "GROUPED_DEVICES", ("cpu",))
     said: list[dict[str, int]] = []
     monkeypatch.setattr("baton.engine.model.weights.log.info", lambda event, **fields: said.append(fields))
@@ -167,7 +169,7 @@ def test_at_load(plain, on_hopper, monkeypatch, quantization: str, error: float)
     ("name", "options", "made"),
     [
         ("fp8 per tensor", {}, GroupedMlps), ("fp8 blocks", {}, LoopedMlps), ("gptq 4 bit", {}, LoopedMlps),
-        ("compressed nvfp4", {}, GroupedMlps), (None, {"quantization": "fp8"}, GroupedMlps),
+        ("compressed nvfp4", {}, LoopedMlps), (None, {"quantization": "fp8"}, GroupedMlps),
         (None, {"quantization": "int4"}, LoopedMlps),
     ],
 )  # fmt: skip
@@ -184,6 +186,34 @@ def test_mixtures(tmp_path, on_hopper, monkeypatch, name: str | None, options, m
     monkeypatch.undo()
     exact = logits(folder)
     assert (ours - exact).abs().median() < (0.5 if options.get("quantization") == "int4" else 0.2) * exact.std()
+
+
+@torch.inference_mode()
+def test_experts_that_fit_are_spread_out(tmp_path, on_hopper, monkeypatch) -> None:
+    whole = Checkpoint(tmp_path / "plain", "mixtral", hidden_size=256, intermediate_size=256)
+    meant = requantize(whole.folder, tmp_path / "made", FORMATS["compressed nvfp4"])
+    config = load_config(tmp_path / "made")
+    experts = [tensor for name, tensor in meant.items() if ".experts." in name]
+    assert spread_out_bytes(config, torch.bfloat16) == sum(tensor.numel() for tensor in experts) * 2
+    monkeypatch.setattr(products, "plain", lambda quantization: products.on_gpu(HOPPER, quantization, CPU))
+    loaded = TorchModelRunner.load(tmp_path / "made", dtype="float32", backend="torch")
+    assert all(type(layer.mlp.mlps) is GroupedMlps for layer in loaded._decoder._weights.layers)
+
+
+@pytest.mark.parametrize("kind", ["table", "int4", "int8", "float8"])
+@torch.inference_mode()
+def test_experts_without_a_product_are_spread_out_when_they_are_hit(kind: str) -> None:
+    """Exactly; meanwhile they take no more than they are stored in."""
+    weight, bias = matrix(kind, 16, kind != "float8"), torch.randn(80, generator=torch.Generator().manual_seed(1))
+    layer = quantized.expert_keeper(HOPPER, CPU)(weight, bias)
+    assert isinstance(layer, quantized.SpreadLinear)
+    x = torch.randn(5, DEPTH, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        layer(x).double(), F.linear(x.double(), meant(weight), bias.double()), atol=1e-3, rtol=1e-4
+    )
+    values = layer._weight.values if layer._pairs is None else layer._pairs
+    assert layer._weight.values.untyped_storage().nbytes() in (0, values.nbytes)
+    assert values.nbytes == 80 * DEPTH * weight.bits // 8
 
 
 def test_a_quantization_that_the_gpu_lacks() -> None:

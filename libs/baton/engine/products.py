@@ -11,7 +11,7 @@ from baton.engine.cpu.library import Kernels
 from baton.engine.cpu.linear import QUANTIZATIONS, packed, steady
 from baton.engine.cuda import quantized as cuda_quantized
 from baton.engine.cuda.support import Arithmetic
-from baton.engine.model.projection import Linear, Products
+from baton.engine.model.projection import ExpertProducts, Linear, Products
 
 
 def plain(quantization: str) -> Products:
@@ -30,8 +30,9 @@ def on_cpu(kernels: Kernels | None, quantization: str, dtype: str, deterministic
     return Products(panels.maker(kernels, other), quantized.keeper(kernels, getattr(torch, dtype), deterministic))
 
 
-def on_gpu(can: Arithmetic, quantization: str, device: torch.device) -> Products:
+def on_gpu(can: Arithmetic, quantization: str, device: torch.device, spread_experts: bool = True) -> Products:
     """By what torch brings for a GPU; `quantization` as above, but matrices stay whole whose shape no kernel takes.
+    `spread_experts`: of a mixture that a checkpoint stores in few bits, all experts fit into its memory spread out.
 
     Raises ConfigError for a quantization that the GPU lacks.
     """
@@ -42,6 +43,10 @@ def on_gpu(can: Arithmetic, quantization: str, device: torch.device) -> Products
     return Products(
         Linear,
         cuda_quantized.keeper(can, device),
-        cuda_quantized.experts_keeper(can, device),
+        ExpertProducts(
+            cuda_quantized.experts_keeper(can, device),
+            cuda_quantized.expert_keeper(can, device),
+            spread_experts and quantization == "none",
+        ),
         None if quantization == "none" else cuda_quantized.QUANTIZE[quantization],
     )

@@ -27,12 +27,13 @@ from baton.engine.cpu.recorded import RecordedSteps
 from baton.engine.cpu.states import CpuStates
 from baton.engine.cuda import attention as cuda_attention
 from baton.engine.cuda.graphs import DecodeGraphs, GraphRecorder, Recorder
-from baton.engine.cuda.support import arithmetic, pick_device
+from baton.engine.cuda.support import arithmetic, memory_bytes, pick_device
 from baton.engine.grouped_attention import attention_of, captures, parts_of
 from baton.engine.grouping import in_groups
 from baton.engine.model.cache_scale import cache_scale
 from baton.engine.model.config import DecoderConfig, load_config
 from baton.engine.model.decoder import Decoder
+from baton.engine.model.expert_products import spread_out_bytes
 from baton.engine.model.files import model_revision
 from baton.engine.model.mixers import state_parts
 from baton.engine.model.pointwise import Pointwise, TorchPointwise
@@ -43,6 +44,7 @@ from baton.engine.pooling.pooler import Pooler, generating
 from baton.engine.state_store import States, StateStore, state_bytes
 
 BACKENDS = ("auto", "torch")
+_EXPERTS_SHARE = 0.5  # of a GPU's memory: what experts may take that need not
 
 
 class TorchModelRunner:
@@ -173,7 +175,9 @@ class TorchModelRunner:
         elif on_cpu:
             by = products.plain(quantization)
         else:
-            by = products.on_gpu(arithmetic(torch.device(device)), quantization, torch.device(device))
+            place = torch.device(device)
+            room = spread_out_bytes(config, getattr(torch, dtype)) <= memory_bytes(place) * _EXPERTS_SHARE
+            by = products.on_gpu(arithmetic(place), quantization, place, room)
         weights = load_weights(path, config, getattr(torch, dtype), device, progress, by)
         pooler = load_causal_pooler(path, config.vocab_size, config.hidden_size, weights)
         return cls(config, weights, layout, max_context_tokens, own, deterministic, pooler)

@@ -12,6 +12,7 @@ Layers are called as a CPU's (baton.engine.cpu.quantized) are; what no kernel ta
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -168,6 +169,28 @@ class Float8Experts:
         return _finished(y, x, bias)
 
 
+class SpreadLinear:
+    """Any W of few bits, which each product spreads out: for experts, of which few are hit, where memory is short.
+
+    x is [T, in], y a new [T, out] of its dtype.
+    """
+
+    def __init__(self, weight: QuantizedMatrix, bias: torch.Tensor | None) -> None:
+        self._pairs = weight.values[:, ::2] << 4 | weight.values[:, 1::2] if weight.bits == 4 else None
+        if self._pairs is not None:
+            weight = replace(weight, values=weight.values.new_empty((len(weight.values), 0)))
+        halves = weight.steps.bfloat16()  # of powers of two, as MXFP4's are, nothing is lost
+        steps = halves if torch.equal(halves.float(), weight.steps.float()) else weight.steps
+        self._weight = replace(weight, steps=steps, order=None)
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self._weight
+        if self._pairs is not None:
+            weight = replace(weight, values=torch.stack((self._pairs >> 4, self._pairs & 15), 2).flatten(1))
+        return F.linear(x, weight.dense(x.dtype), self._bias)
+
+
 _KINDS = (Float8Linear, Float8GroupsLinear, Int4Linear, Int8Linear)
 
 
@@ -181,8 +204,18 @@ def keeper(can: Arithmetic, device: torch.device) -> KeepProjection:
     return keep
 
 
+def expert_keeper(can: Arithmetic, device: torch.device) -> KeepProjection:
+    """The same of one expert's: where no kernel takes them, they are spread out when the expert is hit."""
+    keep = keeper(can, device)
+
+    def keep_any(weight: QuantizedMatrix, bias: torch.Tensor | None) -> Projection:
+        return keep(weight, bias) or SpreadLinear(weight.to(device), bias)
+
+    return keep_any
+
+
 def experts_keeper(can: Arithmetic, device: torch.device) -> KeepGrouped:
-    """The same of all experts' matrices, as one product."""
+    """Makes one product of all experts' matrices; None of those that no kernel takes."""
 
     def keep(weights: Sequence[QuantizedMatrix], bias: torch.Tensor | None) -> GroupedProjection | None:
         fitting = all(weight.order is None and Float8Experts.fits(weight, can) for weight in weights)

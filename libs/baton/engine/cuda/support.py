@@ -57,6 +57,11 @@ def arithmetic(device: torch.device) -> Arithmetic:
     return Arithmetic.of(torch.cuda.get_device_capability(device), torch.version.cuda)
 
 
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a GPU that is there."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def problems() -> list[str]:
     """What of the GPU path cannot be used here, and why; empty when all of it can."""
     if (problem := cuda_problem()) is not None:

@@ -10,9 +10,10 @@ from typing import TypeAlias
 
 import torch
 
+from baton.engine.model.config import DecoderConfig
 from baton.engine.model.experts import ExpertMlps, GroupedLinear, GroupedMlps, LoopedMlps
 from baton.engine.model.matrices import Matrices, Matrix
-from baton.engine.model.projection import GroupedProjection, Mlp, Projection
+from baton.engine.model.projection import KeepProjection, Mlp, Projection
 from baton.engine.model.quantized.matrix import QuantizedMatrix
 
 Part: TypeAlias = tuple[Matrix, torch.Tensor | None]  # of one expert: weight [out, in], and bias [out]
@@ -22,21 +23,31 @@ _FewBits: TypeAlias = tuple[QuantizedMatrix, torch.Tensor | None]
 def expert_mlps(matrices: Matrices, gate_up: Sequence[Part], down: Sequence[Part]) -> ExpertMlps:
     """The MLPs of all experts, of matrices that it takes over.
 
-    Of few bits by one product for all, or, where there is none for their kind, by those of the experts that are hit,
-    one after the other: so that what a checkpoint stores in few bits takes no more memory. Whole ones by one product.
+    Of few bits by one product for all. Where there is none for their kind, they are spread out if there is the memory;
+    if not, the experts that are hit are multiplied by one after the other, so that what a checkpoint stores in few
+    bits takes no more. Whole ones by one product.
     """
-    both = [_in_few_bits(matrices, parts) for parts in (gate_up, down)]
+    by, both = matrices.products.experts, [_in_few_bits(matrices, parts) for parts in (gate_up, down)]
     few = [parts for parts in both if parts is not None]
-    if len(few) == 2:
-        at_once = [joined for joined in (_at_once(matrices, parts) for parts in few) if joined is not None]
-        if len(at_once) == 2:
+    if by is not None and len(few) == 2:
+        at_once = [by.at_once([weight for weight, _ in parts], _biases(parts)) for parts in few]
+        joined = [product for product in at_once if product is not None]
+        if len(joined) == 2:
             matrices.count_kept(len(gate_up) + len(down))
-            return GroupedMlps(*at_once)
-        apart = [products for products in (_apart(matrices, parts) for parts in few) if products is not None]
-        if len(apart) == 2:
+            return GroupedMlps(*joined)
+        apart = [] if by.spread_out else [_apart(matrices, by.one, parts) for parts in few]
+        if apart and None not in apart:
             matrices.count_kept(len(gate_up) + len(down))
-            return LoopedMlps(tuple(map(Mlp, *apart)))
+            return LoopedMlps(tuple(map(Mlp, *[products for products in apart if products is not None])))
     return GroupedMlps(_whole(matrices, gate_up), _whole(matrices, down))
+
+
+def spread_out_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    """Of all experts' matrices as `dtype`; 0: the model has none."""
+    moe = config.moe
+    if moe is None:
+        return 0
+    return len(moe.layers) * moe.experts * 3 * moe.size * config.hidden_size * dtype.itemsize
 
 
 def _in_few_bits(matrices: Matrices, parts: Sequence[Part]) -> list[_FewBits] | None:
@@ -46,15 +57,10 @@ def _in_few_bits(matrices: Matrices, parts: Sequence[Part]) -> list[_FewBits] | 
     return few if len(few) == len(parts) else None
 
 
-def _at_once(matrices: Matrices, parts: Sequence[_FewBits]) -> GroupedProjection | None:
-    keep = matrices.products.keep_experts
-    return None if keep is None else keep([weight for weight, _ in parts], _biases(parts))
-
-
-def _apart(matrices: Matrices, parts: Sequence[_FewBits]) -> list[Projection] | None:
+def _apart(matrices: Matrices, keep: KeepProjection, parts: Sequence[_FewBits]) -> list[Projection] | None:
     made: list[Projection] = []
     for weight, bias in parts:
-        kept = matrices.kept(weight, bias)
+        kept = matrices.kept(weight, bias, keep)
         if kept is None:
             return None
         made.append(kept)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from baton.engine.model.config import DecoderConfig
-from baton.engine.model.projection import Mlp, Products, Projection, Reordered
+from baton.engine.model.projection import KeepProjection, Mlp, Products, Projection, Reordered
 from baton.engine.model.quantized.matrix import QuantizedMatrix, stacked
 from baton.engine.model.quantized.scheme import Scheme
 from baton.engine.model.tensors import STORED_DTYPES, TensorReader
@@ -46,7 +46,7 @@ class Matrices:
     def product(self, weight: Matrix, bias: torch.Tensor | None) -> Projection:
         """What multiplies by a matrix, which it takes over."""
         few = self.in_few_bits(weight)
-        kept = None if few is None else self.kept(few, bias)
+        kept = None if few is None else self.kept(few, bias, self.products.keep)
         if kept is None:
             return self.products.whole(self.dense(weight), bias)
         self.count_kept(1)
@@ -58,9 +58,11 @@ class Matrices:
             return self.products.quantize(self.dense(weight))
         return weight if isinstance(weight, QuantizedMatrix) else None
 
-    def kept(self, weight: QuantizedMatrix, bias: torch.Tensor | None) -> Projection | None:
-        """What multiplies by a matrix as it is; None: nothing does."""
-        made = None if self.products.keep is None else self.products.keep(weight, bias)
+    def kept(
+        self, weight: QuantizedMatrix, bias: torch.Tensor | None, keep: KeepProjection | None
+    ) -> Projection | None:
+        """What `keep` makes to multiply by a matrix as it is; None: nothing."""
+        made = None if keep is None else keep(weight, bias)
         if made is None or weight.order is None:
             return made
         return Reordered(made, weight.order.to(self.reader.device))

@@ -24,17 +24,27 @@ KeepGrouped = Callable[[Sequence[QuantizedMatrix], torch.Tensor | None], Grouped
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertProducts:
+    """What multiplies by experts' matrices of few bits: `at_once` makes one product of all experts', `one` of one
+    expert's. `spread_out`: where there is none for all, they are rather spread out than multiplied by one by one."""
+
+    at_once: KeepGrouped
+    one: KeepProjection
+    spread_out: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Products:
     """What multiplies by a model's matrices.
 
-    `whole` makes products of matrices that are whole, `keep` of those that a checkpoint stores in few bits, and
-    `keep_experts` one product of all experts'; None: these are spread out, too. With `quantize` all matrices are made
-    such of few bits first, however they are stored.
+    `whole` makes products of matrices that are whole, `keep` of those that a checkpoint stores in few bits, `experts`
+    of those of experts, on devices that multiply by all of them at once; None: these are spread out, too. With
+    `quantize` all matrices are made such of few bits first, however they are stored.
     """
 
     whole: MakeProjection
     keep: KeepProjection | None = None
-    keep_experts: KeepGrouped | None = None
+    experts: ExpertProducts | None = None
     quantize: Quantize | None = None
 
     def make(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
