@@ -31,6 +31,7 @@ FAMILIES = {
     "qwen4_exp_text": ({}, {FULL, STATE}),  # states of several sizes, an index, ids of tokens as a state
     "minimax": ({**_TWO, "block_size": 16}, {FULL, STATE}),  # a cache of its own class
     "mamba2": (_TWO, {STATE}),  # no attention
+    "falcon_mamba": (_TWO, {STATE}),  # nor does it take masks that are longer than what is new
     "deepseek_v32": (_TWO, set()),  # an index of tokens
     "minimax_m3_vl_text": ({}, set()),  # an index of blocks
     "deepseek_v4": (_COMPRESSED, set()),  # entries made of several tokens
