@@ -133,7 +133,7 @@ def test_mamba_as_first_published(tmp_path) -> None:
 
 def test_what_layers_make_is_added_up_in_float32(tmp_path) -> None:
     """Where config.json says so: many small results are lost in bfloat16."""
-    made = Checkpoint(tmp_path, "mamba 2", num_hidden_layers=32, use_bias=True)
+    made = Checkpoint(tmp_path, "mamba 2", num_hidden_layers=16, use_bias=True)
 
     def little(tensors: dict[str, torch.Tensor]) -> None:
         for name, weight in made.model.named_parameters():
@@ -143,13 +143,13 @@ def test_what_layers_make_is_added_up_in_float32(tmp_path) -> None:
 
     with torch.inference_mode():
         made.change_tensors(little)
-    tokens, errors = tokens_of(5, 20), {}
+    tokens, errors = tokens_of(5, 12), {}
     for wide in (True, False):
         made.change_config({"residual_in_fp32": wide})
         model = PagedModel(TorchModelRunner.load(tmp_path, dtype="bfloat16"), pages=20)
-        got = model.step([(Row(tokens), 20)], all_logits=True)
+        got = model.step([(Row(tokens), 12)], all_logits=True)
         errors[wide] = float((got - made.logits(tokens)).abs().mean())
-    assert errors[True] < 0.7 * errors[False]
+    assert errors[True] < 0.75 * errors[False]
 
 
 @pytest.mark.parametrize("limit", [32, None])
