@@ -229,6 +229,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "olmo_hybrid",
         {
             **_DELTA, "num_hidden_layers": 3, "rope_parameters": {"rope_type": "default", "rope_theta": None},
+            "linear_value_head_dim": 32,
             "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         },
     ),
