@@ -1,5 +1,6 @@
 """Stand-ins for what the GPU path calls, that keep the real ones' contracts and can run anywhere.
 
+`selective_state_update` and `gated_delta_rule_decode` are those of FlashInfer's `mamba` and `gdn_decode`.
 `BatchDecodeWithPagedKVCacheWrapper` and `BatchPrefillWithPagedKVCacheWrapper` have the parameters of FlashInfer 0.6 and
 0.7 that Baton uses, and refuse what those refuse. `Replays` does with torch operations what CUDA graphs do with
 kernels: it runs the captured ones again, on the same memory, and calls no Python of the captured code.
@@ -165,3 +166,31 @@ class Passed:
     def synchronize(self) -> None:
         if self._log is not None:
             self._log.append(self._name)
+
+
+def selective_state_update(state, x, dt, A, B, C, D, *, dt_bias, dt_softplus) -> torch.Tensor:
+    """One token of each row; changes `state` [R, H, P, N]."""
+    assert state.dtype == torch.float32 and state.is_contiguous() and x.dtype == B.dtype == C.dtype == torch.bfloat16
+    assert dt.dtype == D.dtype == dt_bias.dtype == A.dtype == torch.float32 and dt_softplus
+    assert dt.shape == x.shape and A.shape == state.shape[1:] and D.shape == dt_bias.shape == x.shape[1:]
+    assert dt.stride(2) == A.stride(1) == A.stride(2) == D.stride(1) == dt_bias.stride(1) == 0  # a number of each head
+    step = torch.nn.functional.softplus(dt + dt_bias)[..., None]
+    b, c = (each.float().repeat_interleave(x.shape[1] // B.shape[1], 1)[:, :, None] for each in (B, C))
+    state.copy_(state * (step * A).exp() + step * b * x.float()[..., None])
+    return ((state * c).sum(-1) + D * x.float()).to(x.dtype)
+
+
+def gated_delta_rule_decode(q, k, v, state, A_log, a, dt_bias, b) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token of each row; changes `state` [R, H, K, V]."""
+    assert q.dtype == k.dtype == v.dtype == a.dtype == b.dtype == torch.bfloat16
+    assert state.dtype == A_log.dtype == dt_bias.dtype == torch.float32 and state.is_contiguous()
+    rows, one, _, key = q.shape
+    assert one == 1 and key >= 128 and v.shape[3] >= 128 and v.shape[3] % 32 == 0
+    assert state.shape == (rows, v.shape[2], key, v.shape[3]) and a.shape == b.shape == (rows, 1, v.shape[2])
+    q, k = (each[:, 0].float().repeat_interleave(v.shape[2] // q.shape[2], 1) for each in (q, k))
+    q, k = (each * torch.rsqrt(each.square().sum(-1, keepdim=True) + 1e-6) for each in (q, k))
+    left = (-A_log.exp() * torch.nn.functional.softplus(a[:, 0].float() + dt_bias)).exp()[..., None, None]
+    found = (state * left * k[..., None]).sum(2)
+    write = (v[:, 0].float() - found) * b[:, 0].float().sigmoid()[..., None]
+    state.copy_(state * left + k[..., None] * write[:, :, None])
+    return ((state * q[..., None]).sum(2) * key**-0.5).to(v.dtype)[:, None], state

@@ -27,6 +27,7 @@ from baton.engine.cpu.recorded import RecordedSteps
 from baton.engine.cpu.states import CpuStates
 from baton.engine.cuda import attention as cuda_attention
 from baton.engine.cuda.graphs import DecodeGraphs, GraphRecorder, Recorder
+from baton.engine.cuda.states import GpuStates, flashinfer_updates
 from baton.engine.cuda.support import arithmetic, memory_bytes, pick_device
 from baton.engine.grouped_attention import attention_of, captures, parts_of
 from baton.engine.grouping import in_groups
@@ -277,7 +278,12 @@ def _states(
         return None
     store = StateStore(layout, dict.fromkeys(config.stateful, state_parts(config, dtype)))
     mixers = {layer: each.mixer for layer, each in enumerate(weights.layers) if each.mixer is not None}
-    return store if kernels is None else CpuStates(kernels, store, mixers, dtype)
+    if kernels is not None:
+        return CpuStates(kernels, store, mixers, dtype)
+    device = weights.embedding_VE.device
+    if device.type != "cuda":
+        return store
+    return GpuStates(store, mixers, flashinfer_updates(mixers.values()), config.hidden_size, device)
 
 
 def _nothing_saved() -> Callable[[], None]:

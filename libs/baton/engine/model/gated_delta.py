@@ -67,8 +67,12 @@ class GatedDelta:
         )
         y_THV = gated_delta(inputs, state_RHKV, states.rows.q_lens)
         states.write(layer, (conv_RPC, state_RHKV))
-        normed_THV = normalize(y_THV.to(x_TE.dtype), self.norm, config.eps)
-        return (normed_THV.flatten(1).float() * F.silu(gate_TI.float())).to(x_TE.dtype)
+        return self.gated(y_THV, gate_TI)
+
+    def gated(self, y_THV: torch.Tensor, gate_TI: torch.Tensor) -> torch.Tensor:
+        """The output matrix's input, in the dtype of the gates."""
+        normed_THV = normalize(y_THV.to(gate_TI.dtype), self.norm, self.config.eps)
+        return (normed_THV.flatten(1).float() * F.silu(gate_TI.float())).to(gate_TI.dtype)
 
     def _by_head(self, shared_TX: torch.Tensor) -> torch.Tensor:
         """[T, H, K] of queries or keys that several heads share, of length one each."""

@@ -67,10 +67,10 @@ class Mamba2:
         )
         y_THP = scan(inputs, state_RHPN, states.rows.q_lens)
         states.write(layer, (conv_RPC, state_RHPN))
-        return self._gated((y_THP + inputs.x_THP * self.d_H[:, None]).flatten(1), gate_TI)
+        return self.gated((y_THP + inputs.x_THP * self.d_H[:, None]).flatten(1), gate_TI)
 
-    def _gated(self, y_TI: torch.Tensor, gate_TI: torch.Tensor) -> torch.Tensor:
-        """Of float32 `y_TI`, in the dtype of the gates."""
+    def gated(self, y_TI: torch.Tensor, gate_TI: torch.Tensor) -> torch.Tensor:
+        """The output matrix's input, in the dtype of the gates, of float32 `y_TI`."""
         dtype, gate_TI = gate_TI.dtype, F.silu(gate_TI.float())
         if self.norm is None:
             return (y_TI * gate_TI).to(dtype)
