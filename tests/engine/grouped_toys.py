@@ -19,8 +19,8 @@ LAYOUTS = {
 }
 # Where random work is tried, each with one of the engine's loops.
 SEARCHED = [
-    ("mixed", "late"),
-    ("windows", "plain"),
+    ("mixed", "plain"),
+    ("windows", "late"),
     ("all kinds", "late"),
     ("states", "late"),
     ("chunks", "plain"),

@@ -70,6 +70,18 @@ def test_no_more_is_lent_than_one_can_go_on_from(layout: KvLayout) -> None:
     source.assert_quiet()
 
 
+def test_a_chunk_that_needs_more_pages_than_its_reader_has() -> None:
+    """The reader wants all of a chunk, and counts on no page of it; the source has a part."""
+    layout, tokens = LAYOUTS["chunks"], prompt(65)
+    source, reader = holder(layout, tokens[:61]), harness_of(layout)
+    attempt = reader.submit("a", tokens, 10, pull_tokens=64)
+    reader.run()
+    assert 0 < pull(source, reader, attempt) < 60
+    reader.run()
+    assert reader.outputs[attempt] == reference(layout, tokens, 10)
+    reader.assert_quiet()
+
+
 def test_nothing_comes_and_all_is_computed(layout: KvLayout) -> None:
     tokens, reader = prompt(60), harness_of(layout)
     attempt = reader.submit("a", tokens, 10, pull_tokens=56)

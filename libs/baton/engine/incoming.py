@@ -59,7 +59,7 @@ class Incoming:
     def own(self, request: RequestState) -> list[int]:
         """All pages of the request itself but those of windows and states."""
         full = request.pages.view[request.held_blocks :].tolist() if self._bounded.has_full else []
-        return [*request.arriving, *full] if request.from_tier else [*full, *request.arriving]
+        return [*full, *request.arriving]
 
     def arrived(self, request: RequestState, blocks: int) -> None:
         """So many leading blocks are there, and nobody writes into the request's pages any more: what came belongs to
