@@ -103,10 +103,10 @@ class RowLayer(DynamicLayer):
 
 
 class _Layers(list[RowLayer]):
-    """As many layers as are asked for."""
+    """`count` layers, and as many more as are asked for."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        super().__init__()
+    def __init__(self, keeper: Keeper, count: int) -> None:
+        super().__init__(RowLayer(keeper, layer) for layer in range(count))
         self._keeper = keeper
 
     def __getitem__(self, index: SupportsIndex | slice) -> RowLayer:
@@ -123,9 +123,7 @@ class RowCache(Cache):
 
     def __init__(self, keeper: Keeper, layers: int = 1) -> None:
         """`layers`: as many as there are known to be; masks are made before layers are asked for."""
-        made = _Layers(keeper)
-        made[layers - 1]
-        Cache.__init__(self, layers=made)
+        Cache.__init__(self, layers=_Layers(keeper, layers))  # not that of a class in between
         self._cached = keeper.cached_tokens > 0
 
     def has_previous_state(self, *_: object, **__: object) -> bool:
