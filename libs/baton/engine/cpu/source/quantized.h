@@ -37,10 +37,12 @@ constexpr int OUTS = 64;    // outputs of a task
 constexpr int V = 4;        // vectors of them that are computed at a time where rows are few
 constexpr int WORD_BYTES = 4;
 constexpr int PANEL = 256;  // inputs widened at a time; a multiple of groups, none of which is larger
-constexpr int FEW_ROWS = PAIRED == 2 ? 16 : 2;
 constexpr int FEW_AT_ONCE = PAIRED == 2 ? 4 : 1;
 constexpr int FEW_AHEAD = 8192;  // bytes between asking for weights and multiplying them
 constexpr int64_t ROWS_AT_ONCE = 512;
+
+// Most rows that are few: widening codes of 8 bits takes twice as long as those of 4, and is done for FEW_AT_ONCE rows.
+constexpr int64_t few_rows(int kind) { return PAIRED == 1 ? 2 : kind == TABLE ? 64 : 16; }
 
 // Rows of x: as units, in the order in which codes are widened, and by group what sums begin with, and sums of x.
 struct Inputs {
@@ -85,7 +87,7 @@ class QuantizedProduct {
     // sums [rows, OUTS] of a panel's outputs, for rows from `first` on.
     void multiply(int64_t panel, int64_t first, int64_t rows, float* sums) const {
         const char* groups = static_cast<const char*>(q_.weights) + panel * (q_.depth / q_.group) * group_bytes_;
-        if (rows > FEW_ROWS && !q_.one_way) return many(groups, x_.from(first), rows, sums);
+        if (rows > few_rows(KIND) && !q_.one_way) return many(groups, x_.from(first), rows, sums);
         const int64_t tiles = (rows + FEW_AT_ONCE - 1) / FEW_AT_ONCE;
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t from = tile * rows / tiles, height = (tile + 1) * rows / tiles - from;
