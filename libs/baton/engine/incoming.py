@@ -12,6 +12,7 @@ The ledger (baton.engine.ledger) takes the pages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 
 from baton.core.layout import CANARY_PAGE
@@ -19,6 +20,19 @@ from baton.engine.band_cache import Entry, in_order, of_caches
 from baton.engine.bounded import BoundedPages
 from baton.engine.radix import RadixCache
 from baton.engine.request import RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The request has `held` blocks locked in the radix cache, and could use `usable` ones as it is; `blocks` are to be
+    there, of which `lacking` and `here` are the entries beside that cache, where the tiers fill them."""
+
+    usable: int
+    held: int
+    blocks: int
+    from_tier: bool = False
+    lacking: list[Entry] = field(default_factory=list)
+    here: list[Entry] = field(default_factory=list)
 
 
 class Incoming:
@@ -39,9 +53,33 @@ class Incoming:
             end = self._cache.match_elsewhere(request.hashes, request.hint_blocks, end)
         return max(usable, self._bounded.restorable(request.hashes, end, self._cache.elsewhere))
 
-    def extra_pages(self, held: int, blocks: int, fresh: int) -> int:
-        """Pages for a pull of blocks `held:blocks`, beside those of the `fresh` blocks that the request lacks."""
-        return max(0, (blocks - held - fresh) * self._bounded.has_full + self._bounded.pages_after(blocks))
+    def plan(self, request: RequestState, usable: int, blocks: int) -> Plan:
+        """How the first `blocks` blocks come to a request that finds `usable` ones; 0: nothing is to come."""
+        if not blocks or self.restorable(request, usable) < blocks:
+            return Plan(usable, usable, blocks)
+        entries = self._bounded.entries(request.hashes, blocks)
+        lacking, here = ([entry for entry in entries if entry.is_here is held] for held in (False, True))
+        return Plan(usable, min(request.hint_blocks, blocks), blocks, True, lacking, here)
+
+    def extra_pages(self, plan: Plan, fresh: int) -> int:
+        """Pages for what comes, beside those of the `fresh` blocks that the request lacks anyway."""
+        if plan.from_tier:
+            return sum(entry.width for entry in plan.lacking)
+        if not plan.blocks:
+            return 0
+        full = (plan.blocks - plan.held - fresh) * self._bounded.has_full
+        return max(0, full + self._bounded.pages_after(plan.blocks))
+
+    def keep(self, request: RequestState, plan: Plan) -> None:
+        """Lock what is here of the prefix, but for the pages of full attention, until `let_go` or `arrived`."""
+        for entry in plan.here:
+            entry.lock()
+        request.kept = plan.here
+
+    def begin(self, request: RequestState, plan: Plan, extra: list[int]) -> None:
+        """The request waits for what comes, if anything does; it has `extra` pages for that."""
+        request.arriving, request.lacking = extra, plan.lacking
+        request.pull_blocks, request.from_tier, request.usable_blocks = plan.blocks, plan.from_tier, plan.usable
 
     def to_fill(self, request: RequestState) -> list[int]:
         """The pages of what the request pulls, in their order."""

@@ -126,35 +126,27 @@ class PageLedger:
 
         False, and nothing changed, when that would leave fewer than `headroom` pages available to others.
         """
-        usable, pulls = self.cached_blocks(request), self.lacking_blocks(request)
-        from_tier = pulls > 0 and self.restorable_blocks(request) >= pulls
-        blocks = min(request.hint_blocks, pulls) if from_tier else usable
-        entries = self.bounded.entries(request.hashes, pulls) if from_tier else []
-        lacking = [entry for entry in entries if not entry.is_here]
-        fresh = self.pages_for(len(request.tokens)) - blocks
-        extra = self.incoming.extra_pages(blocks, pulls, fresh) if pulls and not from_tier else 0
-        extra += sum(entry.width for entry in lacking)
+        plan = self.incoming.plan(request, self.cached_blocks(request), self.lacking_blocks(request))
+        fresh = self.pages_for(len(request.tokens)) - plan.held
+        extra = self.incoming.extra_pages(plan, fresh)
         wanted = fresh * self._has_full + extra + headroom * self.block_pages
         if wanted > self.available_pages:
             return False
-        node, cached = self.cache.acquire(request.hashes, blocks)
-        request.kept = [entry for entry in entries if entry.is_here]
-        for entry in request.kept:
-            entry.lock()
-        if not pulls:
-            self.bounded.open(request, blocks)
+        node, cached = self.cache.acquire(request.hashes, plan.held)
+        self.incoming.keep(request, plan)
+        if not plan.blocks:
+            self.bounded.open(request, plan.held)
         if wanted > self.available_pages:  # the prefix itself was part of what seemed available
             self._free(self.bounded.close(request))
             self.incoming.let_go(request)
             self.cache.release(node)
             return False
         request.node = node
-        request.held_blocks = blocks
+        request.held_blocks = plan.held
         request.pages.extend(cached)
         request.pages.extend(self._take_full(fresh))
-        request.arriving, request.pull_blocks = self._take(extra), pulls
-        request.from_tier, request.lacking, request.usable_blocks = from_tier, lacking, usable
-        if request.stage is Stage.FETCH and not pulls:
+        self.incoming.begin(request, plan, self._take(extra))
+        if request.stage is Stage.FETCH and not plan.blocks:
             self.bounded.receive(request)
         return True
 
