@@ -55,7 +55,7 @@ def test_logits_whole_in_chunks_and_after_a_shared_prefix(checkpoint, runner) ->
     assert_logits_are_the_same(checkpoint, runner)
 
 
-@pytest.mark.parametrize("checkpoint", ["falcon_h1", "mamba2", "deepseek_v32"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["minimax", "mamba2", "deepseek_v32"], indirect=True)
 def test_engine_in_chunks_with_prefix_hits_and_preemption(checkpoint, runner) -> None:
     assert_engine_decodes_the_same(checkpoint, runner)
 
@@ -65,7 +65,7 @@ def test_prefill_here_and_decode_there(checkpoint, runner) -> None:
     assert_handed_over_decodes_the_same(checkpoint, runner, ThroughRunner.load(checkpoint.folder))
 
 
-@pytest.mark.parametrize("checkpoint", ["jamba", "falcon_h1"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["jamba"], indirect=True)
 def test_bfloat16_and_float8_pages(checkpoint) -> None:
     """What it takes to compute the same is found out in half precision, too; states are as they are in any pages."""
     tokens = tokens_of(5, 60)
