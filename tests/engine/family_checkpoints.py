@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -256,29 +255,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _olmo_hybrid_as_released(tensors: dict[str, torch.Tensor]) -> None:
-    """transformers writes the convolutions cut into equal parts, and a norm of attention layers by another name."""
-    for name in [name for name in tensors if name.endswith("q_conv1d.weight")]:
-        mixer = name.removesuffix("q_conv1d.weight")
-        weight = torch.cat([tensors[f"{mixer}{part}_conv1d.weight"] for part in "qkv"])
-        for part, rows in zip(
-            "qkv", weight.split([len(tensors[f"{mixer}{part}_proj.weight"]) for part in "qkv"]), strict=True
-        ):
-            tensors[f"{mixer}{part}_conv1d.weight"] = rows.contiguous()
-    for name in [name for name in tensors if name.endswith("post_feedforward_layernorm.weight")]:
-        layer = name.removesuffix("post_feedforward_layernorm.weight")
-        tensors[f"{layer}post_attention_layernorm.weight"] = tensors.pop(f"{layer}feedforward_layer_norm.weight")
-
-
-def _kimi_linear_as_released(tensors: dict[str, torch.Tensor]) -> None:
-    """transformers writes dense MLPs as if they were mixtures."""
-    for name in [name for name in tensors if re.search(r"block_sparse_moe\.(gate|up|down)_proj", name)]:
-        tensors[name.replace("block_sparse_moe", "mlp")] = tensors.pop(name)
-
-
-_AS_RELEASED = {"olmo_hybrid": _olmo_hybrid_as_released, "kimi_linear": _kimi_linear_as_released}
-
-
 class Checkpoint:
     """One checkpoint of a family in `folder`, and the model of `transformers` that it is of, in float32."""
 
@@ -293,8 +269,6 @@ class Checkpoint:
             if weight_name.endswith("A_log"):
                 weight -= 3.0  # else states are forgotten within a few tokens
         self._save(folder, model)
-        if model_type in _AS_RELEASED:
-            self.change_tensors(_AS_RELEASED[model_type])
 
     @classmethod
     def tiny(cls, folder: Path, model_type: str, **config: Any) -> Checkpoint:

@@ -250,6 +250,38 @@ def test_text_part_of_a_model_that_sees(tmp_path, body: str, head: str) -> None:
     close(got, made.logits(tokens))
 
 
+def _olmo_hybrid_as_released(tensors: dict[str, torch.Tensor]) -> None:
+    """transformers saves the convolutions cut into equal parts, and a norm of attention layers by another name."""
+    for name in [name for name in tensors if name.endswith("q_conv1d.weight")]:
+        mixer = name.removesuffix("q_conv1d.weight")
+        weight = torch.cat([tensors[f"{mixer}{part}_conv1d.weight"] for part in "qkv"])
+        for part, rows in zip(
+            "qkv", weight.split([len(tensors[f"{mixer}{part}_proj.weight"]) for part in "qkv"]), strict=True
+        ):
+            tensors[f"{mixer}{part}_conv1d.weight"] = rows.contiguous()
+    for name in [name for name in tensors if name.endswith("post_feedforward_layernorm.weight")]:
+        layer = name.removesuffix("post_feedforward_layernorm.weight")
+        tensors[f"{layer}post_attention_layernorm.weight"] = tensors.pop(f"{layer}feedforward_layer_norm.weight")
+
+
+def _kimi_linear_as_released(tensors: dict[str, torch.Tensor]) -> None:
+    """transformers saves dense MLPs as if they were mixtures."""
+    for name in [name for name in tensors if re.search(r"block_sparse_moe\.(gate|up|down)_proj", name)]:
+        tensors[name.replace("block_sparse_moe", "mlp")] = tensors.pop(name)
+
+
+AS_RELEASED = {"olmo hybrid": _olmo_hybrid_as_released, "kimi linear": _kimi_linear_as_released}
+
+
+@pytest.mark.parametrize("family", AS_RELEASED)
+def test_tensors_as_released(tmp_path, family: str) -> None:
+    made = Checkpoint(tmp_path, family)
+    made.change_tensors(AS_RELEASED[family])
+    tokens = tokens_of(1, 50)
+    got = PagedModel(TorchModelRunner.load(tmp_path), pages=20).step([(Row(tokens), 50)], all_logits=True)
+    close(got, made.logits(tokens))
+
+
 @pytest.mark.parametrize("device", ["looped", "grouped"])
 def test_experts_in_one_tensor_of_a_model_that_sees(tmp_path, monkeypatch, device: str) -> None:
     """As Qwen3.5 is published."""

@@ -35,6 +35,10 @@ DELTA: Mapping[str, Family] = {
     "OlmoHybridForCausalLM": replace(
         DENSE["Olmo2ForCausalLM"],
         model_type="olmo_hybrid",
+        # Other names are those that transformers 5 saves.
+        names=replace(
+            DENSE["Olmo2ForCausalLM"].names, otherwise={"post_attention_layernorm": "feedforward_layer_norm"}
+        ),
         stateful_names=Names(
             attention_norm="attention_layer_norm",
             mlp_norm="feedforward_layer_norm",
@@ -60,6 +64,7 @@ DELTA: Mapping[str, Family] = {
             delta_conv=tuple(f"self_attn.{each}_conv1d" for each in "qkv"),
             delta_norm="self_attn.o_norm",
             delta_out="self_attn.o_proj",
+            otherwise={f"mlp.{each}_proj": f"block_sparse_moe.{each}_proj" for each in ("gate", "up", "down")},
         ),
         defaults={
             **DEEPSEEK_DEFAULTS, "max_position_embeddings": 1_048_576,

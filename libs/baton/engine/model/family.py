@@ -50,6 +50,7 @@ class Names:
     attention_post_norm: str | None = None
     mlp_norm: str | None = "post_attention_layernorm"
     mlp_post_norm: str | None = None
+    otherwise: Mapping[str, str] = field(default_factory=dict)  # and what may be there in place of some of a layer's
 
 
 @dataclass(frozen=True, slots=True)

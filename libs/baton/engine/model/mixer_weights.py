@@ -170,8 +170,10 @@ class MixerLoader:
         return self._reader.one(f"{self._prefix}.{name}", (heads,)).float()
 
     def _taps(self, names: Sequence[str], channels: Sequence[int], width: int) -> torch.Tensor:
-        """Weights of a convolution, [width, channels]."""
-        shapes = [(count, 1, width) for count in channels]
+        """Weights of a convolution, [width, channels], wherever a checkpoint has cut the channels."""
+        entries = [self._reader.entries.get(f"{name}.weight") for name in names]
+        cut = [entry.shape[0] for entry in entries if entry is not None]
+        shapes = [(count, 1, width) for count in (cut if sum(cut) == sum(channels) else channels)]
         return self._reader.stacked([f"{name}.weight" for name in names], shapes)[:, 0].T.contiguous()
 
 

@@ -30,6 +30,7 @@ from baton.engine.model.projection import PLAIN, Mlp, Products, Projection, Scal
 from baton.engine.model.quantized.matrix import QuantizedMatrix
 from baton.engine.model.quantized.scheme import scheme_of
 from baton.engine.model.rope import head_order
+from baton.engine.model.tensor_names import by_first_names, named_as_causal
 from baton.engine.model.tensors import STORED_DTYPES, Progress, TensorReader
 from baton.models.gguf.config import METHOD as GGUF
 
@@ -38,7 +39,6 @@ log = structlog.get_logger(__name__)
 # Layers that are made at a time: while one waits for its file, or for a single thread's work, the other goes on. What
 # torch computes for each has as many threads as torch was given.
 _LOADERS = 2
-_TEXT_PREFIXES = {"language_model.": "", "model.language_model.": "model."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def load_weights(
     Raises CheckpointError naming the file (missing, truncated, corrupt) or the tensor (missing, wrong shape or type).
     """
     found = tensor_entries(Path(path))
-    entries = _named_as_causal(found)
+    entries = named_as_causal(found)
     if entries is not found and not config.tied_embeddings and "lm_head.weight" not in entries:
         config = replace(config, has_head=False)
     scheme = scheme_of(Path(path), read_config(Path(path)))
@@ -99,7 +99,7 @@ def load_weights(
         whole = replace(config.norm, plus_one=False)
         config = replace(config, norm=whole, interleaved=config.interleaved or scheme.rotates_neighbours)
     with torch.inference_mode():
-        reader = TensorReader(entries, dtype, torch.device(device), progress)
+        reader = TensorReader(by_first_names(entries, config), dtype, torch.device(device), progress)
         matrices = Matrices(reader, products, scheme)
         weights = _Loader(config, matrices).decoder()
     if scheme is not None:
@@ -114,24 +114,6 @@ def read_tensors(
     """The tensors named in `shapes`, in new memory. Raises CheckpointError as `load_weights` does."""
     reader = TensorReader(entries, dtype, device)
     return {name: reader.one(name, shape) for name, shape in shapes.items()}
-
-
-def _named_as_causal(entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """Tensors by their names in a causal model: of one that was saved without its head (`layers.0. ...`), of the text
-    part of one that sees as well (`language_model.model.layers.0. ...`, `model.language_model.layers.0. ...`), and of
-    Mamba as it was first published."""
-    if "backbone.embedding.weight" in entries:
-        return {_renamed(name, "backbone.embedding.", "backbone.embeddings."): each for name, each in entries.items()}
-    if "embed_tokens.weight" in entries:
-        return {name if name.startswith("lm_head") else f"model.{name}": entry for name, entry in entries.items()}
-    for prefix, causal in _TEXT_PREFIXES.items():
-        if any(name.startswith(prefix) for name in entries):
-            return {_renamed(name, prefix, causal): entry for name, entry in entries.items()}
-    return entries
-
-
-def _renamed(name: str, prefix: str, causal: str) -> str:
-    return causal + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
 def stored_dtype(path: str | Path) -> str:
