@@ -55,6 +55,29 @@ def test_what_leaves_the_pool_comes_back(layout: KvLayout) -> None:
     engine.assert_quiet()
 
 
+@pytest.mark.parametrize("name", ["mixed", "one window", "hybrid", "states"])
+def test_what_another_session_has_left_on_the_disk(name: str) -> None:
+    """An engine that has computed nothing is told of pages by their names alone."""
+    layout = LAYOUTS[name]
+    before, after = small(layout), small(layout)
+    first = prompt(62)
+    for name, tokens in (("a", first), *((f"{seed}", prompt(90, seed)) for seed in range(1, 12))):
+        before.submit(name, tokens, 1)
+        before.run_all()
+    after.kept = before.kept
+    after.engine.tiered(list(after.kept), Tier.DISK)
+    attempt = after.submit("again", first, 6)
+    after.run()
+    assert set(after.reserved[attempt].tiers) == {Tier.DISK}
+    assert block_hashes(ROOT, first, 4)[14] in after.tiered
+    if layout.pages_for(4) > 1:
+        assert len(after.tiered) < len(after.kept), "pages that are no blocks are nobody's business"
+    after.run_all()
+    assert after.outputs[attempt] == reference(layout, first, 6)
+    assert (after.cached[attempt], computed(after)) == (60, 2)
+    after.assert_quiet()
+
+
 @pytest.mark.parametrize("length", [61, 62, 64, 67])
 def test_an_end_is_of_use_when_all_that_was_gone_past_is_gone(layout: KvLayout, length: int) -> None:
     engine, tokens = Tiered(pages=400, free_pages=0, runner=toy(layout)), prompt(length)
