@@ -153,11 +153,11 @@ def test_any_order_of_pulls_evictions_and_cancels(name: str, loop_name: str, mon
     monkeypatch.setattr(Loop, "name", loop_name)
     layout = LAYOUTS[name]
     engines = [harness_of(layout, 2 + 90) for _ in range(3)]
-    pulled = run_random_pulls(engines, lambda tokens, n: reference(layout, tokens, n), 1, in_part=False, requests=60)
+    pulled = run_random_pulls(engines, lambda tokens, n: reference(layout, tokens, n), 1, in_part=False, requests=45)
     assert pulled > 30, "the search is not about nothing"
 
 
-@pytest.mark.parametrize("name", ["windows", "one window", "hybrid", "states"])
+@pytest.mark.parametrize("name", ["windows", "one window", "hybrid"])
 def test_a_router_expects_what_a_worker_finds(name: str) -> None:
     """Block events, taken in by the index's mirror, against what the engine would reuse: never more, and all of it
     where there are states, or windows of one size."""
@@ -165,7 +165,7 @@ def test_a_router_expects_what_a_worker_finds(name: str) -> None:
     harness, mirror, rng = harness_of(layout, 110), PrefixMirror(first_needed=layout.first_needed), random.Random(4)
     trunk = prompt(150)
     found = 0
-    for number in range(25):
+    for number in range(18):
         tokens = trunk[: rng.randrange(8, 150)] + prompt(rng.randrange(12), number)
         expected = 4 * mirror.match(block_hashes(ROOT, tokens, 4)[: (len(tokens) - 1) // 4]).get("w", 0)
         attempt = harness.submit(f"{number}", tokens, rng.randrange(1, 40))
@@ -173,13 +173,13 @@ def test_a_router_expects_what_a_worker_finds(name: str) -> None:
         harness.run()
         harness.step()  # what is told of the last one
         assert expected <= harness.cached[attempt]
-        if name in ("hybrid", "states", "one window"):
+        if name in ("hybrid", "one window"):
             assert expected == harness.cached[attempt]
         found += expected
         for step in harness.steps[done:]:
             stored, removed = b"".join(step.stored_blocks), b"".join(step.removed_blocks)
             mirror.apply(BlockBatch("w", 1, _next(mirror), stored, removed))
-    assert found > 60, "the search is not about nothing"
+    assert found > 40, "the search is not about nothing"
 
 
 def _next(mirror: PrefixMirror) -> int:

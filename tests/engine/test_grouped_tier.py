@@ -124,7 +124,7 @@ def test_any_order_of_moves_and_restores(name: str, loop_name: str, monkeypatch)
     engine = small(layout, blocks=choose.choice([100, 300]))
     stems = [prompt(length, seed=7 + length) for length in (16, 24, 32, 36)]
     expected: dict[Attempt, list[int]] = {}
-    for n in range(60):
+    for n in range(45):
         tokens = stems[n // 4 % 4] + prompt(choose.randint(1, 12), seed=n // 2)
         expected[engine.submit(f"r{n}", tokens, 6)] = reference(layout, tokens, 6)
         for _ in range(choose.randint(2, 20)):
