@@ -24,6 +24,7 @@ from baton.engine.model.cache_scale import cache_scale
 from baton.engine.model.config import read_eos_token_ids
 from baton.engine.model.files import model_revision, read_config
 from baton.engine.model.matrices import Matrices
+from baton.engine.model.projection import Products
 from baton.engine.model.tensors import Progress, TensorReader
 from baton.engine.model.through.checkpoint import context_tokens, load_transformers
 from baton.engine.model.through.linears import replace_linears, watched
@@ -96,16 +97,11 @@ class ThroughRunner:
                 served = find_served(folder, model, Trial(layout, limit, own_kernels))
             except CheckpointError as error:
                 raise CheckpointError(f"{folder}: {error.message}") from error
-        kept = 0
-        on_cpu = place.type == "cpu"
-        if quantization != "none" or (on_cpu and own_kernels):
-            if on_cpu:
-                by = products.on_cpu(kernels() if own_kernels else None, quantization, dtype, False)
-            else:
-                by = products.on_gpu(arithmetic(place), quantization, place)
+        kept, by = 0, _products(place, quantization, dtype, own_kernels)
+        if by is not None:
             matrices = Matrices(TensorReader({}, getattr(torch, dtype), place), by)
-            matrix_of = stored.matrix_of if stored is not None and by.keep is not None and on_cpu else None
-            replace_linears(model, untouched, matrices.product, matrix_of)
+            keeps = by.keep is not None and place.type == "cpu"
+            replace_linears(model, untouched, matrices.product, stored.matrix_of if stored and keeps else None)
             kept = matrices.tally.kept
         if stored is not None:
             stored.tell(kept)
@@ -163,6 +159,15 @@ class ThroughRunner:
         self._steps.bind_pool(pool)
         if self._states is not None:
             self._states.bind_pool(pool)
+
+
+def _products(device: torch.device, quantization: str, dtype: str, own_kernels: bool) -> Products | None:
+    """What multiplies in the place of the model's linear layers; None: they stay."""
+    if device.type != "cpu":
+        return None if quantization == "none" else products.on_gpu(arithmetic(device), quantization, device)
+    if quantization == "none" and not own_kernels:
+        return None
+    return products.on_cpu(kernels() if own_kernels else None, quantization, dtype, False)
 
 
 def _eos(folder: Path, model: PreTrainedModel) -> frozenset[int]:
