@@ -104,9 +104,12 @@ def test_bytes(kernels, kind: str, group: int, bits: float) -> None:
     weight = matrix(kind, group, zero=8 if kind == "int4" else 0, outs=128)
     layer = quantized.QuantizedLinear(kernels, weight, torch.float32, None)
     assert layer.nbytes == pytest.approx(128 * DEPTH * bits / 8, rel=0.01)
-    narrow = replace(weight, steps=weight.steps.bfloat16().float())
-    saved = layer.nbytes - quantized.QuantizedLinear(kernels, narrow, torch.float32, None).nbytes
-    assert saved == (0 if group == DEPTH else 128 * DEPTH // group * 2)
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = replace(weight, steps=weight.steps.to(dtype).float())
+        narrow = quantized.QuantizedLinear(kernels, rounded, torch.float32, None)
+        assert layer.nbytes - narrow.nbytes == (0 if group == DEPTH else 128 * DEPTH // group * 2)
+        x = torch.eye(DEPTH)[:2]
+        torch.testing.assert_close(narrow(x).double(), meant(rounded)[:, :2].T, atol=0, rtol=1e-6)
 
 
 def test_what_the_kernel_does_not_know() -> None:

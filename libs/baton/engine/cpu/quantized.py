@@ -22,6 +22,7 @@ _STEP_GROUPS = (256, 128, 64, 32, 16)  # inputs that may share a step: PANEL the
 _INT4_GROUP = 32  # inputs that share a step where whole weights are quantized
 _DTYPES = (torch.float32, torch.bfloat16)
 _KINDS = {torch.uint8: 0, torch.int8: 1, FLOAT8: 2}  # Kind of source/codes.h
+_STEPS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # Steps of source/quantized.h
 _INT8_ZERO = 0.5  # what its codes for whole numbers stand for is larger by that
 
 _QUANTIZE: dict[str, Callable[[torch.Tensor], QuantizedMatrix]] = {
@@ -63,7 +64,7 @@ class QuantizedLinear:
         self._call = QuantizedCall(
             weights=self._records.data_ptr(), table=_address(self._table), scales=_address(self._scales),
             bias=_address(self._bias), zero=weight.zero + _INT8_ZERO * (weight.values.dtype == torch.int8),
-            kind=_KINDS[weight.values.dtype], step_bits=steps[0].dtype.itemsize * 8 if steps else 0,
+            kind=_KINDS[weight.values.dtype], steps=_STEPS[steps[0].dtype] if steps else 0,
             has_lowest=weight.lowest is not None, group=group, one_way=one_way, depth=depth, outs=self._outs,
             bits=dtype.itemsize * 8,
         )  # fmt: skip
@@ -123,10 +124,13 @@ def _step_group(group: int) -> int:
 
 
 def _narrowest(steps: list[torch.Tensor]) -> list[torch.Tensor]:
-    """All of them as bfloat16 where that changes none, else as float32."""
-    halves = [each.bfloat16() for each in steps]
-    same = all(torch.equal(half.float(), each.float()) for half, each in zip(halves, steps, strict=True))
-    return halves if same else [each.float() for each in steps]
+    """All of them as the first of the types in which none changes."""
+    wide = [each.float() for each in steps]
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = [each.to(dtype) for each in wide]
+        if all(torch.equal(one.float(), each) for one, each in zip(narrow, wide, strict=True)):
+            return narrow
+    return wide
 
 
 def _codes(values: torch.Tensor) -> torch.Tensor:

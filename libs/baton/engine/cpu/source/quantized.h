@@ -16,6 +16,11 @@
 
 namespace baton {
 
+// What steps and lowest values are kept as, if there are any.
+enum Steps { NO_STEPS, FLOATS, BFLOATS, HALVES };
+
+constexpr int64_t step_bytes(int64_t steps) { return steps == NO_STEPS ? 0 : steps == FLOATS ? 4 : 2; }
+
 // A weight is step * (number - zero) + lowest. Weights stand in panels of OUTS outputs, the last one filled up. A panel
 // has its groups of inputs one after the other: words [group / codes of a word, OUTS], each of one output's codes, then
 // steps [OUTS], then lowest [OUTS]. Without steps all inputs are one group.
@@ -27,7 +32,7 @@ struct Quantized {
     const float* bias;    // [outs], or null
     void* out;            // [rows, outs]
     double zero;
-    int64_t kind, step_bits, has_lowest, group;  // step_bits: 16 for bf16, 32, or 0: there are no steps
+    int64_t kind, steps, has_lowest, group;  // Kind, and Steps
     int64_t one_way;      // not 0: many rows are computed as few are, to the last bit
     int64_t rows, depth, outs, threads;
 };
@@ -82,7 +87,7 @@ class QuantizedProduct {
   public:
     QuantizedProduct(const Quantized& q, const Inputs& x)
         : q_(q), x_(x), codes_(q.table), words_bytes_(bytes_of(q.group)),
-          group_bytes_(words_bytes_ + q.step_bits / 8 * OUTS * (q.has_lowest ? 2 : 1)) {}
+          group_bytes_(words_bytes_ + step_bytes(q.steps) * OUTS * (q.has_lowest ? 2 : 1)) {}
 
     // sums [rows, OUTS] of a panel's outputs, for rows from `first` on.
     void multiply(int64_t panel, int64_t first, int64_t rows, float* sums) const {
@@ -105,8 +110,9 @@ class QuantizedProduct {
     static int64_t bytes_of(int64_t inputs) { return inputs / codes_of(KIND) * OUTS * WORD_BYTES; }
 
     vf load_steps(const char* steps, int64_t at) const {
-        if (q_.step_bits == 16) return load(reinterpret_cast<const bf16*>(steps) + at);
-        return load(reinterpret_cast<const float*>(steps) + at);
+        if (q_.steps == FLOATS) return load(reinterpret_cast<const float*>(steps) + at);
+        if (q_.steps == BFLOATS) return load(reinterpret_cast<const bf16*>(steps) + at);
+        return load(reinterpret_cast<const half*>(steps) + at);
     }
 
     // sums [M][V vectors] of outputs from `out` on of the panel whose groups are `at`.
@@ -252,7 +258,7 @@ void multiply_quantized(const Quantized& q, const Inputs& x, decltype(&write_res
 
 template <class E, int KIND>
 void multiply_quantized(const Quantized& q) {
-    const auto multiply = q.step_bits ? multiply_quantized<KIND, true> : multiply_quantized<KIND, false>;
+    const auto multiply = q.steps ? multiply_quantized<KIND, true> : multiply_quantized<KIND, false>;
     multiply(q, read_inputs<E, KIND>(q), write_results<E>);
 }
 

@@ -25,6 +25,10 @@ struct bf16 {
     uint16_t bits;
 };
 
+struct half {
+    uint16_t bits;
+};
+
 // Eight bits, four of exponent and three of mantissa, without infinities (OCP 8-bit floating point 1.0: E4M3).
 struct f8 {
     uint8_t bits;
@@ -81,6 +85,21 @@ static inline vf load(const bf16* p) {
     vh h;
     memcpy(&h, p, sizeof h);
     return (vf)(widened(h) << 16);
+}
+
+// IEEE half precision: exact, but for what is no finite number.
+static inline vf load(const half* p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+    vh h;
+    memcpy(&h, p, sizeof h);
+    const vu wide = widened(h);
+    const vf magnitude = (vf)((wide & 0x7fff) << 13) * 0x1p112f;  // whose exponent means so much less there
+    return (vf)((vu)magnitude | (wide & 0x8000) << 16);
+#endif
 }
 
 constexpr int E4M3_SHIFT = 20;                     // from its mantissa to a float's
