@@ -1,6 +1,6 @@
 """Try every causal architecture of the installed `transformers`, and write down in docs/models.md how it runs.
 
-python -m tools.models_table          rewrite the table; takes two minutes of CPU
+python -m tools.models_table          rewrite the table; takes a minute of CPU
 python -m tools.models_table --check  exit 1 when it is out of date
 """
 
