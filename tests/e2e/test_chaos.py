@@ -31,7 +31,7 @@ def test_half_a_minute_of_chaos(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["passed"] and report["faults"] >= 8 and report["answers"] >= 4, report
+    assert report["passed"] and report["faults"] >= 4 and report["answers"] >= 4, report
     assert report["wrong_answers"] == report["lost_tokens"] == report["repeated_tokens"] == 0
     assert "| wrong answers | 0 |" in (tmp_path / "report.md").read_text()
 
