@@ -220,6 +220,26 @@ def test_classification_heads(family: str, labels: int, tmp_path) -> None:
         close(ours, expected.sigmoid() if labels == 1 else expected.softmax(0))
 
 
+def test_classification_head_of_the_text_part_of_a_model_that_sees(tmp_path) -> None:
+    from transformers import Qwen3_5Config, Qwen3_5ForSequenceClassification
+
+    text = {
+        "vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen3_5Config(text_config=text, vision_config=sight, num_labels=3)
+    torch.manual_seed(0)
+    theirs = Qwen3_5ForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    classify = PoolingParams(Task.CLASSIFY, raw=True)
+    for ours, prompt in zip(Asked(engine_of(tmp_path)).answers(PROMPTS, classify), PROMPTS, strict=True):
+        with torch.inference_mode():
+            close(ours, theirs(torch.tensor([prompt])).logits[0])
+
+
 def test_label_scores_are_logprobs_of_the_next_token(llama) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -33,7 +33,6 @@ from baton.engine.model.moe_config import MoeConfig, moe_of
 from baton.engine.model.rope import Rope
 
 SUPPORTED_ARCHITECTURES = tuple(FAMILIES)
-MULTIMODAL = "ForConditionalGeneration"
 _OUTER_KEYS = ("eos_token_id", "tie_word_embeddings", "dtype", "torch_dtype", "quantization_config")
 CAUSAL, CLASSIFIER, HEADLESS = "ForCausalLM", "ForSequenceClassification", "Model"  # ends of architectures' names
 ACTIVATIONS = {
@@ -264,13 +263,12 @@ def _intermediate_size(family: Family, fields: Fields) -> int:
 def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
     """The config of the text model of one that sees or hears as well: it is run as if there were nothing else."""
     text = raw.get("text_config")
-    if not isinstance(text, Mapping) or not any(
-        str(name).endswith(MULTIMODAL) for name in raw.get("architectures") or ()
-    ):
+    if not isinstance(text, Mapping) or "hidden_size" in raw:
         return raw
     outer = {key: raw[key] for key in _OUTER_KEYS if key in raw}
     head = {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}  # the head is the outer model's
-    return {**outer, **text, **head, "architectures": None}
+    classifiers = [name for name in raw.get("architectures") or () if str(name).endswith(CLASSIFIER)]
+    return {**outer, **text, **head, "architectures": classifiers or None}
 
 
 def _family(raw: Mapping[str, Any]) -> tuple[str, Family]:
