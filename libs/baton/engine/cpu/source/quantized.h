@@ -92,7 +92,7 @@ class QuantizedProduct {
     // sums [rows, OUTS] of a panel's outputs, for rows from `first` on.
     void multiply(int64_t panel, int64_t first, int64_t rows, float* sums) const {
         const char* groups = static_cast<const char*>(q_.weights) + panel * (q_.depth / q_.group) * group_bytes_;
-        if (rows > few_rows(KIND) && !q_.one_way) return many(groups, x_.from(first), rows, sums);
+        if (rows > few_rows(KIND) && !(STEPS && q_.one_way)) return many(groups, x_.from(first), rows, sums);
         const int64_t tiles = (rows + FEW_AT_ONCE - 1) / FEW_AT_ONCE;
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t from = tile * rows / tiles, height = (tile + 1) * rows / tiles - from;
