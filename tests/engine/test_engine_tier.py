@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -57,6 +58,31 @@ class Tiered(Harness):
             self.engine.pulled(attempt, reserved.tokens if came == len(reserved.page_ids) else 0)
         else:
             self.engine.pulled(attempt, (reserved.first_page + came) * PAGE if came else 0)
+
+    def search(
+        self, choose: random.Random, rounds: int, variety: int, expected_of: Callable[[list[int], int], list[int]]
+    ) -> None:
+        """Requests that share prefixes, at most `variety` different ones, whose restores come whole, in part or not at
+        all, in any order. All that were not cancelled end with the tokens that they should have."""
+        stems = [prompt(length, seed=7 + length) for length in (16, 24, 32, 36)]
+        expected: dict[Attempt, list[int]] = {}
+        for n in range(rounds):
+            tokens = stems[n // 4 % 4] + prompt(choose.randint(1, 12), seed=n * variety // rounds)
+            expected[self.submit(f"r{n}", tokens, 6)] = expected_of(tokens, 6)
+            for _ in range(choose.randint(2, 20)):
+                if self.engine.has_work and choose.random() < 0.8:
+                    self.step()
+                elif self.reserved:
+                    attempt = choose.choice(list(self.reserved))
+                    if choose.random() < 0.1:
+                        self.engine.cancel(attempt)
+                        del expected[attempt]
+                    self.restore(attempt, choose.choice([0, 2, 1000, 1000, 1000]))
+        self.run_all()
+        for attempt, tokens in expected.items():
+            assert self.outputs[attempt] == tokens
+        assert self.restored > 5, "the search is not about nothing"
+        assert self.engine.load().lent_pages == 0
 
     def run_all(self) -> None:
         """Run and restore until there is nothing to do."""
@@ -130,27 +156,9 @@ def test_any_order_of_moves_and_restores(seed: int) -> None:
     """A small pool, a small tier, restores that come whole, in part or not at all: tokens stay the reference's."""
     choose = random.Random(seed)
     engine = Tiered(pages=2 + 44, free_pages=20, blocks=choose.choice([40, 80, 200]))
-    stems = [prompt(length, seed=7 + length) for length in (16, 24, 32, 36)]
-    expected: dict[Attempt, list[int]] = {}
-    for n in range(60):
-        tokens = stems[n // 4 % 4] + prompt(choose.randint(1, 12), seed=n)
-        expected[engine.submit(f"r{n}", tokens, 6)] = toy_reference(tokens, 6)
-        for _ in range(choose.randint(2, 20)):
-            if engine.engine.has_work and choose.random() < 0.8:
-                engine.step()
-            elif engine.reserved:
-                attempt = choose.choice(list(engine.reserved))
-                if choose.random() < 0.1:
-                    engine.engine.cancel(attempt)
-                    del expected[attempt]
-                engine.restore(attempt, choose.choice([0, 2, 1000, 1000, 1000]))
-    engine.run_all()
-    for attempt, tokens in expected.items():
-        assert engine.outputs[attempt] == tokens
+    engine.search(choose, rounds=60, variety=60, expected_of=toy_reference)
     engine.run()
     engine.assert_announced()
-    assert engine.engine.load().lent_pages == 0
-    assert engine.restored > 5, "the search is not about nothing"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,6 +4,7 @@ comes back with all that one needs to go on after it, or not at all."""
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 from engine_harness import ROOT, Loop, prompt
@@ -11,7 +12,6 @@ from grouped_toys import LAYOUTS, SEARCHED, toy
 from test_engine_tier import Tiered
 from windowed_toy import reference
 
-from baton.core.attempt import Attempt
 from baton.core.hashing import block_hashes, page_name
 from baton.core.layout import KvLayout
 from baton.core.tiers import Tier
@@ -122,25 +122,7 @@ def test_any_order_of_moves_and_restores(name: str, loop_name: str, monkeypatch)
     monkeypatch.setattr(Loop, "name", loop_name)
     choose, layout = random.Random(1), LAYOUTS[name]
     engine = small(layout, blocks=choose.choice([100, 300]))
-    stems = [prompt(length, seed=7 + length) for length in (16, 24, 32, 36)]
-    expected: dict[Attempt, list[int]] = {}
-    for n in range(45):
-        tokens = stems[n // 4 % 4] + prompt(choose.randint(1, 12), seed=n // 2)
-        expected[engine.submit(f"r{n}", tokens, 6)] = reference(layout, tokens, 6)
-        for _ in range(choose.randint(2, 20)):
-            if engine.engine.has_work and choose.random() < 0.8:
-                engine.step()
-            elif engine.reserved:
-                attempt = choose.choice(list(engine.reserved))
-                if choose.random() < 0.1:
-                    engine.engine.cancel(attempt)
-                    del expected[attempt]
-                engine.restore(attempt, choose.choice([0, 2, 1000, 1000, 1000]))
-    engine.run_all()
-    for attempt, tokens in expected.items():
-        assert engine.outputs[attempt] == tokens
-    assert engine.restored > 5, "the search is not about nothing"
-    assert engine.engine.load().lent_pages == 0
+    engine.search(choose, rounds=45, variety=23, expected_of=partial(reference, layout))
 
 
 def test_what_is_counted() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from baton.engine.model.families_dense import DENSE
+from baton.engine.model.families_mamba import BAMBA_NAMES
 from baton.engine.model.family import ExpertNames, Family, MambaKeys, Mixture, Names
 
 LFM2 = Family(
@@ -58,15 +59,7 @@ LFM2_MOE = replace(
 )  # fmt: skip
 BAMBA = Family(
     model_type="bamba",
-    names=Names(
-        final_norm="model.final_layernorm",
-        gate_up=("feed_forward.gate_proj", "feed_forward.up_proj"),
-        down="feed_forward.down_proj",
-        mlp_norm="pre_ff_layernorm",
-        conv_in="mamba.in_proj",
-        conv="mamba.conv1d",
-        conv_out="mamba.out_proj",
-    ),
+    names=BAMBA_NAMES,
     defaults={
         "max_position_embeddings": 262_144, "num_key_value_heads": 8, "eos_token_id": 2, "rms_norm_eps": 1e-5,
         "partial_rotary_factor": 0.5, "mlp_bias": False, "attn_layer_indices": None, "mamba_n_heads": 128,

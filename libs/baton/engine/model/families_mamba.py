@@ -10,7 +10,7 @@ from baton.engine.model.family import ExpertNames, Family, MambaKeys, Mixture, N
 
 NO_LIMIT = 1 << 20  # positions, of families that have none
 
-_HYBRID_NAMES = Names(
+BAMBA_NAMES = Names(
     final_norm="model.final_layernorm",
     gate_up=("feed_forward.gate_proj", "feed_forward.up_proj"),
     down="feed_forward.down_proj",
@@ -21,7 +21,7 @@ _HYBRID_NAMES = Names(
 )
 FALCON_H1 = Family(
     model_type="falcon_h1",
-    names=_HYBRID_NAMES,
+    names=BAMBA_NAMES,
     defaults={
         "max_position_embeddings": 8192, "num_key_value_heads": 8, "eos_token_id": 2, "rms_norm_eps": 1e-5,
         "mlp_bias": False, "mamba_d_ssm": 1024, "mamba_n_heads": 128, "mamba_d_head": "auto", "mamba_n_groups": 1,
@@ -39,7 +39,7 @@ FALCON_H1 = Family(
 )  # fmt: skip
 JAMBA = Family(
     model_type="jamba",
-    names=_HYBRID_NAMES,
+    names=BAMBA_NAMES,
     defaults={
         "max_position_embeddings": 262_144, "num_key_value_heads": 8, "eos_token_id": 2, "num_experts_per_tok": 2,
         "num_experts": 16, "expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 8,
