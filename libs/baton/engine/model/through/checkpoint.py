@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def load_transformers(
     stored = QuantizedTensors(folder, scheme, dtype) if scheme is not None else None
     transformers_logging.disable_progress_bar()
     try:
-        with _LOADING:
+        with _LOADING, _silence():
             model, told = _load(folder, architecture, dtype, stored)
     except (ValueError, ImportError, RuntimeError, TypeError, AttributeError, KeyError, OSError) as error:
         raise CheckpointError(
@@ -54,6 +56,17 @@ def load_transformers(
         ) from error
     _check(folder, told)
     return model.eval().requires_grad_(False).to(device), stored
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What it would warn of, missing tensors among it, is an error here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _load(folder: Path, architecture: Architecture, dtype: torch.dtype, stored: QuantizedTensors | None) -> Loaded:
