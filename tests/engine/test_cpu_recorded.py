@@ -14,11 +14,15 @@ from paged_rows import PagedModel, Row
 from baton.engine.cpu import recorded, tape
 from baton.engine.cpu.build import COMPILERS
 from baton.engine.runner import TorchModelRunner
+from baton.models.gguf.folder import checkpoint_folder
+from baton.testing.checkpoints import make_checkpoint
+from baton.testing.gguf_files import q4_k_m, write
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
 
-RECORDED = ("llama 3", "mistral", "qwen3", "gemma 3", "lfm 2", "bamba", "qwen 3.5")
+MIXED = "Q4_K_M"  # values of another kind than queries and keys: a product in parts
+RECORDED = ("llama 3", "mistral", "qwen3", "gemma 3", "lfm 2", "bamba", "qwen 3.5", MIXED)
 OTHERS = ("granite", "olmo 2", "gpt-oss", "deepseek v3", "cohere 2")
 LENGTHS = (40, 3, 17, 16)
 SIZES = {"bamba": {"mamba_expand": 4, "mamba_n_heads": 16}}  # outputs in whole vectors, as quantized layers need
@@ -26,10 +30,12 @@ SIZES = {"bamba": {"mamba_expand": 4, "mamba_n_heads": 16}}  # outputs in whole 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {
-        name: Checkpoint(tmp_path_factory.mktemp("checkpoint"), name, **SIZES.get(name, {})).folder
-        for name in (*RECORDED, *OTHERS)
-    }
+    made = tmp_path_factory.mktemp("checkpoints")
+    plain = make_checkpoint(made / "plain", hidden=256, heads=4, kv_heads=2, intermediate=512)
+    write(plain, made / "mixed.gguf", q4_k_m)
+    folders = {MIXED: checkpoint_folder(made / "mixed.gguf", made)}
+    others = (name for name in (*RECORDED, *OTHERS) if name != MIXED)
+    return folders | {name: Checkpoint(made / name, name, **SIZES.get(name, {})).folder for name in others}
 
 
 def logits_of(runner: TorchModelRunner, seed: int) -> list[torch.Tensor]:
@@ -41,8 +47,9 @@ def logits_of(runner: TorchModelRunner, seed: int) -> list[torch.Tensor]:
     return [model.step([(row, 1) for row in step]).clone() for step in steps]
 
 
-def load(folder: Path, quantization: str = "int8") -> TorchModelRunner:
-    """int8: layers by own kernels on any processor."""
+def load(folder: Path) -> TorchModelRunner:
+    """Layers by own kernels on any processor."""
+    quantization = "none" if folder.name == "mixed" else "int8"
     return TorchModelRunner.load(folder, dtype="bfloat16", quantization=quantization)
 
 

@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from baton.engine.cpu import quantized
 from baton.engine.cpu.build import COMPILERS, runnable_variants
 from baton.engine.cpu.library import open_kernels
-from baton.engine.model.quantized.matrix import FLOAT8, QuantizedMatrix, stacked, to_float8, to_int4, to_int8
+from baton.engine.model.matrices import picked
+from baton.engine.model.projection import Joined, side_by_side
+from baton.engine.model.quantized.matrix import (
+    FLOAT8,
+    QuantizedMatrix,
+    Stack,
+    by_kinds,
+    stacked,
+    to_float8,
+    to_int4,
+    to_int8,
+)
 from baton.runtime import environ
 
 torch.set_num_threads(1)
@@ -168,6 +179,31 @@ def test_what_cannot_be_stacked() -> None:
     assert stacked([mixed, replace(mixed, order=mixed.order.roll(1))]) is None
     assert stacked([matrix("int8", 128), matrix("float8", 128)]) is None
     assert stacked([matrix("int8", 48), matrix("int8", 32)]) is None
+
+
+@torch.inference_mode()
+def test_kinds_stay_apart(kernels) -> None:
+    """Neighbours of a kind are one matrix; a product of all is that of each, and outputs can be picked out of all."""
+    parts = [matrix("int4", 32, True), matrix("int4", 32, True), matrix("int8", 16, zero=32), matrix("int4", 128)]
+    whole = by_kinds(parts)
+    assert isinstance(whole, Stack) and whole.outs == [2 * OUTS, OUTS, OUTS] and whole.shape == (4 * OUTS, DEPTH)
+    assert isinstance(by_kinds(parts[:2]), QuantizedMatrix)
+    products = [quantized.QuantizedLinear(kernels, part, torch.float32, None) for part in whole.parts]
+    product = side_by_side(products)
+    assert isinstance(product, Joined)
+    for rows in (0, 1, 3, 80):
+        x = torch.randn(rows, DEPTH, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+        assert torch.equal(product(x), torch.cat([each(x) for each in products], 1))
+        assert torch.equal(
+            side_by_side([products[0], lambda x, last=products[1]: last(x)])(x), product(x)[:, : 3 * OUTS]
+        )
+    every = whole.dense(torch.float64)
+    torch.testing.assert_close(every, torch.cat([meant(part) for part in parts]), atol=1e-6, rtol=1e-6)
+    outs = torch.randperm(4 * OUTS, generator=torch.Generator().manual_seed(0))
+    for some in (outs, torch.arange(3 * OUTS), torch.arange(OUTS).flip(0)):
+        found = picked(whole, some)
+        assert isinstance(found, Stack if len(some) > OUTS else QuantizedMatrix)
+        assert torch.equal(found.dense(torch.float64), every[some])
 
 
 def test_float8_at_load_is_the_nearest() -> None:

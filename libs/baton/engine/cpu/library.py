@@ -114,7 +114,7 @@ class QuantizedCall(ctypes.Structure):
         *((name, c_void_p) for name in ("x", "weights", "table", "scales", "bias", "out")),
         ("zero", c_double),
         *((name, c_int64) for name in ("kind", "steps", "has_lowest", "group", "one_way")),
-        *((name, c_int64) for name in ("rows", "depth", "outs", "threads", "bits")),
+        *((name, c_int64) for name in ("rows", "depth", "outs", "stride", "threads", "bits")),
     ]
 
 

@@ -50,7 +50,7 @@ class QuantizedLinear:
         one_way: bool = False,
     ) -> None:
         self._kernels = kernels
-        self._outs, depth = weight.shape
+        self.outs, depth = weight.shape
         self._bias = None if bias is None else bias.float()
         self._table = weight.table.contiguous() if weight.table is not None else torch.arange(16.0)
         self._scales, steps, group = None, [], depth
@@ -65,7 +65,7 @@ class QuantizedLinear:
             weights=self._records.data_ptr(), table=_address(self._table), scales=_address(self._scales),
             bias=_address(self._bias), zero=weight.zero + _INT8_ZERO * (weight.values.dtype == torch.int8),
             kind=_KINDS[weight.values.dtype], steps=_STEPS[steps[0].dtype] if steps else 0,
-            has_lowest=weight.lowest is not None, group=group, one_way=one_way, depth=depth, outs=self._outs,
+            has_lowest=weight.lowest is not None, group=group, one_way=one_way, depth=depth, outs=self.outs,
             bits=dtype.itemsize * 8,
         )  # fmt: skip
 
@@ -75,11 +75,16 @@ class QuantizedLinear:
         return self._records.nbytes + (0 if self._scales is None else self._scales.nbytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x, call = x.contiguous(), self._call
-        y = x.new_empty((len(x), self._outs))
-        call.x, call.out, call.rows, call.threads = x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads()
-        self._kernels.multiply(call)
+        y = x.new_empty((len(x), self.outs))
+        self.write(x, y)
         return y
+
+    def write(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Writes its results to y [T, out], which may be a part of wider rows."""
+        x, call = x.contiguous(), self._call
+        call.x, call.out, call.rows, call.threads = x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads()
+        call.stride = y.stride(0)
+        self._kernels.multiply(call)
 
 
 def fits(weight: QuantizedMatrix, dtype: torch.dtype) -> bool:

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import torch
 
 from baton.engine.model.config import DecoderConfig
-from baton.engine.model.projection import KeepProjection, Mlp, Products, Projection, Reordered
-from baton.engine.model.quantized.matrix import QuantizedMatrix, stacked
+from baton.engine.model.projection import KeepProjection, Mlp, Products, Projection, Reordered, side_by_side
+from baton.engine.model.quantized.matrix import QuantizedMatrix, Stack, by_kinds, stacked
 from baton.engine.model.quantized.scheme import Scheme
 from baton.engine.model.tensors import STORED_DTYPES, TensorReader
 
@@ -41,10 +41,12 @@ class Matrices:
     tally: Tally = field(default_factory=Tally)
 
     def linear(self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool) -> Projection:
-        return self.product(*self.parts(names, outs, fan_in, bias))
+        return self.product(*self.kinds(names, outs, fan_in, bias))
 
-    def product(self, weight: Matrix, bias: torch.Tensor | None) -> Projection:
+    def product(self, weight: Matrix | Stack, bias: torch.Tensor | None) -> Projection:
         """What multiplies by a matrix, which it takes over."""
+        if isinstance(weight, Stack):
+            return self._side_by_side(weight, bias)
         few = self.in_few_bits(weight)
         kept = None if few is None else self.kept(few, bias, self.products.keep)
         if kept is None:
@@ -71,9 +73,9 @@ class Matrices:
         with self.tally.lock:
             self.tally.kept += matrices
 
-    def dense(self, weight: Matrix) -> torch.Tensor:
+    def dense(self, weight: Matrix | Stack) -> torch.Tensor:
         """The matrix spread out, if it is of few bits."""
-        if not isinstance(weight, QuantizedMatrix):
+        if isinstance(weight, torch.Tensor):
             return weight
         with self.tally.lock:
             self.tally.spread_out += 1
@@ -90,9 +92,19 @@ class Matrices:
         self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool
     ) -> tuple[Matrix, torch.Tensor | None]:
         """Weight and bias of the named matrices, one after the other; of one name, the checkpoint has them so."""
+        weight, biases = self.kinds(names, outs, fan_in, bias)
+        if not isinstance(weight, Stack):
+            return weight, biases
+        whole = stacked(weight.parts)
+        return self.dense(weight) if whole is None else whole, biases
+
+    def kinds(
+        self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool
+    ) -> tuple[Matrix | Stack, torch.Tensor | None]:
+        """As `parts`, where those of different kinds stay apart."""
         if len(names) == 1:
             outs = [sum(outs)]
-        weight = self._stacked(names, [(out, fan_in) for out in outs])
+        weight = self._weight(names, [(out, fan_in) for out in outs])
         if not bias:
             return weight, None
         return weight, self.reader.stacked([f"{name}.bias" for name in names], [(out,) for out in outs])
@@ -101,7 +113,7 @@ class Matrices:
         self, names: Sequence[str], outs: Sequence[int], fan_in: int, bias: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `parts`, spread out."""
-        weight, biases = self.parts(names, outs, fan_in, bias)
+        weight, biases = self.kinds(names, outs, fan_in, bias)
         return self.dense(weight), biases
 
     def mlp(self, config: DecoderConfig, gate_up: Sequence[str], down: str, size: int, bias: bool) -> Mlp:
@@ -111,13 +123,21 @@ class Matrices:
             down=self.linear([down], [hidden], size, bias),
         )
 
-    def _stacked(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Matrix:
+    def _side_by_side(self, weight: Stack, bias: torch.Tensor | None) -> Projection:
+        if self.products.quantize is not None or self.products.keep is None:
+            return self.product(self.dense(weight), bias)
+        biases: Sequence[torch.Tensor | None]
+        biases = [None] * len(weight.parts) if bias is None else bias.split(weight.outs)
+        return side_by_side([self.product(part, each) for part, each in zip(weight.parts, biases, strict=True)])
+
+    def _weight(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Matrix | Stack:
         if self.scheme is None or all(map(self._is_plain, names)):
             return self.reader.stacked([f"{name}.weight" for name in names], shapes)
         parts = [self.one(name, shape) for name, shape in zip(names, shapes, strict=True)]
         quantized = [part for part in parts if isinstance(part, QuantizedMatrix)]
-        whole = stacked(quantized) if len(quantized) == len(parts) else None
-        return torch.cat([self.dense(part) for part in parts]) if whole is None else whole
+        if len(quantized) == len(parts):
+            return by_kinds(quantized)
+        return torch.cat([self.dense(part) for part in parts])
 
     def _is_plain(self, name: str) -> bool:
         """Whether the checkpoint has it as plain numbers, whatever its scheme: as modules that were not converted."""
@@ -125,15 +145,24 @@ class Matrices:
         return entry is not None and entry.dtype in STORED_DTYPES
 
 
-def picked(weight: Matrix, outs: torch.Tensor) -> Matrix:
+def picked(weight: Matrix | Stack, outs: torch.Tensor) -> Matrix | Stack:
     """The outputs `outs` of a matrix, in that order: in memory of its own."""
-    if not isinstance(weight, QuantizedMatrix):
-        return weight[outs]
-    values = weight.values.view(torch.uint8)[outs].view(weight.values.dtype)
-    lowest = None if weight.lowest is None else weight.lowest[outs]
-    return replace(weight, values=values, steps=weight.steps[outs], lowest=lowest)
+    if isinstance(weight, Stack):
+        ends = torch.tensor(weight.outs).cumsum(0)
+        numbers, counts = torch.bucketize(outs, ends, right=True).unique_consecutive(return_counts=True)
+        runs = zip(numbers.tolist(), outs.split(counts.tolist()), strict=True)
+        return by_kinds([_rows(weight.parts[n], run - ends[n] + weight.outs[n]) for n, run in runs])
+    if isinstance(weight, QuantizedMatrix):
+        return _rows(weight, outs)
+    return weight[outs]
 
 
 def by_outputs(weight: Matrix) -> tuple[torch.Tensor, ...]:
     """What a matrix is made of, all with outputs as their first dimension: to be put into another order in place."""
     return weight.by_outputs() if isinstance(weight, QuantizedMatrix) else (weight,)
+
+
+def _rows(weight: QuantizedMatrix, outs: torch.Tensor) -> QuantizedMatrix:
+    values = weight.values.view(torch.uint8)[outs].view(weight.values.dtype)
+    lowest = None if weight.lowest is None else weight.lowest[outs]
+    return replace(weight, values=values, steps=weight.steps[outs], lowest=lowest)

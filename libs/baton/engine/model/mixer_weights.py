@@ -121,7 +121,7 @@ class MixerLoader:
         names, hidden, heads = self._names, self._config.hidden_size, delta.value_heads
         named = [f"{self._prefix}.{name}" for name in names.delta_in]
         parts = [delta.keys, delta.keys, delta.values, delta.values]
-        into, _ = self._matrices.parts(named, _outs(parts, len(named)), hidden, False)
+        into, _ = self._matrices.kinds(named, _outs(parts, len(named)), hidden, False)
         if len(named) == 1:
             into = picked(into, _by_part(parts, delta.key_heads))
         # What is left of a state is multiplied up over all tokens: these few outputs keep their bits.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,47 @@ class Reordered:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.product(x.index_select(-1, self.order))
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """A product that can write its results to memory that is there: y [T, outs], which may be a part of wider rows."""
+
+    outs: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def write(self, x: torch.Tensor, y: torch.Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Results of several `products` of the same rows, one after the other, which nobody has to copy."""
+
+    products: tuple[Writer, ...]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        outs = [product.outs for product in self.products]
+        y = x.new_empty((len(x), sum(outs)))
+        for product, part in zip(self.products, y.split(outs, 1), strict=True):
+            product.write(x, part)
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenated:
+    """The same of any products."""
+
+    products: tuple[Projection, ...]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([product(x) for product in self.products], -1)
+
+
+def side_by_side(products: Sequence[Projection]) -> Projection:
+    """Results of all of the same rows, one after the other."""
+    writers = [product for product in products if isinstance(product, Writer)]
+    return Joined(tuple(writers)) if len(writers) == len(products) else Concatenated(tuple(products))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,12 @@ from baton.engine.model.expert_weights import ExpertLoader
 from baton.engine.model.experts import Experts
 from baton.engine.model.files import TensorEntry, read_config, tensor_entries
 from baton.engine.model.heads import AttentionHeads, LatentHeads, SplitHeads
-from baton.engine.model.matrices import Matrices, Matrix, by_outputs, picked
+from baton.engine.model.matrices import Matrices, Matrix, picked
 from baton.engine.model.mixer_weights import MixerLoader
 from baton.engine.model.mixers import Beside, StateMixer
 from baton.engine.model.pointwise import Norm
 from baton.engine.model.projection import PLAIN, Mlp, Products, Projection, Scaled, Summed
-from baton.engine.model.quantized.matrix import QuantizedMatrix
+from baton.engine.model.quantized.matrix import QuantizedMatrix, Stack
 from baton.engine.model.quantized.scheme import scheme_of
 from baton.engine.model.rope import head_order
 from baton.engine.model.tensor_names import by_first_names, named_as_causal
@@ -248,13 +248,12 @@ class _Loader:
         q_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
         parts = [f"{prefix}.{name}" for name in names.qkv]
         outs = [2 * q_size if config.gated_attention else q_size, kv_size, kv_size]
-        weight, bias = self._matrices.parts(parts, outs, config.hidden_size, config.qkv_bias)
+        weight, bias = self._matrices.kinds(parts, outs, config.hidden_size, config.qkv_bias)
         gate = None
         if config.gated_attention:
             weight, bias, gate = self._without_gates(weight, bias)
         order = head_order(config.ropes[layer], config.head_dim, config.interleaved)
-        for rows in (*by_outputs(weight), *(() if bias is None else (bias,))):
-            _reorder(rows[: q_size + kv_size], config.head_dim, 0, order)
+        weight, bias = _reordered(weight, bias, q_size + kv_size, config.head_dim, 0, order)
         q_norm = k_norm = None
         if config.qk_norm == "unit" and config.ropes[layer].part:
             q_norm = k_norm = Norm(torch.ones(config.head_dim, dtype=self._reader.dtype, device=self._reader.device))
@@ -264,8 +263,8 @@ class _Loader:
         return SplitHeads(self._matrices.product(weight, bias), q_norm, k_norm, gate)
 
     def _without_gates(
-        self, weight: Matrix, bias: torch.Tensor | None
-    ) -> tuple[Matrix, torch.Tensor | None, Projection]:
+        self, weight: Matrix | Stack, bias: torch.Tensor | None
+    ) -> tuple[Matrix | Stack, torch.Tensor | None, Projection]:
         """Queries, keys and values of a matrix in which a head's gates stand after its queries; and the gates."""
         numbers, gated = torch.arange(weight.shape[0]), 2 * self._config.heads * self._config.head_dim
         queries, gates = numbers[:gated].view(self._config.heads, 2, -1).transpose(0, 1).flatten(1)
@@ -283,13 +282,11 @@ class _Loader:
             q_down = self._matrices.linear([f"{prefix}.{names.q_down}"], [latent.q_rank], hidden, config.qkv_bias)
             q_down_norm = self._norm(f"{prefix}.{names.q_down_norm}", (latent.q_rank,))
         q_dim, kv_dim = latent.plain + latent.rotated, latent.plain + latent.value
-        q_up, _ = self._matrices.parts([f"{prefix}.{q_name}"], [config.heads * q_dim], q_in, False)
-        for rows in by_outputs(q_up):
-            _reorder(rows, q_dim, latent.plain, order)
+        q_up, _ = self._matrices.kinds([f"{prefix}.{q_name}"], [config.heads * q_dim], q_in, False)
+        q_up, _ = _reordered(q_up, None, config.heads * q_dim, q_dim, latent.plain, order)
         kv_size = latent.rank + latent.rotated
-        kv_down, kv_bias = self._matrices.parts([f"{prefix}.{names.kv_down}"], [kv_size], hidden, config.qkv_bias)
-        for rows in (*by_outputs(kv_down), *(() if kv_bias is None else (kv_bias,))):
-            _reorder(rows, kv_size, latent.rank, order)
+        kv_down, kv_bias = self._matrices.kinds([f"{prefix}.{names.kv_down}"], [kv_size], hidden, config.qkv_bias)
+        kv_down, kv_bias = _reordered(kv_down, kv_bias, kv_size, kv_size, latent.rank, order)
         kv_up, _ = self._matrices.dense_parts([f"{prefix}.{names.kv_up}"], [config.heads * kv_dim], latent.rank, False)
         k_up_HPL, v_up_HVL = kv_up.unflatten(0, (config.heads, kv_dim)).split((latent.plain, latent.value), dim=1)
         return LatentHeads(
@@ -323,8 +320,13 @@ class _Loader:
         return Norm(weight + 1 if kind.plus_one else weight, bias, kind.centred)
 
 
-def _reorder(rows: torch.Tensor, head_dim: int, start: int, order: list[int] | None) -> None:
-    """Bring rows from `start` on of each head, `head_dim` rows, into `order`, in place."""
-    if order is not None:
-        turning = rows.unflatten(0, (-1, head_dim))[:, start:]
-        turning.copy_(turning[:, order])
+def _reordered(
+    weight: Matrix | Stack, bias: torch.Tensor | None, outs: int, head_dim: int, start: int, order: list[int] | None
+) -> tuple[Matrix | Stack, torch.Tensor | None]:
+    """Both with outputs from `start` on of each head, `head_dim` outputs, in `order`, of the first `outs`."""
+    if order is None:
+        return weight, bias
+    numbers = torch.arange(weight.shape[0])
+    turning = numbers[:outs].view(-1, head_dim)[:, start:]
+    turning.copy_(turning[:, order])
+    return picked(weight, numbers), None if bias is None else bias[numbers]

@@ -30,11 +30,11 @@ struct Quantized {
     const float* table;   // [16]: what codes of 4 bits stand for, to be rounded to bf16 where that is multiplied
     const float* scales;  // [outs], or null: factors of whole sums
     const float* bias;    // [outs], or null
-    void* out;            // [rows, outs]
+    void* out;            // [rows, outs], of rows that are `stride` numbers apart
     double zero;
     int64_t kind, steps, has_lowest, group;  // Kind, and Steps
     int64_t one_way;      // not 0: many rows are computed as few are, to the last bit
-    int64_t rows, depth, outs, threads;
+    int64_t rows, depth, outs, stride, threads;
 };
 
 constexpr int PAIRED = PAIR<bf16>;
@@ -239,7 +239,7 @@ void write_results(const Quantized& q, const float* sums, int64_t first, int64_t
             vf y = load(sums + r * OUTS + at);
             if (q.scales) y *= load(q.scales + out + at);
             if (q.bias) y += load(q.bias + out + at);
-            store(static_cast<E*>(q.out) + (first + r) * q.outs + out + at, y);
+            store(static_cast<E*>(q.out) + (first + r) * q.stride + out + at, y);
         }
 }
 

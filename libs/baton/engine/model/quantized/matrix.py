@@ -6,6 +6,7 @@ Made while a checkpoint is read, or from whole weights; a CPU's kernels multiply
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,11 @@ class QuantizedMatrix:
     def shape(self) -> torch.Size:
         return self.values.shape
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What matrices have in common that take no more when they are stacked."""
+        return self.values.dtype, self.steps.shape[1], self.lowest is None, self.zero, self.table is None
+
     def by_outputs(self) -> tuple[torch.Tensor, ...]:
         """The tensors that it is made of, as bytes or numbers that can be reordered: the first dimension is outputs."""
         values = self.values.view(torch.uint8) if self.values.dtype == FLOAT8 else self.values
@@ -85,6 +91,37 @@ class QuantizedMatrix:
             return replace(self, values=self.values.to(torch.int8))
         whole = self.table.to(torch.int8)
         return replace(self, values=whole[self.values.int()], table=None) if (whole == self.table).all() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Matrices of several kinds, one after the other, as one [outs, inputs]: brought together they would take more."""
+
+    parts: tuple[QuantizedMatrix, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((sum(self.outs), self.parts[0].shape[1]))
+
+    @property
+    def outs(self) -> list[int]:
+        return [part.shape[0] for part in self.parts]
+
+    def dense(self, dtype: torch.dtype) -> torch.Tensor:
+        return torch.cat([part.dense(dtype) for part in self.parts])
+
+    def to(self, device: torch.device) -> Stack:
+        return Stack(tuple(part.to(device) for part in self.parts))
+
+
+def by_kinds(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix | Stack:
+    """Their rows, one after the other, where neighbours of a kind are one matrix."""
+    made: list[QuantizedMatrix] = []
+    for _, run in itertools.groupby(parts, lambda part: part.kind):
+        alike = list(run)
+        whole = stacked(alike)
+        made += alike if whole is None else [whole]
+    return made[0] if len(made) == 1 else Stack(tuple(made))
 
 
 def stacked(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix | None:
