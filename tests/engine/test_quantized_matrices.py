@@ -181,6 +181,42 @@ def test_what_cannot_be_stacked() -> None:
     assert stacked([matrix("int8", 48), matrix("int8", 32)]) is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "group", "lowest", "zero", "bits"),
+    [("int4", 32, True, 0, 4.625), ("int8", 32, True, 0, 8.625), ("int8", 16, False, 32, 8.5625)],
+)
+@torch.inference_mode()
+def test_steps_that_are_counted(kernels, kind: str, group: int, lowest: bool, zero: int, bits: float) -> None:
+    """Steps of a byte, whose units have two: every weight is what it is with steps of four bytes."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = DEPTH // 256
+    units = (torch.randn(2 * OUTS, blocks, 1 + lowest, generator=generator) * 1e-3).half().float()
+    units[3, 1] = 0
+    counts = [
+        torch.randint(-128, 128, (2 * OUTS, blocks, 256 // group), generator=generator) for _ in range(1 + lowest)
+    ]
+    steps = [(some * units[:, :, i : i + 1]).flatten(1) for i, some in enumerate(counts)]
+    plain = replace(matrix(kind, group, zero=zero, outs=2 * OUTS), steps=steps[0], lowest=steps[1] if lowest else None)
+    weight = picked(replace(plain, units=units), torch.arange(2 * OUTS).flip(0))
+    assert isinstance(weight, QuantizedMatrix)
+    expected = meant(plain).flip(0)
+    x = torch.randn(80, DEPTH, generator=generator).bfloat16().float()
+    for one_way in (False, True):
+        layer = quantized.QuantizedLinear(kernels, weight, torch.float32, None, one_way)
+        other = quantized.QuantizedLinear(kernels, replace(weight, units=None), torch.float32, None, one_way)
+        assert layer.nbytes < other.nbytes
+        assert layer.nbytes * 8 == 192 * DEPTH * bits  # outputs are filled up to panels
+        for rows in (1, 4, 80):
+            exact = x[:rows].double() @ expected.T
+            error = ((layer(x[:rows]) - exact).square().mean() / exact.square().mean()).sqrt()
+            assert error < (1e-6 if rows < 80 or one_way else 3e-3)
+            assert torch.equal(layer(x[:rows]), other(x[:rows]))
+    halves = by_kinds([picked(weight, outs) for outs in torch.arange(2 * OUTS).split(OUTS)])
+    assert isinstance(halves, QuantizedMatrix) and halves.units is not None and torch.equal(halves.units, weight.units)
+    mixed = stacked([weight, replace(matrix("int8", 16), zero=1)])
+    assert mixed is not None and mixed.units is None
+
+
 @torch.inference_mode()
 def test_kinds_stay_apart(kernels) -> None:
     """Neighbours of a kind are one matrix; a product of all is that of each, and outputs can be picked out of all."""

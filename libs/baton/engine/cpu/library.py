@@ -113,7 +113,7 @@ class QuantizedCall(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("x", "weights", "table", "scales", "bias", "out")),
         ("zero", c_double),
-        *((name, c_int64) for name in ("kind", "steps", "has_lowest", "group", "one_way")),
+        *((name, c_int64) for name in ("kind", "steps", "counted", "has_lowest", "group", "one_way")),
         *((name, c_int64) for name in ("rows", "depth", "outs", "stride", "threads", "bits")),
     ]
 

@@ -7,7 +7,7 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -19,6 +19,7 @@ from baton.engine.model.quantized.matrix import FLOAT8, QuantizedMatrix, to_floa
 _PANEL_OUTS = 64  # outputs side by side, OUTS of source/quantized.h
 _DEPTHS = 32  # the least group, of whole vectors of inputs, twice
 _STEP_GROUPS = (256, 128, 64, 32, 16)  # inputs that may share a step: PANEL there is the most, a vector the least
+_UNIT_INPUTS = 256  # that share the units of their steps, PANEL there
 _INT4_GROUP = 32  # inputs that share a step where whole weights are quantized
 _DTYPES = (torch.float32, torch.bfloat16)
 _KINDS = {torch.uint8: 0, torch.int8: 1, FLOAT8: 2}  # Kind of source/codes.h
@@ -53,20 +54,22 @@ class QuantizedLinear:
         self.outs, depth = weight.shape
         self._bias = None if bias is None else bias.float()
         self._table = weight.table.contiguous() if weight.table is not None else torch.arange(16.0)
-        self._scales, steps, group = None, [], depth
+        steps: list[torch.Tensor] = []
+        units: list[torch.Tensor] = []
+        self._scales, group = None, depth
         if _by_outputs(weight):
             self._scales = weight.steps.float().flatten()
         else:
             group = _step_group(weight.group)
             weight = weight.in_groups_of(group)
-            steps = _narrowest([weight.steps] if weight.lowest is None else [weight.steps, weight.lowest])
-        self._records = _records(_codes(weight.values), steps, depth // group)
+            steps, units = _counted(weight) if _counts(weight) else (_narrowest(_steps(weight)), [])
+        self._records = _with_units(_records(_codes(weight.values), steps, depth // group), units)
         self._call = QuantizedCall(
             weights=self._records.data_ptr(), table=_address(self._table), scales=_address(self._scales),
             bias=_address(self._bias), zero=weight.zero + _INT8_ZERO * (weight.values.dtype == torch.int8),
-            kind=_KINDS[weight.values.dtype], steps=_STEPS[steps[0].dtype] if steps else 0,
-            has_lowest=weight.lowest is not None, group=group, one_way=one_way, depth=depth, outs=self.outs,
-            bits=dtype.itemsize * 8,
+            kind=_KINDS[weight.values.dtype], steps=_STEPS[(units or steps)[0].dtype] if steps else 0,
+            counted=bool(units), has_lowest=weight.lowest is not None, group=group, one_way=one_way, depth=depth,
+            outs=self.outs, bits=dtype.itemsize * 8,
         )  # fmt: skip
 
     @property
@@ -128,6 +131,25 @@ def _step_group(group: int) -> int:
     return next((size for size in _STEP_GROUPS if group % size == 0), 0)
 
 
+def _counts(weight: QuantizedMatrix) -> bool:
+    """Whether the kernel knows the units that its steps are multiples of."""
+    units = weight.units
+    return units is not None and weight.shape[1] == units.shape[1] * _UNIT_INPUTS and _UNIT_INPUTS % weight.group == 0
+
+
+def _steps(weight: QuantizedMatrix) -> list[torch.Tensor]:
+    return [weight.steps] if weight.lowest is None else [weight.steps, weight.lowest]
+
+
+def _counted(weight: QuantizedMatrix) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Steps and lowest values as int8 [outs, groups]; and their units [outs, depth / _UNIT_INPUTS]."""
+    assert weight.units is not None
+    units = [each.contiguous() for each in weight.units.unbind(2)]
+    by_units = [each.float().unflatten(1, (units[0].shape[1], -1)) for each in _steps(weight)]
+    counts = [(each / unit[:, :, None]).nan_to_num(0).round() for each, unit in zip(by_units, units, strict=True)]
+    return [each.to(torch.int8).flatten(1) for each in counts], _narrowest(units)
+
+
 def _narrowest(steps: list[torch.Tensor]) -> list[torch.Tensor]:
     """All of them as the first of the types in which none changes."""
     wide = [each.float() for each in steps]
@@ -154,6 +176,14 @@ def _records(words: torch.Tensor, steps: Iterable[torch.Tensor], groups: int) ->
     parts = [_by_panels(words).flatten(1).unflatten(1, (groups, -1))]
     parts += [_by_panels(each).view(torch.int32) for each in steps]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _with_units(records: torch.Tensor, units: Sequence[torch.Tensor]) -> torch.Tensor:
+    """int32 [panels, numbers], of records of which those that share units stand after these."""
+    if not units:
+        return records
+    parts = [_by_panels(each).view(torch.int32) for each in units]
+    return torch.cat([*parts, records.unflatten(1, (units[0].shape[1], -1)).flatten(2)], 2)
 
 
 def _by_panels(rows: torch.Tensor) -> torch.Tensor:

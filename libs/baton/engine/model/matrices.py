@@ -164,5 +164,5 @@ def by_outputs(weight: Matrix) -> tuple[torch.Tensor, ...]:
 
 def _rows(weight: QuantizedMatrix, outs: torch.Tensor) -> QuantizedMatrix:
     values = weight.values.view(torch.uint8)[outs].view(weight.values.dtype)
-    lowest = None if weight.lowest is None else weight.lowest[outs]
-    return replace(weight, values=values, steps=weight.steps[outs], lowest=lowest)
+    lowest, units = (None if each is None else each[outs] for each in (weight.lowest, weight.units))
+    return replace(weight, values=values, steps=weight.steps[outs], lowest=lowest, units=units)

@@ -16,14 +16,15 @@
 
 namespace baton {
 
-// What steps and lowest values are kept as, if there are any.
+// What steps and lowest values, or their units, are kept as, if there are any.
 enum Steps { NO_STEPS, FLOATS, BFLOATS, HALVES };
 
 constexpr int64_t step_bytes(int64_t steps) { return steps == NO_STEPS ? 0 : steps == FLOATS ? 4 : 2; }
 
 // A weight is step * (number - zero) + lowest. Weights stand in panels of OUTS outputs, the last one filled up. A panel
 // has its groups of inputs one after the other: words [group / codes of a word, OUTS], each of one output's codes, then
-// steps [OUTS], then lowest [OUTS]. Without steps all inputs are one group.
+// steps [OUTS], then lowest [OUTS]. Without steps all inputs are one group. Where steps are counted, they and lowest are
+// whole numbers of 8 bits, and before each PANEL inputs stand the units [OUTS] of steps, then those [OUTS] of lowest.
 struct Quantized {
     const void* x;        // [rows, depth]
     const void* weights;
@@ -32,7 +33,7 @@ struct Quantized {
     const float* bias;    // [outs], or null
     void* out;            // [rows, outs], of rows that are `stride` numbers apart
     double zero;
-    int64_t kind, steps, has_lowest, group;  // Kind, and Steps
+    int64_t kind, steps, counted, has_lowest, group;  // Kind, and Steps
     int64_t one_way;      // not 0: many rows are computed as few are, to the last bit
     int64_t rows, depth, outs, stride, threads;
 };
@@ -87,11 +88,13 @@ class QuantizedProduct {
   public:
     QuantizedProduct(const Quantized& q, const Inputs& x)
         : q_(q), x_(x), codes_(q.table), words_bytes_(bytes_of(q.group)),
-          group_bytes_(words_bytes_ + step_bytes(q.steps) * OUTS * (q.has_lowest ? 2 : 1)) {}
+          group_bytes_(words_bytes_ + (q.counted ? 1 : step_bytes(q.steps)) * OUTS * (q.has_lowest ? 2 : 1)),
+          units_bytes_(q.counted ? step_bytes(q.steps) * OUTS * (q.has_lowest ? 2 : 1) : 0) {}
 
     // sums [rows, OUTS] of a panel's outputs, for rows from `first` on.
     void multiply(int64_t panel, int64_t first, int64_t rows, float* sums) const {
-        const char* groups = static_cast<const char*>(q_.weights) + panel * (q_.depth / q_.group) * group_bytes_;
+        const int64_t panel_bytes = q_.depth / q_.group * group_bytes_ + q_.depth / PANEL * units_bytes_;
+        const char* groups = static_cast<const char*>(q_.weights) + panel * panel_bytes;
         if (rows > few_rows(KIND) && !(STEPS && q_.one_way)) return many(groups, x_.from(first), rows, sums);
         const int64_t tiles = (rows + FEW_AT_ONCE - 1) / FEW_AT_ONCE;
         for (int64_t tile = 0; tile < tiles; tile++) {
@@ -109,10 +112,20 @@ class QuantizedProduct {
 
     static int64_t bytes_of(int64_t inputs) { return inputs / codes_of(KIND) * OUTS * WORD_BYTES; }
 
-    vf load_steps(const char* steps, int64_t at) const {
-        if (q_.steps == FLOATS) return load(reinterpret_cast<const float*>(steps) + at);
-        if (q_.steps == BFLOATS) return load(reinterpret_cast<const bf16*>(steps) + at);
-        return load(reinterpret_cast<const half*>(steps) + at);
+    // Where the steps of a group are, and the units in which they are counted, if they are.
+    struct Stepping {
+        const char *steps, *units;
+    };
+
+    vf load_numbers(const char* numbers, int64_t at) const {
+        if (q_.steps == FLOATS) return load(reinterpret_cast<const float*>(numbers) + at);
+        if (q_.steps == BFLOATS) return load(reinterpret_cast<const bf16*>(numbers) + at);
+        return load(reinterpret_cast<const half*>(numbers) + at);
+    }
+
+    vf load_steps(const Stepping& from, int64_t at) const {
+        if (!q_.counted) return load_numbers(from.steps, at);
+        return load(reinterpret_cast<const int8_t*>(from.steps) + at) * load_numbers(from.units, at);
     }
 
     // sums [M][V vectors] of outputs from `out` on of the panel whose groups are `at`.
@@ -121,7 +134,12 @@ class QuantizedProduct {
         vf total[M][V] = {}, part[M][V];
         const int32_t* units = x.units;
         const int64_t words = q_.group / codes_of(KIND);
+        const char* counted_in = nullptr;
         for (int64_t group = 0; group < x.groups; group++, at += group_bytes_) {
+            if (q_.counted && group * q_.group % PANEL == 0) {
+                counted_in = at;
+                at += units_bytes_;
+            }
             each<M>([&](auto m) { each<V>([&](auto v) { part[m][v] = splat(x.starts[m * x.groups + group]); }); });
             const char* word = at + out * WORD_BYTES;
             for (int64_t k = 0; k < words; k++, word += OUTS * WORD_BYTES, units += Widened::UNITS) {
@@ -135,7 +153,7 @@ class QuantizedProduct {
                     });
                 });
             }
-            if constexpr (STEPS) add_stepped<M>(total, part, at + words_bytes_, out, x, group);
+            if constexpr (STEPS) add_stepped<M>(total, part, {at + words_bytes_, counted_in}, out, x, group);
         }
         each<M>([&](auto m) {
             each<V>([&](auto v) { store(sums + m * OUTS + v * LANES, STEPS ? total[m][v] : part[m][v]); });
@@ -143,15 +161,15 @@ class QuantizedProduct {
     }
 
     template <int M>
-    void add_stepped(vf (&total)[M][V], const vf (&part)[M][V], const char* steps, int64_t out,
+    void add_stepped(vf (&total)[M][V], const vf (&part)[M][V], const Stepping& from, int64_t out,
                      const Inputs& x, int64_t group) const {
         each<V>([&](auto v) {
-            const vf step = load_steps(steps, out + v * LANES);
+            const vf step = load_steps(from, out + v * LANES);
             each<M>([&](auto m) { total[m][v] += part[m][v] * step; });
         });
         if (q_.has_lowest)
             each<V>([&](auto v) {
-                const vf lowest = load_steps(steps, OUTS + out + v * LANES);
+                const vf lowest = load_steps(from, OUTS + out + v * LANES);
                 each<M>([&](auto m) { total[m][v] += lowest * x.sums[m * x.groups + group]; });
             });
     }
@@ -161,23 +179,26 @@ class QuantizedProduct {
         for (int64_t r = 0; r < rows; r++) std::fill_n(sums + r * OUTS, OUTS, STEPS ? 0.0f : x.starts[r]);
         const int64_t run = STEPS ? q_.group : PANEL, run_bytes = STEPS ? group_bytes_ : bytes_of(PANEL);
         for (int64_t begin = 0, end; begin < q_.depth; begin = end) {
+            const char* counted_in = groups;
+            groups += units_bytes_;
             for (end = begin; end < q_.depth && end + run <= begin + PANEL; end += run, groups += run_bytes)
-                widen(groups, std::min(run, q_.depth - end), units + (end - begin) / PAIRED * OUTS);
+                widen({groups + words_bytes_, counted_in}, groups, std::min(run, q_.depth - end),
+                      units + (end - begin) / PAIRED * OUTS);
             end = std::min(end, q_.depth);
             multiply_rows(x.units + begin / PAIRED, x.stride, units, sums, rows, (end - begin) / PAIRED);
         }
     }
 
     // Weights of inputs that stand at `at`, as units [depth / PAIRED, OUTS].
-    void widen(const char* at, int64_t depth, int32_t* units) const {
+    void widen(const Stepping& from, const char* at, int64_t depth, int32_t* units) const {
         const int64_t words = depth / codes_of(KIND);
         for (int64_t out = 0; out < OUTS; out += LANES) {
             const char* word = at + out * WORD_BYTES;
             int32_t* to = units + out;
             vf step{}, lowest{};
             if constexpr (STEPS) {
-                step = load_steps(at + words_bytes_, out);
-                if (q_.has_lowest) lowest = load_steps(at + words_bytes_, OUTS + out);
+                step = load_steps(from, out);
+                if (q_.has_lowest) lowest = load_steps(from, OUTS + out);
                 lowest -= step * (float)q_.zero;
             }
             for (int64_t k = 0; k < words; k++, word += OUTS * WORD_BYTES, to += Widened::UNITS * OUTS) {
@@ -194,7 +215,7 @@ class QuantizedProduct {
     const Quantized& q_;
     const Inputs x_;
     const Widened codes_;
-    const int64_t words_bytes_, group_bytes_;
+    const int64_t words_bytes_, group_bytes_, units_bytes_;
 };
 
 // Where inputs of LANES come from that are in the order of the units that codes are widened to.

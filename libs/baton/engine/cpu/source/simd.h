@@ -87,6 +87,12 @@ static inline vf load(const bf16* p) {
     return (vf)(widened(h) << 16);
 }
 
+static inline vf load(const int8_t* p) {
+    vb octets;
+    memcpy(&octets, p, sizeof octets);
+    return __builtin_convertvector((vi)(widened(octets) << 24) >> 24, vf);
+}
+
 // IEEE half precision: exact, but for what is no finite number.
 static inline vf load(const half* p) {
 #if defined(__AVX512F__)

@@ -16,56 +16,58 @@ from baton.engine.model.quantized.matrix import QuantizedMatrix
 from baton.engine.model.tensors import TensorReader
 
 _SUPER = 256  # weights in a block of the K kinds
-_Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, int]  # values, steps, lowest, zero, of QuantizedMatrix
+# Values, steps, lowest, zero and units of QuantizedMatrix.
+_Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, int, torch.Tensor | None]
 
 
 def matrix(reader: TensorReader, name: str, shape: tuple[int, int]) -> QuantizedMatrix:
     outs, fan_in = shape
     kind, octets = reader.blocks(f"{name}.weight", shape, tuple(_KINDS))
     size, unpack = _KINDS[kind]
-    values, steps, lowest, zero = unpack(octets.view(outs, fan_in // size, -1))
+    values, steps, lowest, zero, units = unpack(octets.view(outs, fan_in // size, -1))
     return QuantizedMatrix(
         values.reshape(shape).contiguous(),
         steps.reshape(outs, -1).contiguous(),
         None if lowest is None else lowest.reshape(outs, -1).contiguous(),
         zero,
+        units=units,
     )
 
 
 def _q4_0(octets_ONW: torch.Tensor) -> _Parts:
-    return _halves(octets_ONW[..., 2:]), _halfs(octets_ONW[..., :2]), None, 8
+    return _halves(octets_ONW[..., 2:]), _halfs(octets_ONW[..., :2]), None, 8, None
 
 
 def _q4_1(octets_ONW: torch.Tensor) -> _Parts:
     units = _halfs(octets_ONW[..., :4])
-    return _halves(octets_ONW[..., 4:]), units[..., :1], units[..., 1:], 0
+    return _halves(octets_ONW[..., 4:]), units[..., :1], units[..., 1:], 0, None
 
 
 def _q5_0(octets_ONW: torch.Tensor) -> _Parts:
     fifth = _bits(octets_ONW[..., 2:6])
-    return (_halves(octets_ONW[..., 6:]) | fifth << 4).view(torch.int8), _halfs(octets_ONW[..., :2]), None, 16
+    return (_halves(octets_ONW[..., 6:]) | fifth << 4).view(torch.int8), _halfs(octets_ONW[..., :2]), None, 16, None
 
 
 def _q5_1(octets_ONW: torch.Tensor) -> _Parts:
     units, fifth = _halfs(octets_ONW[..., :4]), _bits(octets_ONW[..., 4:8])
-    return (_halves(octets_ONW[..., 8:]) | fifth << 4).view(torch.int8), units[..., :1], units[..., 1:], 0
+    return (_halves(octets_ONW[..., 8:]) | fifth << 4).view(torch.int8), units[..., :1], units[..., 1:], 0, None
 
 
 def _q8_0(octets_ONW: torch.Tensor) -> _Parts:
-    return octets_ONW[..., 2:].contiguous().view(torch.int8), _halfs(octets_ONW[..., :2]), None, 0
+    return octets_ONW[..., 2:].contiguous().view(torch.int8), _halfs(octets_ONW[..., :2]), None, 0, None
 
 
 def _q4_k(octets_ONW: torch.Tensor) -> _Parts:
-    steps, lowest = _k_steps(octets_ONW)
-    return _k_nibbles(octets_ONW[..., 16:]), steps, lowest, 0
+    steps, lowest, units = _k_steps(octets_ONW)
+    return _k_nibbles(octets_ONW[..., 16:]), steps, lowest, 0, units
 
 
 def _q5_k(octets_ONW: torch.Tensor) -> _Parts:
-    steps, lowest = _k_steps(octets_ONW)
+    steps, lowest, units = _k_steps(octets_ONW)
     # Bit g of byte l belongs to weight l of group g.
     fifth = (octets_ONW[..., None, 16:48] >> torch.arange(8, dtype=torch.uint8)[:, None]) & 1
     values = _k_nibbles(octets_ONW[..., 48:]) | fifth.flatten(-2) << 4
-    return values.view(torch.int8), steps, lowest, 0
+    return values.view(torch.int8), steps, lowest, 0, units
 
 
 def _q6_k(octets_ONW: torch.Tensor) -> _Parts:
@@ -74,8 +76,9 @@ def _q6_k(octets_ONW: torch.Tensor) -> _Parts:
     low = torch.cat((low & 15, low >> 4), -1)  # of 128 weights: those of the low halves of bytes first
     high = (high[..., None, :] >> torch.arange(0, 8, 2, dtype=torch.uint8)[:, None]) & 3
     values = (low | high.flatten(-2) << 4).flatten(-2)
-    steps = octets_ONW[..., 192:208].contiguous().view(torch.int8).float() * _halfs(octets_ONW[..., 208:])
-    return values.view(torch.int8), steps, None, 32
+    units = _halfs(octets_ONW[..., 208:])
+    steps = octets_ONW[..., 192:208].contiguous().view(torch.int8).float() * units
+    return values.view(torch.int8), steps, None, 32, units
 
 
 _KINDS: Mapping[str, tuple[int, Callable[[torch.Tensor], _Parts]]] = {
@@ -104,10 +107,10 @@ def _k_nibbles(octets_ON128: torch.Tensor) -> torch.Tensor:
     return _halves(octets_ON128.unflatten(-1, (4, 32))).flatten(-2)
 
 
-def _k_steps(octets_ONW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Steps and lowest values of the eight groups of each block: 6 bits each, packed into twelve bytes."""
+def _k_steps(octets_ONW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Steps and lowest values of the eight groups of each block, 6 bits each, packed into twelve bytes; their units."""
     units, packed = _halfs(octets_ONW[..., :4]), octets_ONW[..., 4:16]
     first, second, last = packed[..., :4], packed[..., 4:8], packed[..., 8:]
     steps = torch.cat((first & 63, last & 15 | first >> 6 << 4), -1)
     lowest = torch.cat((second & 63, last >> 4 | second >> 6 << 4), -1)
-    return steps.float() * units[..., :1], -lowest.float() * units[..., 1:]
+    return steps.float() * units[..., :1], -lowest.float() * units[..., 1:], units

@@ -24,7 +24,9 @@ class QuantizedMatrix:
     `values` are [outs, inputs]: uint8 up to 15, which count as 4 bits, int8, or float8_e4m3fn. `steps` and `lowest`
     are [outs, groups], float32 or bfloat16; no `lowest` is 0. `zero` is 0 but for whole numbers. `order` is int64
     [inputs], each of them once, where groups are made of inputs that do not stand side by side; None: they do. With
-    `table`, float32 [16], values of 4 bits are places in it. The tensors are this object's own and share no memory.
+    `table`, float32 [16], values of 4 bits are places in it. With `units`, float32 [outs, blocks, 1 or 2], steps are
+    whole multiples, of 8 bits with a sign, of the first unit of their block of inputs, and lowest values of the second:
+    which whoever multiplies may make use of. The tensors are this object's own and share no memory.
     """
 
     values: torch.Tensor
@@ -33,6 +35,7 @@ class QuantizedMatrix:
     zero: int = 0
     order: torch.Tensor | None = None
     table: torch.Tensor | None = None
+    units: torch.Tensor | None = None
 
     @property
     def bits(self) -> int:
@@ -50,12 +53,19 @@ class QuantizedMatrix:
     @property
     def kind(self) -> tuple[object, ...]:
         """What matrices have in common that take no more when they are stacked."""
-        return self.values.dtype, self.steps.shape[1], self.lowest is None, self.zero, self.table is None
+        return (
+            self.values.dtype,
+            self.steps.shape[1],
+            self.lowest is None,
+            self.zero,
+            self.table is None,
+            self.units is None,
+        )
 
     def by_outputs(self) -> tuple[torch.Tensor, ...]:
         """The tensors that it is made of, as bytes or numbers that can be reordered: the first dimension is outputs."""
         values = self.values.view(torch.uint8) if self.values.dtype == FLOAT8 else self.values
-        return (values, self.steps) if self.lowest is None else (values, self.steps, self.lowest)
+        return values, *(each for each in (self.steps, self.lowest, self.units) if each is not None)
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """All weights, computed in float32: a new [outs, inputs]."""
@@ -78,10 +88,10 @@ class QuantizedMatrix:
 
     def to(self, device: torch.device) -> QuantizedMatrix:
         """The same on another device."""
-        lowest, order, table = (
-            None if each is None else each.to(device) for each in (self.lowest, self.order, self.table)
+        lowest, order, table, units = (
+            None if each is None else each.to(device) for each in (self.lowest, self.order, self.table, self.units)
         )
-        return QuantizedMatrix(self.values.to(device), self.steps.to(device), lowest, self.zero, order, table)
+        return QuantizedMatrix(self.values.to(device), self.steps.to(device), lowest, self.zero, order, table, units)
 
     def in_8_bits(self) -> QuantizedMatrix | None:
         """The same with values of 8 bits; None where those of 4 bits stand for what is no whole number."""
@@ -150,6 +160,7 @@ def stacked(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix | None:
         zero=parts[0].zero if lowest is None else 0,
         order=parts[0].order,
         table=parts[0].table,
+        units=_units(parts),
     )
 
 
@@ -179,6 +190,13 @@ def _have_one(tensors: Sequence[torch.Tensor | None]) -> bool:
     """Whether all are the same, or none is there."""
     there = [tensor for tensor in tensors if tensor is not None]
     return not there or (len(there) == len(tensors) and all(torch.equal(tensor, there[0]) for tensor in there))
+
+
+def _units(parts: Sequence[QuantizedMatrix]) -> torch.Tensor | None:
+    """Those of all, where they are of the same things."""
+    units = [part.units for part in parts if part.units is not None]
+    alike = len(units) == len(parts) and len({(part.zero, part.lowest is None) for part in parts}) == 1
+    return torch.cat(units) if alike else None
 
 
 def _lowest(part: QuantizedMatrix) -> torch.Tensor:
