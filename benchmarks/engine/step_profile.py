@@ -47,7 +47,8 @@ from baton.engine.cpu.quantized import QuantizedLinear
 from baton.engine.drawing import Draws, LaunchedDraws
 from baton.engine.engine import EngineCore
 from baton.engine.model import decoder
-from baton.engine.model.config import DecoderConfig, load_config
+from baton.engine.model.config import load_config
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.scheduler import Scheduler
 from baton.worker.bench import EngineBench
 from baton.worker.settings import WorkerSettings

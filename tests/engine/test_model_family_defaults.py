@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoConfig
 
 from baton.engine.attention import Chunks, Window
-from baton.engine.model.config import DecoderConfig, load_config
+from baton.engine.model.config import load_config
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.families import FAMILIES
 from baton.engine.model.family import MambaKeys
 

@@ -32,8 +32,9 @@ from baton.engine.cuda.support import arithmetic, memory_bytes, pick_device
 from baton.engine.grouped_attention import attention_of, captures, parts_of
 from baton.engine.grouping import in_groups
 from baton.engine.model.cache_scale import cache_scale
-from baton.engine.model.config import DecoderConfig, load_config
+from baton.engine.model.config import load_config
 from baton.engine.model.decoder import Decoder
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.expert_products import spread_out_bytes
 from baton.engine.model.files import model_revision
 from baton.engine.model.mixers import state_parts

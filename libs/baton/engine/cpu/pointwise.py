@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from baton.engine.cpu.library import ALIGNMENT, GateCall, Kernels, NormCall, RotateCall, WeighCall
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.pointwise import Heads, Norm, TorchPointwise, split_heads
 
 DTYPES = (torch.float32, torch.bfloat16)

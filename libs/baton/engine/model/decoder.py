@@ -16,7 +16,7 @@ import torch
 
 from baton.engine.attention import AttentionBackend
 from baton.engine.batch import StepBatch
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.mixers import Beside, StateMixer
 from baton.engine.model.pointwise import Norm, Pointwise
 from baton.engine.model.rope import inverse_frequencies, rotation

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import torch
 
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.experts import ExpertMlps, GroupedLinear, GroupedMlps, LoopedMlps
 from baton.engine.model.matrices import Matrices, Matrix
 from baton.engine.model.projection import KeepProjection, Mlp, Projection

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.expert_products import Part, expert_mlps
 from baton.engine.model.experts import ExpertMlps, Experts, LoopedMlps, Router
 from baton.engine.model.matrices import Matrices, Matrix, by_outputs

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from baton.engine.model.config import LatentConfig
+from baton.engine.model.decoder_config import LatentConfig
 from baton.engine.model.pointwise import Heads, Norm, Pointwise, normalize
 from baton.engine.model.projection import Projection
 from baton.engine.model.rope import rotate

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.projection import KeepProjection, Mlp, Products, Projection, Reordered, side_by_side
 from baton.engine.model.quantized.matrix import QuantizedMatrix, Stack, by_kinds, stacked
 from baton.engine.model.quantized.scheme import Scheme

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.delta_config import GatedDeltaConfig
 from baton.engine.model.gated_delta import GatedDelta
 from baton.engine.model.hybrid_config import ConvConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.gated_delta import GatedDelta, gated_delta_state
 from baton.engine.model.heads import AttentionHeads
 from baton.engine.model.kimi_delta import KimiDelta

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.rope import rotate
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baton.engine.model.config import DecoderConfig
+from baton.engine.model.decoder_config import DecoderConfig
 from baton.engine.model.files import TensorEntry
 
 _TEXT_PREFIXES = {"language_model.": "", "model.language_model.": "model."}

@@ -17,7 +17,7 @@ import torch
 
 from baton.core.errors import CheckpointError, ConfigError
 from baton.core.layout import DTYPE_BYTES
-from baton.engine.model.config import DecoderConfig, LatentConfig
+from baton.engine.model.decoder_config import DecoderConfig, LatentConfig
 from baton.engine.model.expert_weights import ExpertLoader
 from baton.engine.model.experts import Experts
 from baton.engine.model.files import TensorEntry, read_config, tensor_entries
