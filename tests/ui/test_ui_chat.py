@@ -51,6 +51,24 @@ async def test_an_answer_streams_and_says_who_served_it(browser: Any, site: Site
         assert await page.evaluate("document.activeElement.id") == "prompt"
 
 
+async def test_who_is_faster_than_the_list_of_models_gets_an_answer(browser: Any, site: Site) -> None:
+    site.router.answers = ["Here."]
+    listed = asyncio.Event()
+
+    async def held(route: Any) -> None:
+        await listed.wait()
+        await route.continue_()
+
+    async with opened(browser, site) as page:
+        await page.route("**/v1/models", held)
+        await page.reload()
+        await say(page, "Anybody?")
+        await expect(answers(page)).to_have_attribute("aria-busy", "true")
+        assert not site.router.requests
+        listed.set()
+        await expect(answers(page).locator(".text")).to_have_text("Here.")
+
+
 async def test_stop_regenerate_and_come_back(browser: Any, site: Site) -> None:
     site.router.answers = ["One two three four.", "Another answer."]
     site.router.gate = asyncio.Event()

@@ -21,12 +21,13 @@ export class Chat {
     this.conversation = new Conversation();
     this.views = new WeakMap(); // assistant message -> AnswerView
     this.running = null; // AbortController of the answer that is coming
+    this.failure = null; // what went wrong last, while it is shown
     this.#listen();
     byId("examples").append(...EXAMPLES.map((text) => h("li", {},
       h("button", { type: "button", on: { click: () => this.#say(text) } }, text))));
     this.#draw();
     this.#toEnd();
-    this.loadModels();
+    this.modelsCame = this.loadModels();
   }
 
   /** Ask again which models there are: at the start, with another key, when none was there. */
@@ -35,7 +36,7 @@ export class Chat {
     try {
       this.options.offer(await models());
       setText(byId("empty-model"), this.options.model || "the model");
-      this.#fail(null);
+      if (this.failure?.status === 401) this.#fail(null);
     } catch (error) {
       this.options.note(error.status === 401 ? "This server wants an API key." : error.message);
       if (error.status === 401) this.#fail(error);
@@ -115,6 +116,10 @@ export class Chat {
     this.#toEnd();
     announce("The model is answering.");
     try {
+      if (!body.model) {
+        await this.modelsCame;
+        body.model = this.options.model;
+      }
       await fill(message, body, run.signal, () => this.#drawSoon());
       announce(`The answer is complete: ${message.stats.tokens} tokens.`);
     } catch (error) {
@@ -140,6 +145,7 @@ export class Chat {
   /** What went wrong, and what helps. */
   #fail(error) {
     const box = byId("failure");
+    this.failure = error;
     box.hidden = !error;
     if (!error) return;
     const wait = error.retryAfter ? ` It may work again in ${error.retryAfter} s.` : "";
