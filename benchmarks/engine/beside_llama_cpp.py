@@ -133,7 +133,8 @@ def main() -> None:
     print(table(rates))
     if given.json:
         found = {"tokens_per_s": rates, "read_bytes_per_s": machine.read_bytes_per_s}
-        write_json(given.json, document(found, command=sys.argv, settings=settings_of(given)))
+        settings = {name: value for name, value in settings_of(given).items() if name != "folder"}
+        write_json(given.json, document(found, command=sys.argv, settings=settings))
 
 
 if __name__ == "__main__":
