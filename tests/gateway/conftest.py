@@ -1,28 +1,25 @@
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from fake_router import NAME, FakeRouterClient
+from gateway_site import make_service, running
 from openai_description import Description
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from baton.gateway.app import create_app
 from baton.gateway.http.context import WithContext
-from baton.gateway.server import listen, serve
 from baton.gateway.service import Service
-from baton.gateway.settings import GatewaySettings
 from baton.gateway.text_model import TextModel
 from baton.runtime import logs
-from baton.runtime.lifecycle import cancel_and_wait
 from baton.testing.checkpoints import make_checkpoint
 
 
@@ -102,10 +99,6 @@ def router(model: TextModel) -> FakeRouterClient:
     return FakeRouterClient(words)
 
 
-def make_service(client: object, model: TextModel, **settings: object) -> Service:
-    return Service(client, model, NAME, GatewaySettings(**settings))
-
-
 @pytest.fixture
 def service(router: FakeRouterClient, model: TextModel) -> Service:
     return make_service(router, model, aliases=("other-name",), max_body_bytes=1 << 20)
@@ -117,17 +110,6 @@ async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
-
-
-@asynccontextmanager
-async def running(service: Service, drain_s: float = 0.0) -> AsyncIterator[str]:
-    """The application on a real server of an ephemeral port. Yields its URL."""
-    listener = listen("127.0.0.1", 0)
-    serving = asyncio.create_task(serve(create_app(service), listener, drain_s))
-    try:
-        yield "http://{}:{}".format(*listener.getsockname())
-    finally:
-        await cancel_and_wait(serving)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Literal
 import anthropic
 import httpx
 import pytest
-from conftest import make_service
 from fake_router import FakeRouterClient, until
+from gateway_site import make_service
 from pydantic import BaseModel
 from structures import answer_part
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 import tokenizers
-from conftest import make_service
 from fake_router import FakeRouterClient
+from gateway_site import make_service
 from openai_description import Description
 from tokenizers.processors import ByteLevel
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from conftest import make_service
 from fake_router import FakeRouterClient, until
+from gateway_site import make_service
 from test_gateway_pooling import PoolingRouter
 
 from baton.core.errors import ConfigError, InvalidRequest, Unavailable

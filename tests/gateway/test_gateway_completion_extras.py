@@ -10,8 +10,8 @@ import httpx
 import openai
 import pytest
 import tokenizers
-from conftest import make_service
 from fake_router import FakeRouterClient
+from gateway_site import make_service
 
 from baton.client import TokenLogprobs
 from baton.core.errors import InvalidRequest

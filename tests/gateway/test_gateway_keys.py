@@ -16,8 +16,8 @@ import ollama
 import openai
 import pytest
 import structlog
-from conftest import make_service
 from fake_router import FakeRouterClient
+from gateway_site import make_service
 
 from baton.cli import keys as keys_command
 from baton.core.errors import ConfigError, StoreUnavailable, Unauthenticated, Unavailable

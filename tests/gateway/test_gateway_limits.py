@@ -18,8 +18,8 @@ import httpx
 import openai
 import pytest
 import redis as redis_library
-from conftest import make_service
 from fake_router import FakeRouterClient, until
+from gateway_site import make_service
 from test_gateway_keys import CHAT, HELLO, Given, guarded
 
 from baton.core.errors import LimitReached, StoreUnavailable, Unavailable

@@ -10,8 +10,8 @@ from contextlib import AbstractAsyncContextManager
 import httpx
 import ollama
 import pytest
-from conftest import make_service
 from fake_router import FakeRouterClient, until
+from gateway_site import make_service
 from structures import answer_part
 
 from baton.core.errors import Overloaded, Unavailable

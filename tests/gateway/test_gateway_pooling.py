@@ -20,8 +20,8 @@ import httpx
 import ollama
 import openai
 import pytest
-from conftest import make_service
 from fake_router import NAME, FakeRouterClient, until
+from gateway_site import make_service
 
 from baton.client import GenerateRequest, Model, Pooled, Task, Usage
 from baton.core.errors import InvalidRequest, Overloaded

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import make_service
 from fake_router import FakeRouterClient, until
+from gateway_site import make_service
 from test_gateway_keys import ANTHROPIC, CHAT, Given, access_of
 
 from baton.core.errors import ConfigError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import make_service
 from fake_router import FakeRouterClient
+from gateway_site import make_service
 
 from baton.core.errors import StoreUnavailable
 from baton.gateway.app import create_app

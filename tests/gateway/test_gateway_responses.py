@@ -11,8 +11,8 @@ import httpx
 import openai
 import pydantic
 import pytest
-from conftest import make_service
 from fake_router import FakeRouterClient, until
+from gateway_site import make_service
 from structures import answer_part
 
 from baton.core.errors import Overloaded, StoreUnavailable, Unavailable

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import make_service, running
 from fake_router import FakeRouterClient, until
+from gateway_site import make_service, running
 
 from baton.core.errors import CheckpointError, ConfigError
 from baton.gateway import main
