@@ -97,6 +97,7 @@ class BatchRun:
         """Answer what the journal has no answer of. Returns how that ended."""
         ending: Ending = "completed"
         try:
+            await self._look()
             async with asyncio.TaskGroup() as group:
                 watcher = group.create_task(self._watch(journal))
                 await self._answer_lines(journal)
@@ -132,13 +133,17 @@ class BatchRun:
         journal.add(line.number, answer_entry(line, request_id, answer.status, answer.body), ok=ok)
         metrics.BATCH_LINES.labels("completed" if ok else "failed").inc()
 
+    async def _look(self) -> None:
+        """Raises _Stop where no more lines are to be answered."""
+        if time.time() >= self._batch.expires_at:
+            raise _Stop("expired")
+        if await asyncio.to_thread(self._batches.is_cancelled, self._batch.id):
+            raise _Stop("cancelled")
+
     async def _watch(self, journal: Journal) -> None:
         batch = self._batch
         while True:
-            if time.time() >= batch.expires_at:
-                raise _Stop("expired")
-            if await asyncio.to_thread(self._batches.is_cancelled, batch.id):
-                raise _Stop("cancelled")
+            await self._look()
             if (batch.completed, batch.failed) != (journal.completed, journal.failed):
                 batch.completed, batch.failed = journal.completed, journal.failed
                 await asyncio.to_thread(self._batches.save, batch)
