@@ -35,7 +35,6 @@ from baton.worker.settings import WorkerSettings
 PREFILLS = (128, 1024)
 DECODES = ((1, 128), (8, 128), (32, 128), (4, 8192))  # rows, and tokens that each has before it
 STEPS = 4  # of one timing
-LONGEST = 8192 + 512
 CHUNK = 1024  # transformers gets longer prompts in pieces, as Baton computes them
 ATTENDING = "llama"
 _SIZES = {

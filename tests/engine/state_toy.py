@@ -45,10 +45,7 @@ class StatefulToy(WindowedToy):
             if layer in self._states:
                 self._write_states(batch, layer, rows, new[layer])
             if layer in self._places:
-                group, at = self._places[layer]
-                slots = batch.views[group].slots.numpy()
-                pages, offsets = slots // self.layout.page_size, slots % self.layout.page_size
-                self._pool[at, pages, :, offsets] = (new[layer] + layer)[:, None, None, None]
+                self._write(batch, layer, new[layer])
             if on_layer is not None:
                 on_layer(layer)
         wanted = batch.logit_rows.tolist()

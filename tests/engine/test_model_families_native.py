@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,13 @@ def checkpoint(request, tmp_path_factory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def runner(checkpoint) -> TorchModelRunner:
     return TorchModelRunner.load(checkpoint.folder)
+
+
+def assert_same_logits(made: Checkpoint, folder: Path) -> None:
+    """The checkpoint as it lies in `folder` by now computes what the model that it was made of does."""
+    tokens = tokens_of(1, 50)
+    got = PagedModel(TorchModelRunner.load(folder), pages=20).step([(Row(tokens), 50)], all_logits=True)
+    close(got, made.logits(tokens))
 
 
 def test_logits_whole_in_chunks_and_after_a_shared_prefix(checkpoint, runner) -> None:
@@ -97,9 +105,7 @@ def test_mimo(tmp_path) -> None:
     made = Checkpoint(tmp_path, "qwen2", tie_word_embeddings=False)
     made.change_config({"architectures": ["MiMoForCausalLM"], "model_type": "mimo", "num_nextn_predict_layers": 1})
     made.change_tensors(lambda tensors: tensors.update({"model.mtp_layers.0.input_layernorm.weight": torch.ones(64)}))
-    tokens = tokens_of(1, 50)
-    got = PagedModel(TorchModelRunner.load(tmp_path), pages=20).step([(Row(tokens), 50)], all_logits=True)
-    close(got, made.logits(tokens))
+    assert_same_logits(made, tmp_path)
 
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
@@ -245,9 +251,7 @@ def test_text_part_of_a_model_that_sees(tmp_path, body: str, head: str) -> None:
     made.change_tensors(wrap)
     outer = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "text_config": text}
     (tmp_path / "config.json").write_text(json.dumps(outer))
-    tokens = tokens_of(1, 50)
-    got = PagedModel(TorchModelRunner.load(tmp_path), pages=20).step([(Row(tokens), 50)], all_logits=True)
-    close(got, made.logits(tokens))
+    assert_same_logits(made, tmp_path)
 
 
 def _olmo_hybrid_as_released(tensors: dict[str, torch.Tensor]) -> None:
@@ -277,9 +281,7 @@ AS_RELEASED = {"olmo hybrid": _olmo_hybrid_as_released, "kimi linear": _kimi_lin
 def test_tensors_as_released(tmp_path, family: str) -> None:
     made = Checkpoint(tmp_path, family)
     made.change_tensors(AS_RELEASED[family])
-    tokens = tokens_of(1, 50)
-    got = PagedModel(TorchModelRunner.load(tmp_path), pages=20).step([(Row(tokens), 50)], all_logits=True)
-    close(got, made.logits(tokens))
+    assert_same_logits(made, tmp_path)
 
 
 @pytest.mark.parametrize("device", ["looped", "grouped"])
@@ -302,9 +304,7 @@ def test_experts_in_one_tensor_of_a_model_that_sees(tmp_path, monkeypatch, devic
     made.change_tensors(publish)
     outer = {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe", "text_config": text}
     (tmp_path / "config.json").write_text(json.dumps(outer))
-    tokens = tokens_of(1, 50)
-    got = PagedModel(TorchModelRunner.load(tmp_path), pages=20).step([(Row(tokens), 50)], all_logits=True)
-    close(got, made.logits(tokens))
+    assert_same_logits(made, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["olmo 2", "nemotron", "mixtral", "deepseek v3", "qwen3 next", "mamba"])

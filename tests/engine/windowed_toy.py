@@ -87,10 +87,7 @@ class WindowedToy:
                 state = advanced(state, token, at)
                 new.append(state)
         for layer in range(len(self._places)):
-            group, at = self._places[layer]
-            slots = batch.views[group].slots.numpy()
-            pages, offsets = slots // self.layout.page_size, slots % self.layout.page_size
-            self._pool[at, pages, :, offsets] = (np.array(new) + layer)[:, None, None, None]
+            self._write(batch, layer, np.array(new))
             if on_layer is not None:
                 on_layer(layer)
         wanted = batch.logit_rows.tolist()
@@ -100,6 +97,12 @@ class WindowedToy:
             best = self._digest(batch, row, int(batch.positions[at])) % self.vocab_size
             logits[index, best] = 1.0
         return logits
+
+    def _write(self, batch: StepBatch, layer: int, new_T: np.ndarray) -> None:
+        group, at = self._places[layer]
+        slots = batch.views[group].slots.numpy()
+        pages, offsets = slots // self.layout.page_size, slots % self.layout.page_size
+        self._pool[at, pages, :, offsets] = (new_T + layer)[:, None, None, None]
 
     def _digest(self, batch: StepBatch, row: int, position: int) -> int:
         digest = 0

@@ -104,13 +104,14 @@ class BoundedPages:
         """Pages that requests may still take, or would have to if those that they share were not there."""
         return sum([part.spoken_for for part in self._parts])
 
-    def usable(self, hashes: Sequence[bytes], blocks: int) -> int:
-        """The most of the first `blocks` blocks after which a request can go on."""
+    def usable(self, hashes: Sequence[bytes], blocks: int, elsewhere: Elsewhere | None = None) -> int:
+        """The most of the first `blocks` blocks after which a request can go on. Pages that are `elsewhere` count as
+        being here."""
         found = -1
         while found != blocks:
             found = blocks
-            for part in self._parts:
-                blocks = part.usable(hashes, blocks)
+            for part, first in self._each():
+                blocks = part.usable(hashes, blocks, elsewhere, first)
         return blocks
 
     def open(self, request: RequestState, blocks: int) -> None:
@@ -127,15 +128,6 @@ class BoundedPages:
         if self._layout is None:
             return 0
         return self._layout.pages_for(blocks * self._layout.page_size) - blocks * self.has_full
-
-    def restorable(self, hashes: Sequence[bytes], blocks: int, elsewhere: Elsewhere) -> int:
-        """As `usable`, with what is elsewhere."""
-        found = -1
-        while found != blocks:
-            found = blocks
-            for part, first in self._each():
-                blocks = part.usable(hashes, blocks, elsewhere, first)
-        return blocks
 
     def entries(self, hashes: Sequence[bytes], blocks: int) -> list[Entry]:
         """Of what the token after `blocks` blocks needs, in the order of a handoff's pages."""

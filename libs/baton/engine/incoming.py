@@ -51,7 +51,7 @@ class Incoming:
         end = min(request.cacheable_blocks, len(request.hashes))
         if self._bounded.has_full:
             end = self._cache.match_elsewhere(request.hashes, request.hint_blocks, end)
-        return max(usable, self._bounded.restorable(request.hashes, end, self._cache.elsewhere))
+        return max(usable, self._bounded.usable(request.hashes, end, self._cache.elsewhere))
 
     def plan(self, request: RequestState, usable: int, blocks: int) -> Plan:
         """How the first `blocks` blocks come to a request that finds `usable` ones; 0: nothing is to come."""

@@ -109,13 +109,7 @@ class RadixCache:
             low, high = 0, low - 1
         elif low == high or hashes[low] not in self._nodes:
             return low
-        while low < high:
-            middle = (low + high + 1) // 2
-            if hashes[middle - 1] in self._nodes:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return _leading(hashes, self._nodes, low, high)
 
     def match_elsewhere(self, hashes: Sequence[bytes], start: int, limit: int) -> int:
         """Length of the longest prefix that is held elsewhere from block `start` on, which is the answer if none is.
@@ -125,13 +119,7 @@ class RadixCache:
         low, high = start, min(limit, len(hashes))
         if not self.elsewhere or low >= high or hashes[low] not in self.elsewhere:
             return low
-        while low < high:
-            middle = (low + high + 1) // 2
-            if hashes[middle - 1] in self.elsewhere:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return _leading(hashes, self.elsewhere, low, high)
 
     def acquire(self, hashes: Sequence[bytes], blocks: int) -> tuple[Node, list[int]]:
         """Lock the first `blocks` blocks, all cached. Returns the node to `release`, and their pages in order."""
@@ -336,3 +324,14 @@ def _parent(node: Node) -> Node:
     if node.parent is None:
         raise InternalError("radix cache: the root has no parent")
     return node.parent
+
+
+def _leading(hashes: Sequence[bytes], held: Mapping[bytes, object], low: int, high: int) -> int:
+    """How many leading blocks are held, of which `low` are known to be, and `high` are the most: by bisection."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if hashes[middle - 1] in held:
+            low = middle
+        else:
+            high = middle - 1
+    return low
