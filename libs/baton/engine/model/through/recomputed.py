@@ -12,7 +12,6 @@ its logits, each position that is asked for has a pass of its own.
 from __future__ import annotations
 
 import inspect
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from baton.core.layout import KvLayout
 from baton.engine.batch import StepBatch
 from baton.engine.model.through.attention import Shape
 from baton.engine.model.through.passes import Passes
+from baton.engine.model.through.rows import rows_of
 from baton.engine.model.through.selfcheck import Expected, alike
 from baton.engine.model.through.token_pages import SHAPE, TokenPages
 
@@ -75,15 +75,12 @@ class RecomputedSteps:
         self._pages.write(batch.slots, batch.token_ids)
         if on_layer is not None:
             on_layer(0)
-        wanted = batch.logit_rows.tolist()
-        logits, start = [torch.empty((0, self._plan.vocab_size), device=batch.token_ids.device)], 0
-        for row, (length, seq_len) in enumerate(zip(batch.q_lens_host, batch.seq_lens_host, strict=True)):
-            end = start + length
-            mine = wanted[bisect_left(wanted, start) : bisect_left(wanted, end)]
-            if mine:
-                text = self._pages.read(batch.page_table[row], seq_len)
-                logits.append(self._plan.logits(text, [seq_len - end + at for at in mine]).float())
-            start = end
+        logits = [torch.empty((0, self._plan.vocab_size), device=batch.token_ids.device)]
+        for row in rows_of(batch):
+            [length], [seq_len] = row.q_lens_host, row.seq_lens_host
+            if wanted := row.logit_rows.tolist():
+                text = self._pages.read(row.page_table[0], seq_len)
+                logits.append(self._plan.logits(text, [seq_len - length + at for at in wanted]).float())
         return torch.cat(logits)
 
 

@@ -110,7 +110,7 @@ class RowSteps:
 
     def forward(self, batch: StepBatch, on_layer: Callable[[int], None] | None) -> torch.Tensor:
         """Logits of `batch.logit_rows`. `on_layer` is called while the last tokens are at work: others are done."""
-        rows = [piece for row in _rows(batch) for piece in self._pieces(row)]
+        rows = [piece for row in rows_of(batch) for piece in self._pieces(row)]
         logits = [self._pass(row, on_layer if row is rows[-1] else None) for row in rows]
         return torch.cat(logits)
 
@@ -134,7 +134,7 @@ class RowSteps:
         return logits if "logits_to_keep" in taken else logits[row.logit_rows]
 
 
-def _rows(batch: StepBatch) -> Iterator[StepBatch]:
+def rows_of(batch: StepBatch) -> Iterator[StepBatch]:
     """Each row as a batch of its own."""
     wanted, start = batch.logit_rows.tolist(), 0
     for row, length in enumerate(batch.q_lens_host):
