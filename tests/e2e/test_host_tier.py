@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import test_windows_e2e as windows
 import torch
-from in_process import cluster
+from in_process import Cluster, cluster
 from test_equality import Reference, prompts
 from test_pull import count
 
@@ -35,6 +35,20 @@ def checkpoint(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "ckpt", "llama", max_position=4096)
 
 
+async def rounds(running: Cluster, batch: list[tuple[list[int], list[int]]]) -> tuple[list[float], float]:
+    """Two rounds of the same requests, which get the tokens that they should: how many tokens were computed in each,
+    and how many pages were restored in the second."""
+    computed, restored = [], 0.0
+    for _ in range(2):
+        extended, pages = count(metrics.extend_tokens), count(metrics.restored_pages)
+        for prompt, expected in batch:
+            tokens, _ = await running.tokens(prompt, NEW_TOKENS)
+            assert tokens == expected
+        computed.append(extended())
+        restored = pages()
+    return computed, restored
+
+
 async def test_a_working_set_that_no_pool_holds(checkpoint, tmp_path, monkeypatch):
     """20 conversations of 7 pages each, twice over: 140 pages, of which a pool holds 98 and keeps an eighth free."""
     monkeypatch.setattr(Holders, "best", lambda self, worker, cached: None)  # what helps here is the tier
@@ -47,16 +61,10 @@ async def test_a_working_set_that_no_pool_holds(checkpoint, tmp_path, monkeypatc
         agent={"host_tier_bytes": 400 * BLOCK},
         router={"local_extend_tokens": 0},
     ) as running:
-        computed = []
-        for _ in range(2):
-            extended, restored = count(metrics.extend_tokens), count(metrics.restored_pages)
-            for prompt, expected in batch:
-                tokens, _ = await running.tokens(prompt, NEW_TOKENS)
-                assert tokens == expected
-            computed.append(extended())
+        computed, restored = await rounds(running, batch)
         assert computed[0] == 100 * 20
         assert computed[1] <= 0.5 * computed[0], "an LRU cache of 98 pages would have helped with none of them"
-        assert restored() >= 40
+        assert restored >= 40
         await running.quiet()
 
 
@@ -77,15 +85,9 @@ async def test_pages_of_several_kinds(model_type, tmp_path, monkeypatch):
         agent={"host_tier_bytes": 800 * page},
         router={"local_extend_tokens": 0},
     ) as running:
-        computed = []
-        for _ in range(2):
-            extended, restored = count(metrics.extend_tokens), count(metrics.restored_pages)
-            for prompt, expected in batch:
-                tokens, _ = await running.tokens(prompt, NEW_TOKENS)
-                assert tokens == expected
-            computed.append(extended())
+        computed, restored = await rounds(running, batch)
         assert computed[1] <= 0.5 * computed[0], computed
-        assert restored() >= 8 * 12
+        assert restored >= 8 * 12
         await running.quiet()
 
 
